@@ -1,0 +1,68 @@
+"""Weight maps as data. A rule pairs a name in a checkpoint with one or more parameters of ours, and its op can be run backwards,
+so one table both loads and saves.
+
+    Rule("h.{i}.attn.c_attn.weight", "blocks.{i}.attn.{q_proj,k_proj,v_proj}.weight", transpose_split)
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from torch import Tensor, cat
+
+
+@dataclass(frozen=True)
+class Op:
+    """How a tensor of a file becomes ours, and back."""
+
+    read: Callable[[Tensor, int], Iterable[Tensor]]     # their tensor, number of our tensors -> ours
+    write: Callable[[list[Tensor]], Tensor]             # ours -> theirs
+
+
+copy = Op(lambda t, n: [t], lambda ours: ours[0])
+transpose = Op(lambda t, n: [t.T], lambda ours: ours[0].T)
+split = Op(lambda t, n: t.chunk(n, dim=0), lambda ours: cat(ours, dim=0))
+transpose_split = Op(lambda t, n: t.T.chunk(n, dim=0), lambda ours: cat(ours, dim=0).T)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`theirs` in the file is `ours` in the model; `heads`: the only heads the rule is for (none given: any)."""
+
+    theirs: str                 # {i} stands for the number of the block
+    ours: str                   # {a,b,c} stands for several parameters, in order
+    op: Op = copy
+    heads: tuple[str, ...] = ()
+
+    def names(self, i: str | int | None) -> tuple[str, list[str]]:
+        theirs, ours = (s.replace("{i}", str(i)) for s in (self.theirs, self.ours))
+        several = re.search(r"\{([\w,]+)\}", ours)
+        return theirs, [ours.replace(several[0], one) for one in several[1].split(",")] if several else [ours]
+
+
+@dataclass(frozen=True)
+class Tied:
+    """`theirs` holds the same tensor as the rule whose name is `to`: never saved, compared when read."""
+
+    theirs: str
+    to: str
+
+
+@dataclass(frozen=True)
+class Ignored:
+    """`theirs` is no parameter; `why` says what it is."""
+
+    theirs: str
+    why: str
+
+
+@cache
+def pattern(theirs: str) -> re.Pattern[str]:
+    return re.compile(re.escape(theirs).replace(r"\{i\}", r"(?P<i>\d+)") + r"\Z")
+
+
+def both(theirs: str, ours: str, heads: tuple[str, ...] = ()) -> list[Rule]:
+    """The weight and the bias of a layer that has the same shape on both sides."""
+    return [Rule(f"{theirs}.{part}", f"{ours}.{part}", heads=heads) for part in ("weight", "bias")]

@@ -1,0 +1,86 @@
+"""Attention, written out: scores, softmax, weighted sum; and the faster ways to the same numbers."""
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import dropout, scaled_dot_product_attention
+
+from ..config import ModelConfig, choose
+from ..ops.tiled_attention import tiled_attention
+from .cache import LayerCache
+from .masks import Mask
+
+BACKENDS = ("auto", "reference", "tiled", "sdpa")
+
+
+def attend(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"],
+           mask: Bool[Tensor, "#B #H T S"], rate: float = 0.0) -> tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
+    """softmax(q k^T / sqrt(Dh)) v over the positions the mask allows.
+
+    Returns: the mixed values, the attention probabilities, the scores (-inf where the mask forbids).
+             A query that may look nowhere gets zeros, not NaN.
+    Source:  Vaswani et al. 2017, equation 1.
+    """
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                    # (B, H, T, S)
+    scores = scores.masked_fill(~mask, -math.inf)
+    finite = scores.masked_fill(~mask.any(-1, keepdim=True), 0.0)                # keeps softmax finite on empty rows
+    probs = (finite.softmax(-1) * mask).to(v.dtype)                              # (B, H, T, S)
+    return dropout(probs, rate) @ v, probs, scores                               # (B, H, T, Dh)
+
+
+def attend_sdpa(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask, rate: float = 0.0) -> Float[Tensor, "B H T Dh"]:
+    """The same through PyTorch's scaled_dot_product_attention, which picks a fused kernel where there is one."""
+    T, S = q.shape[2], k.shape[2]
+    if not mask.restricts() and (not mask.causal or T == S or T == 1):           # one query sees every key: no mask needed
+        return scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=mask.causal and T > 1)
+    allowed = mask.dense(T, S, q.device)
+    some = allowed.any(-1, keepdim=True)                                         # (B, 1, T, 1); PyTorch's backends disagree on empty rows
+    out = scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~some, dropout_p=rate)
+    return out * some
+
+
+class Attention(nn.Module):
+    """Multi-head attention; key/value heads may be fewer than query heads and are then shared.
+
+    `backend` is one of BACKENDS: "reference" is written out below, "tiled" never holds T x S, "sdpa" is PyTorch's, "auto" the fastest known here.
+    """
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.d_head, self.dropout = c.d_head, c.rate("attn_dropout")
+        self.q_proj = nn.Linear(c.d_model, c.n_heads * c.d_head)
+        self.k_proj = nn.Linear(c.d_model, c.kv_heads * c.d_head)
+        self.v_proj = nn.Linear(c.d_model, c.kv_heads * c.d_head)
+        self.o_proj = nn.Linear(c.n_heads * c.d_head, c.d_model)
+        self.shared_by = c.n_heads // c.kv_heads
+        self.backend = "auto"
+
+    def heads(self, x: Float[Tensor, "B T _"]) -> Float[Tensor, "B _ T Dh"]:
+        return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)                # (B, H or K, T, Dh)
+
+    def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None,
+                show: bool = False) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None, Float[Tensor, "B H T S"] | None]:
+        """Mixed values; with `show` also probabilities and scores, which only the reference path has."""
+        q, k, v = self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
+        if cache is not None:
+            k, v = cache.append(k, v)                                            # (B, K, S, Dh)
+        if self.shared_by > 1:
+            k, v = (t.repeat_interleave(self.shared_by, dim=1) for t in (k, v))  # (B, H, S, Dh)
+        out, probs, scores = self.mix(q, k, v, mask, show)
+        return self.o_proj(out.transpose(1, 2).flatten(2)), probs, scores        # (B, T, D)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, show: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        rate = self.dropout if self.training else 0.0
+        if show or self.backend == "reference":
+            return attend(q, k, v, mask.dense(q.shape[2], k.shape[2], q.device), rate)
+        if self.backend == "tiled":
+            limited = mask.causal or mask.restricts()
+            return tiled_attention(q, k, v, (lambda i, j: mask.part(i, j, q.device)) if limited else (lambda i, j: None), dropout=rate), None, None
+        return attend_sdpa(q, k, v, mask, rate), None, None
+
+    def use(self, backend: str) -> None:
+        choose("attention", backend, BACKENDS)
+        self.backend = backend

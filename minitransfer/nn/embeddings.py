@@ -1,0 +1,53 @@
+"""Ids in, vectors out."""
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+
+
+class Embeddings(nn.Module):
+    """Token + position (+ segment) vectors, summed."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.tokens = nn.Embedding(c.vocab_size, c.d_model)
+        self.positions = nn.Embedding(c.max_len, c.d_model)
+        self.types = nn.Embedding(c.n_token_types, c.d_model) if c.n_token_types else None
+        self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.embed_norm else None
+        self.dropout = nn.Dropout(c.rate("embed_dropout"))
+
+    def forward(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"], types: Int[Tensor, "B T"] | None) -> Float[Tensor, "B T D"]:
+        """Raises: ValueError for an id outside a table, before anything is computed from it."""
+        try:
+            x = self.tokens(ids) + self.positions(positions)
+            if self.types is not None:
+                x = x + (self.types.weight[0] if types is None else self.types(types))
+        except IndexError:
+            raise ValueError(self.misfit(ids, positions, types)) from None
+        return self.dropout(x if self.norm is None else self.norm(x))
+
+    def misfit(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> str:
+        tables = {"token": (ids, self.tokens), "position": (positions, self.positions)}
+        if types is not None and self.types is not None:
+            tables["token type"] = (types, self.types)
+        for name, (given, table) in tables.items():
+            low, high = int(given.min()), int(given.max())
+            if low < 0 or high >= table.num_embeddings:
+                return (f"a {name} id of {low if low < 0 else high}; this model has {table.num_embeddings} of them, numbered from 0: "
+                        "use the tokenizer the model was trained with, or resize_vocabulary / truncate")
+        return "an id outside the embedding tables"
+
+
+def unseen_rows(table: Float[Tensor, "V D"], n: int) -> Float[Tensor, "n D"]:
+    """Rows for new tokens: the mean of the known ones, a neutral start that no softmax favours."""
+    return table.mean(0, keepdim=True).expand(n, -1)
+
+
+def resized(table: nn.Embedding, n: int) -> nn.Embedding:
+    """The table with n rows: cut at the end, or grown with `unseen_rows`."""
+    old = table.weight.detach()
+    rows = old[:n] if n <= len(old) else torch.cat([old, unseen_rows(old, n - len(old))])
+    return nn.Embedding.from_pretrained(rows.clone(), freeze=False)

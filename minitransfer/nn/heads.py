@@ -1,0 +1,169 @@
+"""Heads: what a body is asked. Each turns what the body says into logits, and knows its own loss: a sum and the number of targets in it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear, normalize
+
+from ..config import ModelConfig, choose
+from ..ops.linear_cross_entropy import linear_cross_entropy
+from .feedforward import ACTIVATIONS
+
+IGNORE = -100  # a label with this value is no target
+POOLINGS = ("mean", "cls", "max")
+USES_POOLER = ("none", "sequence", "masked+next", "embedding")      # the others read every position, and are saved without a pooler
+HEAD_NAMES = ("none", "masked", "masked+next", "causal", "sequence", "token", "span", "embedding")
+LossAndCount = tuple[Tensor, int]
+
+
+@dataclass
+class BodyOutput:
+    """What every head may look at."""
+
+    x: Float[Tensor, "B T D"]
+    keep: Bool[Tensor, "B T"]                   # which positions are tokens
+    pooled: Float[Tensor, "B D"] | None = None
+
+
+def check_fit(labels: Tensor, n: int, what: str) -> None:
+    """Labels index n outputs; a label outside is the user's mistake and is named before it indexes memory."""
+    if labels.device.type == "cpu" and len(wrong := labels[(labels != IGNORE) & ((labels < 0) | (labels >= n))]):
+        raise ValueError(f"a label {int(wrong[0])}; this head has {n} {what}, numbered 0 to {n - 1} ({IGNORE} marks no target): check the labels")
+
+
+class VocabularyHead(nn.Module):
+    """Logits over the vocabulary with the body's token table as output matrix (tied).
+
+    transform: BERT's dense + activation + norm before the table, and a bias after it; shift: position t predicts token t + 1;
+    next_sentence: BERT's second question, does text b follow text a, asked of the pooled first token.
+    """
+
+    def __init__(self, c: ModelConfig, tokens: nn.Embedding, transform: bool, shift: bool, next_sentence: bool = False):
+        super().__init__()
+        self.transform = nn.Linear(c.d_model, c.d_model) if transform else None
+        self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if transform else None
+        self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if transform else None
+        self.next_sentence = nn.Linear(c.d_model, 2) if next_sentence else None
+        self.activation, self.shift = ACTIVATIONS[c.activation], shift
+        self.tokens = [tokens]  # in a list: shared with the body, registered there only
+
+    def transformed(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
+        return x if self.transform is None or self.norm is None else self.norm(self.activation(self.transform(x)))
+
+    def logits(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
+        return linear(self.transformed(x), self.tokens[0].weight, self.bias)
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B T V"]:
+        return self.logits(body.x)
+
+    def loss(self, body: BodyOutput, labels: Int[Tensor, "B T"]) -> LossAndCount:
+        """Only positions with a target reach the vocabulary: with 15 % masked, a seventh of the work."""
+        check_fit(labels, self.tokens[0].num_embeddings, "tokens")
+        x, labels = (body.x[:, :-1], labels[:, 1:]) if self.shift else (body.x, labels)
+        wanted = (labels != IGNORE).flatten().nonzero()[:, 0]                    # (N,)
+        if len(wanted) == 0:
+            return x.sum() * 0.0, 0
+        rows = x.flatten(0, 1)[wanted]                                           # (N, D)
+        return linear_cross_entropy(self.transformed(rows), self.tokens[0].weight, self.bias, labels.flatten()[wanted]), len(wanted)
+
+    def next_logits(self, body: BodyOutput) -> Float[Tensor, "B 2"] | None:
+        return None if self.next_sentence is None else self.next_sentence(body.pooled)
+
+
+class SequenceHead(nn.Module):
+    """One label for the whole text, from the pooled first token (encoders) or the last attended one (decoders, without a bias)."""
+
+    def __init__(self, c: ModelConfig, n_labels: int):
+        super().__init__()
+        self.last = c.causal
+        self.dropout = nn.Dropout(c.rate("head_dropout"))
+        self.classifier = nn.Linear(c.d_model, n_labels, bias=not c.causal)
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
+        if not self.last:
+            return self.classifier(self.dropout(body.x[:, 0] if body.pooled is None else body.pooled))
+        T = body.x.shape[1]
+        last = (torch.arange(T, device=body.x.device) * body.keep).argmax(-1)    # (B,), right for either padding side
+        return self.classifier(body.x[torch.arange(len(last), device=last.device), last])
+
+    def loss(self, body: BodyOutput, labels: Int[Tensor, "B"]) -> LossAndCount:
+        check_fit(labels, self.classifier.out_features, "labels")
+        return cross_entropy(self(body).float(), labels, reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+
+
+class TokenHead(nn.Module):
+    """One label for every token."""
+
+    def __init__(self, c: ModelConfig, n_labels: int):
+        super().__init__()
+        self.dropout = nn.Dropout(c.rate("head_dropout"))
+        self.classifier = nn.Linear(c.d_model, n_labels)
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B T n"]:
+        return self.classifier(self.dropout(body.x))
+
+    def loss(self, body: BodyOutput, labels: Int[Tensor, "B T"]) -> LossAndCount:
+        check_fit(labels, self.classifier.out_features, "labels")
+        return cross_entropy(self(body).float().flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+
+
+class SpanHead(nn.Module):
+    """Where an answer starts and ends: two scores a token. Padding gets the lowest finite score, so a padded text answers as it does alone."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.ends = nn.Linear(c.d_model, 2)
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B T 2"]:
+        logits = self.ends(body.x)
+        return logits.masked_fill(~body.keep[..., None], torch.finfo(logits.dtype).min)
+
+    def loss(self, body: BodyOutput, labels: Int[Tensor, "B 2"]) -> LossAndCount:
+        """Labels are the positions of the first and the last token; the count has both, so sum / count is their mean as in BERT."""
+        check_fit(labels, body.x.shape[1], "positions")
+        logits = self(body).float().transpose(1, 2)                              # (B, 2, T)
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+
+
+class EmbeddingHead(nn.Module):
+    """One vector for the whole text: the mean or maximum over its tokens, or its first token; scaled to length 1 if `normalise`."""
+
+    def __init__(self, pooling: str = "mean", normalise: bool = True):
+        super().__init__()
+        choose("pooling", pooling, POOLINGS)
+        self.pooling, self.normalise = pooling, normalise
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B D"]:
+        x, keep = body.x, body.keep[..., None]                                   # (B, T, D), (B, T, 1)
+        if self.pooling == "mean":
+            pooled = (x * keep).sum(1) / keep.sum(1).clamp(min=1)
+        elif self.pooling == "max":
+            pooled = x.masked_fill(~keep, torch.finfo(x.dtype).min).amax(1)
+        else:
+            first = body.keep.int().argmax(-1)                                   # (B,): the first token, not the first position
+            pooled = x[torch.arange(len(x), device=x.device), first]
+        return normalize(pooled, dim=-1) if self.normalise else pooled
+
+    def loss(self, body: BodyOutput, labels: Tensor) -> LossAndCount:
+        raise ValueError("an embedding head has no loss of its own: tune it through an objective, or put another head on the body with set_head")
+
+
+def make_head(name: str, c: ModelConfig, tokens: nn.Embedding, n_labels: int, pooling: str = "mean", normalise: bool = True) -> nn.Module | None:
+    """The head called `name`; None for "none"."""
+    choose("head", name, HEAD_NAMES)
+    if name in ("sequence", "token") and n_labels < 1:
+        raise ValueError(f'head="{name}" without labels; it needs one output per label: pass labels=["...", "..."]')
+    makers = {
+        "none": lambda: None,
+        "masked": lambda: VocabularyHead(c, tokens, transform=True, shift=False),
+        "masked+next": lambda: VocabularyHead(c, tokens, transform=True, shift=False, next_sentence=True),
+        "causal": lambda: VocabularyHead(c, tokens, transform=False, shift=True),
+        "sequence": lambda: SequenceHead(c, n_labels),
+        "token": lambda: TokenHead(c, n_labels),
+        "span": lambda: SpanHead(c),
+        "embedding": lambda: EmbeddingHead(pooling, normalise),
+    }
+    return makers[name]()

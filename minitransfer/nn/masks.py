@@ -1,0 +1,64 @@
+"""Who may look where. One convention everywhere: bool, True = may attend, broadcastable to (B, H, T, S); masks are combined with `&`.
+
+A mask is kept as the facts it follows from, and any part of the matrix is made on demand: a backend that never holds T x S scores
+should not be handed a T x S mask.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The facts: which keys exist, whether time has a direction, how far back one may look, which document a token is in.
+
+    Queries are the last T of the S keys (T < S when keys come from a cache).
+    """
+
+    keep: Bool[Tensor, "B S"] | None = None             # None: every key exists
+    causal: bool = False
+    window: int | None = None                           # |query - key| < window
+    documents: Int[Tensor, "B S"] | None = None         # tokens see their own document only
+
+    def restricts(self) -> bool:
+        """Whether anything is forbidden at all beyond what `causal` says."""
+        return self.keep is not None or self.window is not None or self.documents is not None
+
+    def part(self, queries: range, keys: range, device: torch.device) -> Bool[Tensor, "#B 1 t s"]:
+        """The rows `queries` and columns `keys` of the matrix; both count from the first key."""
+        i = torch.arange(queries.start, queries.stop, device=device)[:, None]      # (t, 1)
+        j = torch.arange(keys.start, keys.stop, device=device)[None]               # (1, s)
+        allowed = j <= i if self.causal else torch.ones(len(queries), len(keys), dtype=torch.bool, device=device)
+        if self.window is not None:
+            allowed = allowed & ((i - j).abs() < self.window)
+        allowed = allowed[None]                                                     # (1, t, s)
+        if self.keep is not None:
+            allowed = allowed & self.keep[:, None, keys.start : keys.stop]          # (B, t, s)
+        if self.documents is not None:
+            d = self.documents
+            allowed = allowed & (d[:, queries.start : queries.stop, None] == d[:, None, keys.start : keys.stop])
+        return allowed[:, None]                                                     # (B or 1, 1, t, s)
+
+    def dense(self, T: int, S: int, device: torch.device) -> Bool[Tensor, "#B 1 T S"]:
+        """The whole matrix."""
+        return self.part(range(S - T, S), range(S), device)
+
+
+def positions_from(keep: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Number the attended tokens 0, 1, 2, ...: padding on either side leaves the others where they were."""
+    return (keep.cumsum(-1) - 1).clamp(min=0)
+
+
+def positions_in_documents(documents: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
+    """Number the tokens of each document 0, 1, 2, ... in a packed row.
+
+    position[j] = j - (first index of the run of equal document ids that j is in)
+    """
+    index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return index - (index * starts).cummax(-1).values

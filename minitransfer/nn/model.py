@@ -1,0 +1,253 @@
+"""A model is a body and a head: embed -> blocks -> head. Transfer learning keeps the first two and replaces the third."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..config import ModelConfig
+from .block import Block
+from .cache import Cache
+from .embeddings import Embeddings, resized
+from .heads import USES_POOLER, BodyOutput, EmbeddingHead, VocabularyHead, make_head
+from .masks import Mask, positions_from, positions_in_documents
+
+if TYPE_CHECKING:
+    from ..weights.report import LoadReport
+
+
+@dataclass
+class ModelOutput:
+    """What a forward pass gives; fields that were not asked for, or that the head does not have, are None."""
+
+    last_hidden_state: Float[Tensor, "B T D"]
+    pooled: Float[Tensor, "B D"] | None = None
+    logits: Tensor | None = None
+    next_logits: Float[Tensor, "B 2"] | None = None
+    embeddings: Float[Tensor, "B D"] | None = None
+    loss: Float[Tensor, ""] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None   # embeddings, then one per block: L + 1
+    attentions: tuple[Tensor, ...] | None = None      # (B, H, T, S) each: probabilities
+    scores: tuple[Tensor, ...] | None = None          # (B, H, T, S) each: before the softmax, -inf where the mask forbids
+    cache: Cache | None = None
+
+
+@dataclass
+class Trace:
+    """What the body leaves behind on its way, if asked; `attention` asks for probabilities and scores too."""
+
+    attention: bool
+    states: list[Tensor] = field(default_factory=list)
+    probs: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
+
+
+class Model(nn.Module):
+    """A transformer whose architecture is its config and whose task is its head.
+
+    Args:   head: one of nn.heads.HEAD_NAMES; labels: names of the classes of a "sequence" or "token" head;
+            pooling, normalise: for an "embedding" head; seed: of the fresh weights (None leaves them unset, for a loader to fill).
+    Source: Vaswani et al. 2017; Devlin et al. 2019; Radford et al. 2019.
+    """
+
+    def __init__(self, config: ModelConfig, head: str = "none", labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True,
+                 seed: int | None = 0):
+        super().__init__()
+        c = self.config = config
+        with torch.device("meta"):          # no time is spent on values that are drawn, or loaded, below
+            self.embed = Embeddings(c)
+            self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
+            self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.final_norm else None
+            self.pooler = nn.Linear(c.d_model, c.d_model) if c.pooler and head in USES_POOLER else None
+            self.head = make_head(head, c, self.embed.tokens, len(labels or ()), pooling, normalise)
+        self.to_empty(device="cpu")
+        self.head_name, self.labels = head, list(labels) if labels else None
+        self.checkpointing = False
+        self.load_report: LoadReport | None = None
+        self.source_config: dict = {}       # the config.json this model came from: keys we do not use are saved again as they were
+        if seed is not None:
+            initialise(self, c, torch.Generator().manual_seed(seed))
+
+    @property
+    def attention(self) -> str:
+        """The attention backend of every block: "auto", "reference", "tiled" or "sdpa"."""
+        return self.blocks[0].attn.backend
+
+    @attention.setter
+    def attention(self, backend: str) -> None:
+        for block in self.blocks:
+            block.attn.use(backend)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.tokens.weight.device
+
+    def set_head(self, head: str, labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True, seed: int = 0) -> Model:
+        """Put a fresh head on the same body; the pooler stays if the new head uses it."""
+        c, generator, fresh = self.config, torch.Generator().manual_seed(seed), []
+        with torch.device("meta"):
+            self.head = make_head(head, c, self.embed.tokens, len(labels or ()), pooling, normalise)
+            fresh += [self.head] if self.head is not None else []
+            if head not in USES_POOLER or not c.pooler:
+                self.pooler = None
+            elif self.pooler is None:
+                self.pooler = nn.Linear(c.d_model, c.d_model)
+                fresh += [self.pooler]
+        self.head_name, self.labels = head, list(labels) if labels else None
+        for module in fresh:
+            initialise(module.to_empty(device="cpu"), c, generator)
+            module.to(self.device, self.embed.tokens.weight.dtype).train(self.training)
+        return self
+
+    def resize_vocabulary(self, n: int) -> Model:
+        """Give the token table (and the output bias tied to it) n rows; new rows start as the mean of the old, new biases at zero."""
+        self.embed.tokens = resized(self.embed.tokens, n)
+        if isinstance(self.head, VocabularyHead):
+            self.head.tokens = [self.embed.tokens]
+            if self.head.bias is not None:
+                old = self.head.bias.detach()[:n]
+                self.head.bias = nn.Parameter(torch.cat([old, old.new_zeros(n - len(old))]))
+        self.config = replace(self.config, vocab_size=n)
+        return self
+
+    def body(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
+             position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, cache: Cache | None = None,
+             trace: Trace | None = None) -> BodyOutput:
+        """Everything below the head. See `forward` for the arguments."""
+        B, T = input_ids.shape
+        mask, keep, positions = self.sight(input_ids, attention_mask, document_ids, cache)
+        positions = positions if position_ids is None else position_ids
+        x = self.embed(input_ids, positions, token_type_ids)                     # (B, T, D)
+        if trace is not None:
+            trace.states.append(x)
+        for i, block in enumerate(self.blocks):
+            layer, show = None if cache is None else cache.layers[i], trace is not None and trace.attention
+            if self.checkpointing and torch.is_grad_enabled() and layer is None:
+                x, (probs, scores) = checkpoint(block, x, mask, None, show, use_reentrant=False)
+            else:
+                x, (probs, scores) = block(x, mask, layer, show)
+            if trace is not None:
+                trace.states.append(x)
+            if trace is not None and trace.attention:
+                trace.probs.append(probs)
+                trace.scores.append(scores)
+        if self.norm is not None:
+            x = self.norm(x)
+            if trace is not None:
+                trace.states[-1] = x                                             # the last state is what the head reads
+        pooled = None if self.pooler is None else torch.tanh(self.pooler(first_token(x, keep)))
+        return BodyOutput(x, torch.ones(B, T, dtype=torch.bool, device=x.device) if keep is None else keep, pooled)
+
+    def sight(self, input_ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None,
+              cache: Cache | None) -> tuple[Mask, Tensor | None, Tensor]:
+        """Who may look where, which of the T positions are tokens (None: all), and each token's position."""
+        (B, T), c = input_ids.shape, self.config
+        if document_ids is not None:
+            if cache is not None:
+                raise ValueError("document_ids together with a cache: packed rows are for training; generate from one text a row")
+            self.check_length(positions := positions_in_documents(document_ids), T)
+            return Mask(None, c.causal, c.window, document_ids), document_ids >= 0, positions
+        keep = None if attention_mask is None else attention_mask.bool()
+        if keep is not None and keep.device.type == "cpu" and (cache is None or cache.keep is None) and bool(keep.all()):
+            keep = None                                                          # no padding: the faster paths need no mask (a GPU is not asked, it would wait)
+        past = 0 if cache is None else cache.length
+        if keep is None and (cache is None or cache.keep is None):
+            positions = torch.arange(past, past + T, device=input_ids.device)[None]
+            self.check_length(positions, past + T)
+            return Mask(None, c.causal, c.window), None, positions
+        keep = torch.ones(B, T, dtype=torch.bool, device=input_ids.device) if keep is None else keep
+        every = keep
+        if cache is not None:
+            if cache.keep is None and past:
+                cache.see(torch.ones(B, past, dtype=torch.bool, device=keep.device))
+            every = cache.see(keep)                                              # (B, S)
+        positions = positions_from(every)[:, -T:]
+        self.check_length(positions, past + T)
+        return Mask(every, c.causal, c.window), keep, positions
+
+    def check_length(self, positions: Tensor, length: int) -> None:
+        if length > self.config.max_len and (longest := int(positions.max()) + 1) > self.config.max_len:
+            raise ValueError(f"a text of {longest} tokens; this model reads at most {self.config.max_len}: truncate it (max_length), or split it into windows")
+
+    def forward(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
+                position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, labels: Tensor | None = None,
+                next_labels: Int[Tensor, "B"] | None = None, cache: Cache | None = None, output_hidden_states: bool = False,
+                output_attentions: bool = False) -> ModelOutput:
+        """Run the body and the head.
+
+        Args:   attention_mask: (B, T), nonzero = a token, absent = all are; position_ids: absent = each text's tokens are counted from 0;
+                document_ids: (B, T), for rows packed with several texts, -1 = padding: no text sees another and positions restart;
+                labels: what the head's loss takes; next_labels: 0 = b follows a, 1 = it does not;
+                cache: grows by these T tokens; output_attentions: runs the reference path.
+        Raises: ValueError for a text longer than max_len, and ids or labels outside the tables.
+        """
+        trace = Trace(output_attentions) if output_hidden_states or output_attentions else None
+        body = self.body(input_ids, attention_mask, token_type_ids, position_ids, document_ids, cache, trace)
+        out = ModelOutput(body.x, body.pooled, cache=cache)
+        if trace is not None and output_hidden_states:
+            out.hidden_states = tuple(trace.states)
+        if trace is not None and output_attentions:
+            out.attentions, out.scores = tuple(trace.probs), tuple(trace.scores)
+        return self.answer(body, out, labels, next_labels)
+
+    def answer(self, body: BodyOutput, out: ModelOutput, labels: Tensor | None, next_labels: Tensor | None) -> ModelOutput:
+        if self.head is None:
+            return out
+        if isinstance(self.head, EmbeddingHead):
+            out.embeddings = self.head(body)
+        else:
+            out.logits = self.head(body)
+        if isinstance(self.head, VocabularyHead):
+            out.next_logits = self.head.next_logits(body)
+        if labels is not None:
+            total, count = self.head.loss(body, labels)
+            out.loss = total / max(count, 1)
+        if next_labels is not None and out.next_logits is not None:
+            follows = nn.functional.cross_entropy(out.next_logits.float(), next_labels)
+            out.loss = follows if out.loss is None else out.loss + follows
+        return out
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, head: str = "auto", labels: list[str] | None = None, dtype: torch.dtype = torch.float32,
+                        revision: str | None = None, seed: int = 0) -> Model:
+        """Load a standard checkpoint. See `weights.load.from_pretrained`."""
+        from ..weights import load
+        return load.from_pretrained(source, head, labels, dtype, revision, seed)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None, max_shard_bytes: int = 5_000_000_000) -> None:
+        """Write the standard layout. See `weights.save.save_pretrained`."""
+        from ..weights import save
+        save.save_pretrained(self, folder, dtype, max_shard_bytes)
+
+
+def first_token(x: Float[Tensor, "B T D"], keep: Tensor | None) -> Float[Tensor, "B D"]:
+    """The first token of each text: position 0, or the first attended one under left padding."""
+    if keep is None:
+        return x[:, 0]
+    return x[torch.arange(len(x), device=x.device), keep.int().argmax(-1)]
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) -> None:
+    """Fresh weights: matrices N(0, init_std^2), biases 0, norms 1.
+
+    With pre-norm the stream x grows with every block, so what is added to it (o_proj, down_proj) is drawn smaller, by 1/sqrt(2 L).
+    Source: Devlin et al. 2019 and Radford et al. 2019, section 2.3.
+    """
+    for name, m in module.named_modules():
+        if isinstance(m, nn.Linear | nn.Embedding):
+            residual = c.norm_position == "pre" and name.endswith(("o_proj", "down_proj"))
+            m.weight.normal_(0.0, c.init_std / (math.sqrt(2 * c.n_layers) if residual else 1.0), generator=generator)
+            if isinstance(m, nn.Linear) and m.bias is not None:
+                m.bias.zero_()
+        elif isinstance(m, nn.LayerNorm):
+            m.weight.fill_(1.0)
+            m.bias.zero_()
+        elif isinstance(m, VocabularyHead) and m.bias is not None:
+            m.bias.zero_()

@@ -1,0 +1,6 @@
+"""What a model is trained to do. An objective turns a batch into a sum of losses and the number of targets in it; the loop divides."""
+from .base import Objective
+from .causal import Causal
+from .masked import Masked
+
+__all__ = ["Causal", "Masked", "Objective"]

@@ -1,0 +1,34 @@
+"""The one question the loop asks, and what the objectives share."""
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "document_ids")
+
+
+class Objective(Protocol):
+    """`objective(model, batch, generator)` -> (sum of the losses over all targets, number of targets).
+
+    A sum and a count rather than a mean: micro-batches hold different numbers of targets, and an average of their averages would weigh them wrongly.
+    All randomness comes from `generator`, which lives on the model's device and is seeded from (seed, step).
+    """
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]: ...
+
+
+def tokens_of(batch: dict[str, Tensor]) -> Bool[Tensor, "B T"]:
+    """Which positions of a batch hold tokens; the others are padding."""
+    if (mask := batch.get("attention_mask")) is not None:
+        return mask.bool()
+    if (documents := batch.get("document_ids")) is not None:
+        return documents >= 0
+    return torch.ones_like(batch["input_ids"], dtype=torch.bool)
+
+
+def body_inputs(batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"]) -> dict[str, Tensor]:
+    """What the body reads from a batch, with `input_ids` in the place of the batch's own."""
+    return {name: batch[name] for name in INPUTS if name in batch} | {"input_ids": input_ids}

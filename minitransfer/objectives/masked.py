@@ -1,0 +1,84 @@
+"""Predict hidden tokens from both sides."""
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..nn.heads import IGNORE
+from ..nn.model import Model
+from ..text.tokenizer import Tokenizer
+from .base import body_inputs, tokens_of
+
+WORD_STARTS = ("Ġ", "▁")  # byte-level BPE and unigram mark the first piece of a word, WordPiece marks the others with ##
+
+
+def continues_word(tokens: list[str]) -> Bool[Tensor, "V"]:
+    """For each token of a vocabulary: is it a piece inside a word, i.e. not its first?
+
+    Raises: ValueError for a vocabulary that marks neither the beginning nor the inside of words.
+    """
+    if any(token.startswith("##") for token in tokens):
+        return torch.tensor([token.startswith("##") for token in tokens])
+    if any(token.startswith(WORD_STARTS) for token in tokens):
+        return torch.tensor([token[:1].isalnum() for token in tokens])  # a mark is no letter, and neither is punctuation: both start something new
+    raise ValueError('whole_word=True with a vocabulary in which no token starts with "##", "Ġ" or "▁"; it needs to know where words begin: '
+                     "use a WordPiece, byte-level BPE or unigram tokenizer, or whole_word=False")
+
+
+class Masked:
+    """-sum over hidden positions t of log p(x[t] | the text with hidden positions), drawn anew at every step.
+
+    Each ordinary token (never a special one, never padding) is chosen with `probability`; of the chosen, 80 % become the mask token,
+    10 % an ordinary token drawn at random and 10 % stay as they are. Only chosen positions reach the vocabulary projection.
+    With `whole_word` one draw decides for all pieces of a word.
+
+    Args:   probability: in (0, 1].
+    Raises: ValueError for a tokenizer without a mask token, a probability outside (0, 1], or whole words in a vocabulary that does not mark them.
+    Source: Devlin et al. 2019, section 3.1 and appendix A.1; whole words as in the authors' later release. Deviations: every position is drawn for itself
+            (the authors hide a fixed number per text), and a random replacement is never a special token.
+    """
+
+    name = "masked"
+
+    def __init__(self, tok: Tokenizer, probability: float = 0.15, whole_word: bool = False):
+        if tok.mask_id is None:
+            raise ValueError('a tokenizer without a mask token; masked pretraining replaces tokens by it: train a tokenizer with one, or use objective="causal"')
+        if not 0 < probability <= 1:
+            raise ValueError(f"probability={probability}; it is the share of tokens to hide, in (0, 1]: the usual value is 0.15")
+        self.mask_id, self.probability = tok.mask_id, probability
+        self.special = torch.zeros(tok.vocab_size, dtype=torch.bool)
+        self.special[list(tok.special_ids)] = True
+        self.ordinary = (~self.special).nonzero()[:, 0]                          # ids a random replacement may take
+        self.inside = continues_word(tok.tokens(list(range(tok.vocab_size)))) if whole_word else None
+
+    def draw(self, input_ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"],
+             generator: torch.Generator) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
+        """Returns: the ids with hidden positions, and labels that hold the true id there and IGNORE elsewhere."""
+        def uniform() -> Tensor:
+            return torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
+
+        self.special, self.ordinary = self.special.to(input_ids.device), self.ordinary.to(input_ids.device)
+        ordinary = keep & ~self.special[input_ids]
+        chance = uniform()
+        if self.inside is not None:
+            chance = chance.gather(1, self.words(input_ids, ordinary))
+        chosen = ordinary & (chance < self.probability)
+        labels = input_ids.masked_fill(~chosen, IGNORE)
+        fate = uniform()                                                         # [0, 0.8): mask, [0.8, 0.9): random, the rest stays
+        other = self.ordinary[torch.randint(len(self.ordinary), input_ids.shape, generator=generator, device=input_ids.device)]
+        inputs = torch.where(chosen & (fate >= 0.8) & (fate < 0.9), other, input_ids)
+        return inputs.masked_fill(chosen & (fate < 0.8), self.mask_id), labels
+
+    def words(self, input_ids: Int[Tensor, "B T"], ordinary: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+        """The number of each position's word in its row; the first piece after a special token or padding starts a word whatever it looks like."""
+        assert self.inside is not None
+        self.inside = self.inside.to(input_ids.device)
+        inside = self.inside[input_ids] & ordinary
+        inside[:, 1:] &= ordinary[:, :-1]
+        inside[:, 0] = False
+        return (~inside).cumsum(1) - 1
+
+    def __call__(self, model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
+        inputs, labels = self.draw(batch["input_ids"], tokens_of(batch), generator)
+        return model.head.loss(model.body(**body_inputs(batch, inputs)), labels)

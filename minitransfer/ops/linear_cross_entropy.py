@@ -1,0 +1,89 @@
+"""Output matrix and cross-entropy in one: the logits of all tokens are never held at once.
+
+    logits = x W^T + b            loss = sum_n (logsumexp(logits_n) - logits_n[target_n])
+
+    dlogits = softmax(logits) - onehot(target)      dx = dlogits W      dW = dlogits^T x      db = sum_n dlogits_n
+
+The gradients are linear in the incoming scalar, so a chunk's are made while its logits exist and only scaled in backward.
+With V in the tens of thousands the logits are the largest tensor of a training step; here they live one chunk at a time.
+Source: the idea of gradients in the forward pass is Hsu et al. 2024 (Liger Kernel), section 3.2.
+"""
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear
+
+
+def reference(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
+    """The same number with all logits at once."""
+    return cross_entropy(linear(x, weight, bias).float(), targets, reduction="sum")
+
+
+def cost(N: int, V: int, D: int, chunk: int, bytes_per_number: int = 4) -> dict[str, int]:
+    """flop = 6 N V D for both directions; bytes held for logits = chunk V numbers instead of N V."""
+    return {"flop": 6 * N * V * D, "bytes_logits": min(chunk, N) * V * bytes_per_number, "bytes_logits_reference": N * V * bytes_per_number}
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The formulas of the module's docstring, a chunk of tokens at a time."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:
+        dtype, wide = autocast_dtype(x), torch.promote_types(x.dtype, torch.float32)
+        wants_x, wants_w, wants_b = ctx.needs_input_grad[:3]
+        w, loss = weight.to(dtype), x.new_zeros((), dtype=wide)
+        dx = torch.empty_like(x) if wants_x else None
+        dw = torch.zeros_like(weight) if wants_w else None
+        db = torch.zeros_like(bias) if bias is not None and wants_b else None
+        with torch.autocast(x.device.type, enabled=False):
+            for start in range(0, len(x), chunk):
+                part, goal = x[start : start + chunk].to(dtype), targets[start : start + chunk, None]
+                logits = linear(part, w, None if bias is None else bias.to(dtype)).to(wide)       # (chunk, V)
+                logits -= logits.amax(-1, keepdim=True)
+                right = logits.gather(1, goal)
+                total = logits.exp_().sum(-1, keepdim=True)
+                loss += (total.log() - right).sum()
+                if not (wants_x or wants_w or wants_b):
+                    continue
+                dlogits = logits.div_(total)                                                      # softmax, in place
+                dlogits.scatter_add_(1, goal, torch.full_like(right, -1.0))
+                if db is not None:
+                    db += dlogits.sum(0).to(db.dtype)
+                dlogits = dlogits.to(dtype)
+                if dx is not None:
+                    dx[start : start + chunk] = (dlogits @ w).to(dx.dtype)
+                if dw is not None and dw.dtype == dtype:
+                    dw.addmm_(dlogits.T, part)
+                elif dw is not None:
+                    dw += dlogits.T @ part
+        ctx.gradients = dx, dw, db
+        return loss
+
+    @staticmethod
+    def backward(ctx, dloss: Tensor):
+        if ctx.gradients is None:
+            raise RuntimeError("this loss was already used in backward(): its gradients were handed on, run forward again")
+        gradients, ctx.gradients = ctx.gradients, None      # handed on, not copied: dW is as large as the output matrix
+        if dloss.device.type == "cpu" and dloss == 1:       # asking a GPU would make the host wait
+            return *gradients, None, None
+        return *(None if g is None else g * dloss.to(g.dtype) for g in gradients), None, None
+
+
+def linear_cross_entropy(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"],
+                         chunk: int = 1024) -> Float[Tensor, ""]:
+    """Sum over the rows of x of the cross-entropy between x W^T + b and its target.
+
+    Args:    targets: in [0, V); rows without a target are left out by the caller. chunk: rows whose logits exist at a time.
+    Returns: the sum, in float32 or wider. Under autocast the products run in its dtype.
+    Raises:  ValueError if chunk < 1. Second derivatives are not available.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk={chunk}; a chunk holds at least one row: give 1 or more")
+    return LinearCrossEntropy.apply(x, weight, bias, targets, chunk)

@@ -1,0 +1,220 @@
+"""Text to ids and back.
+
+The pipelines are those of the `tokenizers` library (see pipelines.py); what is ours is the batch: padding that is always masked, truncation that says
+what it cut, and files that `transformers` reads.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from tokenizers import Encoding
+from tokenizers import Tokenizer as Backend
+from torch import Tensor
+
+from . import tokenizer_files
+from .pipelines import Format
+from .tokenizer_train import train
+
+PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than allowed and lost their ends."""
+
+
+class Tokenizer:
+    """A vocabulary, the rules that cut a text into its tokens, and the roles of the special tokens.
+
+    `pad_id mask_id cls_id sep_id bos_id eos_id unk_id` are the ids of the roles, None where the format has no such token. GPT-2 has no padding token: its
+    batches are padded with any id, since padding is told by `attention_mask` and never by an id (a model that took `eos` for padding would never learn to stop).
+    """
+
+    def __init__(self, backend: Backend, format: Format):
+        self.backend, self.format = backend, format
+        for role in ("pad", "mask", "cls", "sep", "bos", "eos", "unk"):
+            token = getattr(format, role)
+            setattr(self, f"{role}_id", None if token is None else backend.token_to_id(token))
+        self.vocab = backend.get_vocab()
+
+    pad_id: int | None
+    mask_id: int | None
+    cls_id: int | None
+    sep_id: int | None
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Tokenizer:
+        """Load a tokenizer.
+
+        Args:    source: a folder with tokenizer.json, or vocab.txt (BERT), or vocab.json and merges.txt (GPT-2); a name under checkpoints/; or a hub id.
+                 A vocab.txt is read with lower-casing as tokenizer_config.json says (BERT's default: on); without any configuration it is on when no
+                 piece of the vocabulary has an upper-case letter.
+        Raises:  FileNotFoundError if there is no tokenizer at `source`; ValueError if its files are broken.
+        """
+        if Path(source).is_dir():
+            return cls(*tokenizer_files.read(Path(source)))
+        from ..weights.sources import resolve
+        return cls(*tokenizer_files.read(resolve(source, revision=revision, patterns=PATTERNS)))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], kind: str = "wordpiece", vocab_size: int = 8192, lowercase: bool | None = None, max_len: int | None = None,
+              min_count: int = 2) -> Tokenizer:
+        """A new vocabulary, the same for the same texts.
+
+        Args:    texts: any iterable of texts, for example `read_texts(path)`; read once, not kept.
+                 kind: "wordpiece" (BERT's format), "byte_bpe" (GPT-2's), "bpe" or "unigram" (`<s> text </s>`), "character".
+                 vocab_size: tokens, special tokens included; small texts may give fewer.
+                 lowercase: None: on for "wordpiece", off for the others.
+                 max_len: the longest input of the model it is meant for, in tokens.
+                 min_count: a piece that occurs less often is not merged (not used by "unigram" and "character").
+        Raises:  ValueError for an unknown kind, a vocab_size below the symbols every vocabulary of that kind has, or texts without a character.
+        """
+        return cls(*train(texts, kind, vocab_size, kind == "wordpiece" if lowercase is None else lowercase, max_len, min_count))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json; `transformers.AutoTokenizer.from_pretrained(folder)` gives the same ids."""
+        tokenizer_files.write(self.backend, replace(self.format, hf_class=tokenizer_files.hf_class(self.backend)), Path(folder))
+
+    @property
+    def max_len(self) -> int | None:
+        """The longest input of the model this tokenizer was made for, in tokens with specials; None: not known."""
+        return self.format.max_len
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that an embedding needs: the largest id plus one."""
+        return max(self.vocab.values()) + 1
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        marked = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
+        return frozenset(marked | {self.vocab[token] for token in self.format.tokens.values()})
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the pipeline in a fixed form: the same for the same rules, however their file is formatted."""
+        # the scores of a unigram vocabulary come back from a file changed in their last digit
+        spec = json.loads(self.backend.to_str(), parse_float=lambda digits: f"{float(digits):.9g}")
+        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def word_starts(self) -> Bool[Tensor, "V"]:
+        """Per id, whether it begins a word: no `##` before it (WordPiece), or a space before it (Ġ, ▁, or a line break). Special tokens count as words.
+
+        Where the vocabulary marks no spaces (characters), every token is a word. With byte-level BPE and ▁ pieces a word is what stands between spaces, so
+        punctuation belongs to the word it follows.
+        """
+        starts = torch.zeros(self.vocab_size, dtype=torch.bool)
+        spaced = any(token[0] in "Ġ▁" for token in self.vocab if token)
+        for token, i in self.vocab.items():
+            starts[i] = token[:1] in ("Ġ", "▁", "Ċ", "ĉ") if spaced else not token.startswith("##")
+        starts[list(self.special_ids)] = True
+        return starts
+
+    def encode(self, text: str, specials: bool = True) -> list[int]:
+        """The ids of one text, in full length."""
+        return self.backend.encode(text, add_special_tokens=specials).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts without special tokens, in full length; the fastest way to tokenise a corpus."""
+        return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int] | Tensor, skip_specials: bool = True) -> str:
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_specials)
+
+    def tokens(self, ids: Iterable[int] | Tensor) -> list[str]:
+        """The pieces themselves, as the vocabulary writes them."""
+        found = [self.backend.id_to_token(int(i)) for i in ids]
+        if None in found:
+            bad = [int(i) for i in ids][found.index(None)]
+            raise ValueError(f"id {bad} is not in this vocabulary of {self.vocab_size}: these ids were made by another tokenizer, or by a model with a larger output")
+        return found
+
+    def encodings(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None) -> list[Encoding]:
+        """One `tokenizers.Encoding` per text or pair, with specials: `.ids .tokens .offsets .word_ids .sequence_ids .type_ids`.
+
+        `offsets` are character positions (start, end) in the text the token came from; `word_ids` number its words, None at special tokens.
+        A text longer than `max_length` (default: `max_len`) loses its end; of a pair the longer text loses tokens first, one at a time. One
+        `TruncationWarning` per call says how much was lost.
+
+        Raises:  ValueError for something that is not a text, pairs of another number, or a max_length without room for a token of text.
+        """
+        _check(texts, "texts")
+        if pairs is not None:
+            _check(pairs, "pairs")
+            if len(pairs) != len(texts):
+                raise ValueError(f"{len(texts)} texts and {len(pairs)} pairs; each text needs one: pass lists of the same length")
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        found = self.backend.encode_batch(inputs)
+        limit = self.max_len if max_length is None else max_length
+        return found if limit is None else self._truncated(inputs, found, limit, pair=pairs is not None)
+
+    def _truncated(self, inputs: list, found: list[Encoding], limit: int, pair: bool) -> list[Encoding]:
+        extra = self.backend.num_special_tokens_to_add(pair)
+        if limit <= extra:
+            raise ValueError(f"max_length={limit} leaves no room for text: this format adds {extra} special tokens; use {extra + 1} or more")
+        long = [i for i, e in enumerate(found) if len(e) > limit]
+        if not long:
+            return found
+        self.backend.enable_truncation(limit, strategy="longest_first")
+        try:
+            cut = self.backend.encode_batch([inputs[i] for i in long])
+        finally:
+            self.backend.no_truncation()
+        lost, total = sum(len(found[i]) for i in long) - sum(map(len, cut)), sum(map(len, found))
+        warnings.warn(f"{len(long)} of {len(found)} texts are longer than {limit} tokens (the longest has {max(len(found[i]) for i in long)}): {lost} of {total} tokens "
+                      f"({lost / total:.1%}) were cut from their ends; use a larger max_length if the model allows it, or split the texts", TruncationWarning, stacklevel=4)
+        for i, e in zip(long, cut, strict=True):
+            found[i] = e
+        return found
+
+    def __call__(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None, max_length: int | None = None,
+                 padding_side: str = "right") -> dict[str, Tensor]:
+        """A batch for a model.
+
+        Args:    texts, pairs, max_length: as in `encodings`; one string is a batch of one.
+                 padding_side: "right", or "left" for generation, where every row must end at the same column.
+        Returns: input_ids (B, T) int64, attention_mask (B, T) bool, True at tokens, and token_type_ids (B, T) int64 when the format has them.
+        """
+        found = self.encodings([texts] if isinstance(texts, str) else texts, [pairs] if isinstance(pairs, str) else pairs, max_length)
+        return self.collate([e.ids for e in found], [e.type_ids for e in found], padding_side)
+
+    def collate(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None, padding_side: str = "right") -> dict[str, Tensor]:
+        """Rows of ids, padded to the longest: the same dict as `__call__`."""
+        if padding_side not in ("right", "left"):
+            raise ValueError(f"padding_side={padding_side!r}; it is 'right' or 'left'")
+        width = max(1, *map(len, ids)) if len(ids) else 1
+        batch = {"input_ids": torch.full((len(ids), width), self.filler), "attention_mask": torch.zeros(len(ids), width, dtype=torch.bool)}   # (B, T)
+        if self.format.token_types:
+            batch["token_type_ids"] = torch.zeros(len(ids), width, dtype=torch.long)
+        for row, one in enumerate(ids):
+            where = slice(0, len(one)) if padding_side == "right" else slice(width - len(one), width)
+            batch["input_ids"][row, where] = torch.from_numpy(np.asarray(one, dtype=np.int64))
+            batch["attention_mask"][row, where] = True
+            if self.format.token_types and type_ids is not None:
+                batch["token_type_ids"][row, where] = torch.from_numpy(np.asarray(type_ids[row], dtype=np.int64))
+        return batch
+
+    @property
+    def filler(self) -> int:
+        """The id written where there is no token; which one does not matter, the mask says so."""
+        return next((i for i in (self.pad_id, self.eos_id) if i is not None), 0)
+
+
+def _check(texts: Sequence[str], name: str) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise ValueError(f"{name} is a {type(texts).__name__}; a list of str is needed")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{i}] is {text!r} ({type(text).__name__}); each item is one str: drop or fill empty cells first")

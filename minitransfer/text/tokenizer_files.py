@@ -1,0 +1,160 @@
+"""Tokenizer files: what is read, and what is written so that `transformers` reads it back.
+
+    tokenizer.json            the whole pipeline; preferred
+    vocab.txt                 BERT: one piece a line, the line's number is the id
+    vocab.json + merges.txt   GPT-2
+    tokenizer_config.json     roles of the special tokens, the longest input, lower-casing; also special_tokens_map.json of old folders
+"""
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, normalizers
+
+from . import pipelines
+from .pipelines import BERT, GPT2, PIECES, ROLES, Format
+
+# transformers writes 1e30 for "not known"
+NO_LIMIT = 10**9
+# formats whose pair template numbers the two texts although the model has no segment embedding
+NO_TOKEN_TYPES = ("DistilBert", "Roberta", "GPT2", "MPNet")
+
+
+def read(folder: Path) -> tuple[Tokenizer, Format]:
+    """The pipeline and the format that `folder` describes.
+
+    Raises:  FileNotFoundError if none of the known files is there; ValueError if one of them is broken.
+    """
+    config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").is_file():
+        backend = _tokenizer_json(folder / "tokenizer.json", config)
+    elif (folder / "vocab.txt").is_file():
+        backend = _vocab_txt(folder / "vocab.txt", config)
+    elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        backend = _vocab_and_merges(folder, config)
+    else:
+        there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+        raise FileNotFoundError(f"{folder} holds no tokenizer ({there}); it needs tokenizer.json, or vocab.txt, or vocab.json with merges.txt: "
+                                "copy one of them there, or save a tokenizer with save_pretrained")
+    return backend, _format(backend, config)
+
+
+def write(backend: Tokenizer, format: Format, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, each by a rename, so no reader meets half a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict = {f"{role}_token": token for role, token in format.tokens.items()}
+    config |= {"tokenizer_class": format.hf_class, "model_max_length": format.max_len or int(1e30), "clean_up_tokenization_spaces": False}
+    config["model_input_names"] = ["input_ids", *(["token_type_ids"] if format.token_types else []), "attention_mask"]
+    norm = json.loads(backend.to_str())["normalizer"] or {}
+    if norm.get("type") == "BertNormalizer":
+        config |= {"do_lower_case": norm["lowercase"], "tokenize_chinese_chars": norm["handle_chinese_chars"], "strip_accents": norm["strip_accents"]}
+    for name, text in (("tokenizer.json", backend.to_str(pretty=True)), ("tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))):
+        aside = folder / f".{name}.part"
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(folder / name)
+
+
+def hf_class(backend: Tokenizer) -> str:
+    """The class of transformers that rebuilds exactly this pipeline: BERT's and GPT-2's rebuild theirs from the vocabulary and would drop any change."""
+    spec = json.loads(backend.to_str())
+    model = {k: v for k, v in spec.pop("model").items() if k not in ("vocab", "merges")}
+    norm = spec["normalizer"] or {}
+    if model["type"] == "WordPiece" and norm.get("type") == "BertNormalizer":
+        twin = pipelines.bert(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), norm["lowercase"], norm["handle_chinese_chars"], norm["strip_accents"])
+        if _same(spec, model, twin) and _types_differ(backend):
+            return "BertTokenizerFast"
+    if model["type"] == "BPE" and _same(spec, model, pipelines.byte_level(models.BPE())) and (spec["post_processor"] or {"type": "ByteLevel"})["type"] == "ByteLevel":
+        return "GPT2TokenizerFast"
+    return "PreTrainedTokenizerFast"
+
+
+def _same(spec: dict, model: dict, twin: Tokenizer) -> bool:
+    other = json.loads(twin.to_str())
+    theirs = {k: v for k, v in other["model"].items() if k not in ("vocab", "merges")}
+    empty = {None, "", False}      # an absent prefix is written as null by one and as "" by another
+    options = all(model.get(k) == theirs.get(k) or {model.get(k), theirs.get(k)} <= empty for k in model.keys() | theirs.keys())
+    return options and all(spec[k] == other[k] for k in ("normalizer", "pre_tokenizer", "decoder"))
+
+
+def _tokenizer_json(path: Path, config: dict) -> Tokenizer:
+    try:
+        backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as why:       # the library raises a bare Exception
+        raise ValueError(f"{path} is not a tokenizer that this version of `tokenizers` can read ({why}): fetch the file again, or save it with a newer version") from why
+    # Files carry the truncation and padding of whoever saved them last; ours come with each call.
+    backend.no_truncation()
+    backend.no_padding()
+    norm = json.loads(backend.to_str())["normalizer"] or {}
+    lower = config.get("do_lower_case")
+    if norm.get("type") == "BertNormalizer" and lower is not None and lower != norm["lowercase"]:
+        backend.normalizer = normalizers.BertNormalizer(norm["clean_text"], norm["handle_chinese_chars"], norm["strip_accents"], lower)
+    return backend
+
+
+def _vocab_txt(path: Path, config: dict) -> Tokenizer:
+    with path.open(encoding="utf-8") as lines:
+        vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
+    unk = _content(config.get("unk_token")) or "[UNK]"
+    if unk not in vocab:
+        raise ValueError(f"{path} has no {unk!r}; a WordPiece vocabulary needs the token for unknown words: add the line, or name it as unk_token in tokenizer_config.json")
+    lower = config.get("do_lower_case")
+    if lower is None:
+        specials = {_content(v) for k, v in config.items() if k.endswith("_token")} | set(BERT.tokens.values())
+        # [unused7] and the like are lower case in every file
+        lower = bool(config) or not any(piece != piece.lower() for piece in vocab if piece not in specials)
+    backend = pipelines.bert(models.WordPiece(vocab, unk_token=unk), lower, config.get("tokenize_chinese_chars", True), config.get("strip_accents"))
+    format = _format(backend, config)
+    pipelines.mark_specials(backend, format)
+    pipelines.wrap(backend, replace(format, token_types=True))
+    return backend
+
+
+def _vocab_and_merges(folder: Path, config: dict) -> Tokenizer:
+    vocab = _json(folder / "vocab.json")
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [(left, right) for line in lines if line and not line.startswith("#version") for left, right in [line.split(" ")]]
+    try:
+        model = models.BPE(vocab, merges)
+    except Exception as why:       # the library raises a bare Exception
+        raise ValueError(f"{folder}: vocab.json and merges.txt do not belong together ({why}): take both from the same model") from why
+    backend = pipelines.byte_level(model, prefix_space=config.get("add_prefix_space", False))
+    pipelines.mark_specials(backend, _format(backend, config))
+    return backend
+
+
+def _format(backend: Tokenizer, config: dict) -> Format:
+    """Roles: as the files say, else the usual names that the vocabulary holds."""
+    vocab = backend.get_vocab()
+    named = {role: _content(config.get(f"{role}_token")) for role in ROLES}
+    if not any(named.values()):
+        usual = next((f for f in (BERT, GPT2, PIECES) if any(token in vocab for token in f.tokens.values())), Format())
+        named = {role: getattr(usual, role) for role in ROLES}
+    roles = {role: token for role, token in named.items() if token in vocab}
+    limit = config.get("model_max_length")
+    names, cls = config.get("model_input_names"), str(config.get("tokenizer_class", ""))
+    types = "token_type_ids" in names if names else _types_differ(backend) and not cls.startswith(NO_TOKEN_TYPES)
+    return Format(**roles, max_len=int(limit) if limit and limit < NO_LIMIT else None, token_types=types, hf_class=hf_class(backend))
+
+
+def _types_differ(backend: Tokenizer) -> bool:
+    """Whether the post-processor numbers the second text of a pair differently."""
+    # without special tokens around the texts the library numbers them by itself, for no model
+    return backend.num_special_tokens_to_add(True) > 0 and len(set(backend.encode("a", "a").type_ids)) > 1
+
+
+def _content(token) -> str | None:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _json(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as why:
+        raise ValueError(f"{path} is not JSON ({why}): fetch or write the file again") from why
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}; it should hold one JSON object: fetch or write the file again")
+    return value

@@ -1,0 +1,86 @@
+"""Batches as an endless stream that can be entered anywhere."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .seeds import mix
+
+
+class Batches(Protocol):
+    """`batches[k]` is the k-th batch of an endless stream, `len(batches)` the number of batches in an epoch; nothing is remembered between calls."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]: ...
+
+
+class RandomWindows:
+    """Windows of `length` tokens from random places of one stream of ids; an epoch is as many as would cover the stream once.
+
+    Args:   ids: one-dimensional, may be memory-mapped. A causal model asked for `length` predictions a row needs windows of length + 1.
+    Raises: ValueError for a stream shorter than one window.
+    """
+
+    def __init__(self, ids: np.ndarray, length: int, batch_size: int, seed: int = 0):
+        if len(ids) < length:
+            raise ValueError(f"a stream of {len(ids)} tokens; a window has {length}: give more text, or a smaller length")
+        self.ids, self.length, self.batch_size, self.seed = ids, length, batch_size, seed
+
+    def __len__(self) -> int:
+        return max(1, len(self.ids) // (self.length * self.batch_size))
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        starts = np.random.default_rng(mix(self.seed, "windows", k)).integers(0, len(self.ids) - self.length + 1, self.batch_size)
+        rows = self.ids[starts[:, None] + np.arange(self.length)]                # (B, T)
+        return {"input_ids": torch.from_numpy(rows.astype(np.int64))}
+
+
+def count_tokens(batch: dict[str, Tensor]) -> int:
+    """How many positions of a batch hold tokens."""
+    if (mask := batch.get("attention_mask")) is not None:
+        return int(mask.sum())
+    return batch["input_ids"].numel()
+
+
+def fingerprint(batches: Batches) -> str:
+    """A hash of the first batch and the length of an epoch: enough to notice that a run goes on with other data."""
+    digest = hashlib.sha256(str(len(batches)).encode())
+    for name, tensor in sorted(batches[0].items()):
+        digest.update(name.encode() + str(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Feed:
+    """Hands each step its micro-batches, on the model's device, each with its number of tokens.
+
+    For a GPU a thread prepares the next one meanwhile, in pinned memory; on a CPU the cores have enough to do.
+    """
+
+    def __init__(self, batches: Batches, micro_batches: int, device: torch.device):
+        self.batches, self.micro_batches, self.device = batches, micro_batches, device
+        self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
+        self.ahead: dict = {}
+
+    def get(self, k: int) -> tuple[dict[str, Tensor], int]:
+        batch = self.batches[k]
+        return ({name: t.pin_memory() for name, t in batch.items()} if self.pool else batch), count_tokens(batch)
+
+    def step(self, step: int) -> Iterator[tuple[dict[str, Tensor], int]]:
+        for k in range(step * self.micro_batches, (step + 1) * self.micro_batches):
+            if self.pool is None:
+                yield self.get(k)
+                continue
+            batch, tokens = self.ahead.pop(k, None).result() if k in self.ahead else self.get(k)
+            self.ahead = {k + 1: self.pool.submit(self.get, k + 1)}
+            yield {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}, tokens
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,17 @@
+"""Randomness as a function of (seed, step): nothing about it has to be saved, and any step can be run again."""
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def mix(*parts: int | str) -> int:
+    """63 well-mixed bits from some numbers and words; streams with different words share nothing."""
+    return int.from_bytes(hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()) >> 1
+
+
+def seed_step(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """Seed torch's global generators, which dropout draws from, for this step; and return a generator of its own for the objective."""
+    torch.manual_seed(mix(seed, "dropout", step))
+    return torch.Generator(device).manual_seed(mix(seed, "objective", step))

@@ -1,0 +1,81 @@
+"""How a run is trained, as data."""
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, fields
+
+from ..config import choose
+
+SCHEDULES = ("linear", "cosine", "constant", "slanted")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+LIMITS = ("steps", "epochs", "tokens", "minutes")
+FREE = ("checkpointing", "save_every", "log_every", "progress", "tensorboard")  # may change between a run and its resumption: they move no number
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How long, how fast, how precise, and what is watched.
+
+    Raises: ValueError naming the field, its value and what it may be; KeyError from `from_dict` for a field that does not exist.
+    """
+
+    # how long: whichever limit comes first ends the run, and the schedule anneals to the end of that one
+    steps: int | None = None            # optimizer steps
+    epochs: float | None = None         # passes over the batches
+    tokens: int | None = None           # tokens read, padding not counted
+    minutes: float | None = None        # of the clock, evaluation and saving included
+    # the learning rate
+    lr: float = 5e-4                    # at the peak
+    schedule: str = "linear"            # "linear" | "cosine" | "constant" | "slanted"
+    warmup: float = 0.1                 # steps if >= 1, a fraction of the run if < 1
+    min_lr: float = 0.0                 # where the schedule ends, as a fraction of lr
+    # the step
+    micro_batches: int = 1              # batches per optimizer step
+    max_grad_norm: float | None = 1.0   # None: gradients are not clipped
+    weight_decay: float = 0.01          # of matrices; biases and norms do not decay
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    seed: int = 0                       # of dropout, masks and everything else drawn during the run
+    # the machine
+    precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
+    checkpointing: bool = False         # recompute the inside of each block in the backward pass: less memory, more time
+    # what is watched and kept
+    eval_every: int | None = None       # steps; None: at the end of each epoch. The end of the run is always evaluated
+    save_every: int = 500               # steps
+    log_every: int = 10                 # steps
+    best: str | None = None             # the metric that picks the weights to keep, and its direction: "loss lower", "accuracy higher"
+    patience: int | None = None         # stop after this many evaluations in a row that were not the best
+    progress: bool = True               # a progress bar
+    tensorboard: bool = False           # also write event files into the run folder; needs the tensorboard package
+
+    def __post_init__(self) -> None:
+        if all(getattr(self, name) is None for name in LIMITS):
+            raise ValueError("no limit for this run; it needs to know when to stop: give steps, epochs, tokens or minutes (or several: the first that is reached counts)")
+        for name in (*LIMITS, "lr", "eps", "micro_batches", "max_grad_norm", "eval_every", "save_every", "log_every", "patience"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name}={value}; it has to be above zero: give a positive number" + (", or leave it out" if name in LIMITS else ""))
+        for name in ("beta1", "beta2", "min_lr"):
+            if not 0 <= getattr(self, name) < 1 + (name == "min_lr"):
+                raise ValueError(f"{name}={getattr(self, name)}; it is a fraction: give a number from 0 to 1")
+        if self.warmup < 0 or self.weight_decay < 0:
+            raise ValueError(f"warmup={self.warmup}, weight_decay={self.weight_decay}; neither can be negative: 0 switches it off")
+        choose("schedule", self.schedule, SCHEDULES)
+        choose("precision", self.precision, PRECISIONS)
+        if self.best is not None and (len(self.best.split()) != 2 or self.best.split()[1] not in ("lower", "higher")):
+            raise ValueError(f'best={self.best!r}; it is a metric and the direction that is better: write for example "loss lower" or "accuracy higher"')
+        if self.patience is not None and self.best is None:
+            raise ValueError(f'patience={self.patience} without best; stopping early needs a metric to watch: add for example best="loss lower"')
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainSettings:
+        """The settings in `values`; an unknown name is an error that offers the nearest known one."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise KeyError(f"no setting is called {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "") + f"; the settings are {', '.join(known)}")
+        return cls(**values)

@@ -1,0 +1,163 @@
+"""Which parts of a model train: layer groups, freezing by address, and the table that says what is left.
+
+An address is a name the model itself uses: `embed`, `blocks.3`, `blocks.0-7`, `blocks.3.attn.q_proj`, `norm`, `pooler`, `head`.
+"""
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from html import escape
+
+from torch import nn
+
+GROUP = re.compile(r"(?:(?:encoder|decoder)\.)?(?:blocks\.\d+|\w+)")
+BLOCK_RANGE = re.compile(r"(?<![\w.])((?:(?:encoder|decoder)\.)?blocks)\.(\d+)-(\d+)(?![\w-])")
+
+
+def layer_groups(model: nn.Module) -> dict[str, list[str]]:
+    """Every parameter's name, in groups from the input to the output: embed, blocks.0, blocks.1, ..., norm, pooler, head.
+
+    Returns: group -> names of its parameters; each parameter of the model is in exactly one group.
+    """
+    groups: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        match = GROUP.match(name)
+        groups.setdefault(match[0] if match else name, []).append(name)
+    if "head" in groups:
+        groups["head"] = groups.pop("head")
+    return groups
+
+
+def expand_range(address: str) -> list[str]:
+    """`blocks.0-2.attn` -> `blocks.0.attn`, `blocks.1.attn`, `blocks.2.attn`; any other address stands for itself."""
+    match = BLOCK_RANGE.search(address)
+    if match is None:
+        return [address]
+    first, last = int(match[2]), int(match[3])
+    if first > last:
+        raise ValueError(f"the range {match[0]!r} runs backwards; a range is first-last, both included: write {match[1]}.{last}-{first}")
+    return [f"{address[: match.start()]}{match[1]}.{i}{address[match.end() :]}" for i in range(first, last + 1)]
+
+
+def split_addresses(addresses: str | list[str] | tuple[str, ...]) -> list[str]:
+    """The single addresses of `"embed, blocks.0-7"` or of a list of such strings, ranges written out."""
+    texts = [addresses] if isinstance(addresses, str) else list(addresses)
+    return [one for text in texts for part in text.split(",") if part.strip() for one in expand_range(part.strip())]
+
+
+def parameters_at(model: nn.Module, addresses: str | list[str] | tuple[str, ...]) -> list[str]:
+    """The names of the parameters that the addresses cover, in the model's order.
+
+    Raises: ValueError for an address that covers nothing, with the nearest one that does.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    wanted: set[str] = set()
+    for address in split_addresses(addresses):
+        found = [n for n in names if n == address or n.startswith(address + ".")]
+        if not found:
+            known = list(layer_groups(model)) + sorted({n.rpartition(".")[0] for n in names})
+            near = difflib.get_close_matches(address, known, 1)
+            raise ValueError(f"the address {address!r} names nothing in this model; its layer groups are {short_list(list(layer_groups(model)))}: "
+                             + (f"did you mean {near[0]!r}?" if near else "use one of these, or a module inside one"))
+        wanted.update(found)
+    return [n for n in names if n in wanted]
+
+
+def short_list(groups: list[str]) -> str:
+    """`embed, blocks.0, blocks.1, blocks.2, head` as `embed, blocks.0-2, head`."""
+    out: list[str] = []
+    for group in groups:
+        stem, _, number = group.rpartition(".")
+        if stem.endswith("blocks") and out and re.fullmatch(re.escape(stem) + r"\.\d+(-\d+)?", out[-1]):
+            out[-1] = f"{stem}.{re.split(r'[.-]', out[-1].removeprefix(stem + '.'))[0]}-{number}"
+        else:
+            out.append(group)
+    return ", ".join(out)
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    group: str
+    parameters: int
+    trainable: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.trainable / max(1, self.parameters)
+
+
+@dataclass(frozen=True)
+class TrainableReport:
+    """How many parameters each layer group has and how many of them train. Shared parameters count once. Prints as a table."""
+
+    rows: tuple[ReportRow, ...]
+
+    @property
+    def total(self) -> ReportRow:
+        return ReportRow("total", sum(r.parameters for r in self.rows), sum(r.trainable for r in self.rows))
+
+    @property
+    def trainable(self) -> int:
+        return self.total.trainable
+
+    def cells(self) -> list[tuple[str, str, str, str]]:
+        return [("group", "parameters", "trainable", "%")] + [(r.group, f"{r.parameters:,}", f"{r.trainable:,}", f"{r.percent:.3f}") for r in (*self.rows, self.total)]
+
+    def __str__(self) -> str:
+        cells = self.cells()
+        width = [max(len(row[i]) for row in cells) for i in range(4)]
+        return "\n".join(f"{row[0]:<{width[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True)) for row in cells)
+
+    def _repr_html_(self) -> str:
+        head, *body = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in zip(["th"] + ["td"] * len(self.cells()), self.cells(), strict=False))
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in body)}</tbody></table>"
+
+
+def trainable_report(model: nn.Module) -> TrainableReport:
+    """The table of layer groups: parameters, how many train, and what share that is."""
+    parameters = dict(model.named_parameters())
+    return TrainableReport(tuple(
+        ReportRow(group, sum(parameters[n].numel() for n in names), sum(parameters[n].numel() for n in names if parameters[n].requires_grad))
+        for group, names in layer_groups(model).items()))
+
+
+def set_trainable(model: nn.Module, names: list[str] | set[str]) -> None:
+    """Exactly the parameters `names` train; every other one is frozen and loses its gradient."""
+    names = set(names)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+        if name not in names:
+            parameter.grad = None
+
+
+def freeze(model: nn.Module, addresses: str | list[str] | tuple[str, ...]) -> TrainableReport:
+    """Stop training what the addresses cover; the rest stays as it is.
+
+    Args:    addresses: `"embed, blocks.0-7"`; ranges include both ends.
+    Returns: the report of what still trains.
+    Raises:  ValueError for an address that names nothing.
+    """
+    gone = set(parameters_at(model, addresses))
+    set_trainable(model, [n for n, p in model.named_parameters() if p.requires_grad and n not in gone])
+    return trainable_report(model)
+
+
+def freeze_to(model: nn.Module, n: int) -> TrainableReport:
+    """Freeze the first `n` layer groups and train the others; a negative `n` counts from the top, so -1 leaves the head alone to train.
+
+    Raises: ValueError if the model has fewer groups.
+    Source: the verb of fastai (Howard & Gugger 2020, section 3.5).
+    """
+    groups = layer_groups(model)
+    if not -len(groups) <= n <= len(groups):
+        raise ValueError(f"freeze_to({n}) on a model of {len(groups)} layer groups ({short_list(list(groups))}): give a number from {-len(groups)} to {len(groups)}")
+    split = n if n >= 0 else len(groups) + n
+    set_trainable(model, [name for group in list(groups)[split:] for name in groups[group]])
+    return trainable_report(model)
+
+
+def unfreeze(model: nn.Module) -> TrainableReport:
+    """Let every parameter train."""
+    set_trainable(model, [name for name, _ in model.named_parameters()])
+    return trainable_report(model)

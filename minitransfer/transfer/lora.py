@@ -1,0 +1,255 @@
+"""LoRA: a frozen Linear plus a trained low-rank change.
+
+    y = x W^T + b + s (x A^T) B^T        A: (R, in), random;  B: (out, R), zeros;  s = alpha / R
+
+Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1. Dropout is on the input of A, in training only.
+Linears may share one A (`"q+k+v"`): that is LoRA on the fused projection [q; k; v], the form that a GPT-2 file calls `c_attn`.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from .groups import TrainableReport, expand_range, layer_groups, set_trainable, trainable_report
+
+SHORT = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj", "up": "mlp.up_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj"}
+
+
+class LoRALinear(nn.Module):
+    """A Linear and its low-rank change. The base keeps its tensors and their names: `weight`, `bias`; `lora_A` and `lora_B` join them.
+
+    Args: r: rank, 1 or more. alpha: strength; the change is scaled by alpha / r, or alpha / sqrt(r) with `rslora`
+          (Kalajdzievski 2023, equation 8). dropout: probability in [0, 1). A: a matrix to share with other Linears of the same input.
+    """
+
+    def __init__(self, base: nn.Linear, r: int, alpha: float, dropout: float = 0.0, rslora: bool = False, A: nn.Parameter | None = None):
+        super().__init__()
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.r, self.alpha, self.rslora = r, alpha, rslora
+        self.scale = alpha / (math.sqrt(r) if rslora else r)
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.zeros(r, base.in_features, device=device)) if A is None else A
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
+        self.dropout = nn.Dropout(dropout)
+        self.active = True
+        self.register_buffer("base_weight", None, persistent=False)    # the untouched weight, kept while merged
+        self.base_weight: Tensor | None
+
+    @property
+    def merged(self) -> bool:
+        return self.base_weight is not None
+
+    def delta(self) -> Float[Tensor, "out in"]:
+        """The change of the weight, s B A, in fp32."""
+        return self.scale * (self.lora_B.float() @ self.lora_A.float())
+
+    def forward(self, x: Float[Tensor, "*N in"]) -> Float[Tensor, "*N out"]:
+        y = linear(x, self.weight, self.bias)
+        if self.merged or not self.active:
+            return y
+        down = linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)          # (..., R)
+        return y + linear(self.scale * down, self.lora_B).to(y.dtype)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """weight <- weight + delta, added in fp32 and cast once. Merging twice is merging once."""
+        if not self.merged:
+            self.base_weight = self.weight.data
+            self.weight.data = (self.weight.float() + self.delta()).to(self.weight.dtype)
+            self.lora_A.requires_grad_(False)
+            self.lora_B.requires_grad_(False)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Put the kept weight back: the bits from before the merge."""
+        if self.merged:
+            self.weight.data, self.base_weight = self.base_weight, None
+            self.lora_A.requires_grad_(True)
+            self.lora_B.requires_grad_(True)
+
+    def plain(self) -> nn.Linear:
+        """The Linear that was there before, with its own parameters."""
+        self.unmerge()
+        base = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        base.weight, base.bias = self.weight, self.bias
+        return base
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, r={self.r}, alpha={self.alpha}" + (", merged" if self.merged else "")
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+    """Name -> layer, for every Linear of the model that carries LoRA."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)]
+
+
+def matching(names: list[str], target: str) -> list[str]:
+    """The Linears that one target names: a short name, "all" (every Linear of the blocks), a suffix, or an address."""
+    if target == "all":
+        return [n for n in names if "blocks." in n]
+    addresses = expand_range(SHORT.get(target, target))
+    return [n for n in names if any(n == a or n.endswith("." + a) or n.startswith(a + ".") for a in addresses)]
+
+
+def match_targets(model: nn.Module, targets: str | list[str]) -> list[tuple[str, ...]]:
+    """The Linears that `targets` name. Names in one tuple share an A; most tuples hold one name.
+
+    Args:   targets: names joined by commas. q k v o gate up down; "all"; a suffix (`mlp.up_proj`); an address (`blocks.0-3.attn.q_proj`);
+            `q+k+v` for Linears side by side that share one A.
+    Raises: ValueError for a target without a Linear, with the names of those there are.
+    """
+    names, found, seen = linear_names(model), [], set()
+    for target in [t.strip() for text in ([targets] if isinstance(targets, str) else targets) for t in text.split(",") if t.strip()]:
+        parts = [matching(names, part.strip()) for part in target.split("+")]
+        if not all(parts) or len({len(p) for p in parts}) > 1:
+            shapes = sorted({".".join(n.split(".")[2:]) if n.startswith("blocks.") else n for n in names})
+            raise ValueError(f"the LoRA target {target!r} matches no Linear of this model; its Linears are {', '.join(shapes)} (in blocks 0-{len(layer_blocks(names)) - 1}): "
+                             f"name some of these, or use the short names {' '.join(SHORT)}, or 'all'")
+        for group in zip(*parts, strict=True):
+            fresh = tuple(n for n in group if n not in seen)
+            seen.update(fresh)
+            if fresh:
+                found.append(fresh)
+    if not found:
+        raise ValueError(f"targets={targets!r} is empty; LoRA needs at least one Linear: give for example 'q,v'")
+    return found
+
+
+def layer_blocks(names: list[str]) -> set[str]:
+    return {n.split(".")[1] for n in names if n.startswith("blocks.")}
+
+
+def swap(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` where `name` is."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def insert_lora(model: nn.Module, group: tuple[str, ...], r: int, alpha: float, dropout: float, rslora: bool = False) -> None:
+    """Swap the Linears of one group for LoRALinears that share an A (of zeros: the caller fills it)."""
+    shared: nn.Parameter | None = None
+    for name in group:
+        base = model.get_submodule(name)
+        if isinstance(base, LoRALinear):
+            raise ValueError(f"{name} already carries LoRA; a Linear has one adapter: call remove_adapters(model) first, or merge it and save the model")
+        layer = LoRALinear(base, r, alpha, dropout, rslora, A=shared)
+        shared = layer.lora_A
+        swap(model, name, layer.train(base.training))
+
+
+def add_lora(model: nn.Module, r: int = 8, alpha: float = 16, dropout: float = 0.0, targets: str | list[str] = "q,v", rslora: bool = False,
+             seed: int = 0) -> TrainableReport:
+    """Insert LoRA into a loaded model, freeze everything below the head but the new matrices, and leave the outputs as they were, bit for bit.
+
+    Args:    r: rank, at least 1. alpha: the change is scaled by alpha / r. dropout: probability in [0, 1), on the input of A.
+             targets: see `match_targets`. seed: draws A, uniform in +-1/sqrt(in).
+    Returns: the report of what trains now.
+    Raises:  ValueError for a target that matches no Linear, a Linear that carries LoRA already, r or dropout out of range.
+    """
+    if r < 1:
+        raise ValueError(f"r={r}; a rank is 1 or more: 4 to 64 are usual")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout}; it is a probability in [0, 1): give 0.0 to switch it off")
+    groups = match_targets(model, targets)
+    generator = torch.Generator().manual_seed(seed)
+    for group in groups:
+        insert_lora(model, group, r, alpha, dropout, rslora)
+        A = model.get_submodule(group[0]).lora_A
+        bound = 1 / math.sqrt(A.shape[1])
+        A.data.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
+    set_trainable(model, lora_names(model) + layer_groups(model).get("head", []))
+    return trainable_report(model)
+
+
+def lora_names(model: nn.Module) -> list[str]:
+    """The names of every A and B; a shared A goes by the first of its names."""
+    return [name for name, _ in model.named_parameters() if name.endswith((".lora_A", ".lora_B"))]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What merging changed. The last two are None unless a batch was given."""
+
+    layers: int
+    max_weight_change: float                 # largest |delta| of any weight
+    max_logit_change: float | None = None    # largest |merged - unmerged| of any logit of the batch; rounding, unless something is wrong
+    label_flips: int | None = None           # rows (or positions) whose best label changed
+
+    def __str__(self) -> str:
+        check = "" if self.max_logit_change is None else f"; logits changed by at most {self.max_logit_change:.3g}, {self.label_flips} best labels changed"
+        return f"merged {self.layers} layers; weights changed by at most {self.max_weight_change:.3g}{check}"
+
+
+@torch.no_grad()
+def merge_lora(model: nn.Module, batch: dict[str, Tensor] | None = None) -> MergeReport:
+    """Add every change to its weight, in fp32, cast once; the model then costs what it cost without LoRA. `unmerge_lora` takes it back.
+
+    Args:    batch: if given, the logits of this batch are compared before and after, in eval mode.
+    Raises:  ValueError if the model carries no LoRA.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise ValueError("merge_lora on a model without LoRA; there is nothing to merge: call add_lora or load_adapter first")
+    change = max(float(layer.delta().abs().max()) for layer in layers.values())
+    before = eval_logits(model, batch)
+    for layer in layers.values():
+        layer.merge()
+    after = eval_logits(model, batch)
+    if before is None or after is None:
+        return MergeReport(len(layers), change)
+    flips = int((before.argmax(-1) != after.argmax(-1)).sum())
+    return MergeReport(len(layers), change, float((before.float() - after.float()).abs().max()), flips)
+
+
+def eval_logits(model: nn.Module, batch: dict[str, Tensor] | None) -> Tensor | None:
+    """The logits of a batch without dropout; the model's mode is put back."""
+    if batch is None:
+        return None
+    training = model.training
+    model.eval()
+    out = model(**{k: v for k, v in batch.items() if k != "labels"})
+    model.train(training)
+    return out.last_hidden_state if out.logits is None else out.logits
+
+
+def unmerge_lora(model: nn.Module) -> None:
+    """Take the changes out of the weights again: the kept tensors come back, bit for bit."""
+    for layer in lora_layers(model).values():
+        layer.unmerge()
+
+
+def remove_adapters(model: nn.Module) -> None:
+    """Put the plain Linears back; the body is then what it was before `add_lora`, bit for bit. The head stays as trained."""
+    for name, layer in lora_layers(model).items():
+        swap(model, name, layer.plain())
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Inside the `with`, the model answers as its base does. Not for merged models: their weights are changed.
+
+    Raises: ValueError for a merged model.
+    """
+    layers = list(lora_layers(model).values())
+    if any(layer.merged for layer in layers):
+        raise ValueError("adapters_off on a merged model; its weights already hold the change: call unmerge_lora(model) first")
+    was = [layer.active for layer in layers]
+    for layer in layers:
+        layer.active = False
+    try:
+        yield
+    finally:
+        for layer, active in zip(layers, was, strict=True):
+            layer.active = active

@@ -1,0 +1,64 @@
+"""Tensors from safetensors files, one at a time: a single file, or shards with an index. Nothing is trusted before it was checked."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .files import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def shards(folder: Path) -> dict[Path, set[str] | None]:
+    """The files that hold a checkpoint's tensors, each with the names the index promises (None without an index).
+
+    Raises: ValueError if there are none, or the index names a file outside the folder or one that is missing.
+    """
+    if (folder / SINGLE).is_file():
+        return {folder / SINGLE: None}
+    if not (folder / INDEX).is_file():
+        pickled = sorted(path.name for path in folder.glob("*.bin"))
+        advice = f"convert {', '.join(pickled)} once with `minitransfer convert`" if pickled else "give a folder that has them"
+        raise ValueError(f"{folder} has no {SINGLE} and no {INDEX}; weights are read from safetensors only: {advice}")
+    promised: dict[Path, set[str] | None] = {}
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{folder / INDEX} has no weight_map; needed is a table of tensor names and files: fetch the index again")
+    for name, file in weight_map.items():
+        path = folder / str(file)
+        if Path(str(file)).name != file or not str(file).endswith(".safetensors"):
+            raise ValueError(f"{INDEX} in {folder} points {name} to {file!r}; a shard is a .safetensors file in the same folder: do not load this checkpoint")
+        if not path.is_file():
+            raise ValueError(f"{INDEX} in {folder} names {file}, which is missing: fetch all shards again")
+        promised.setdefault(path, set()).add(name)      # type: ignore[union-attr]
+    return promised
+
+
+def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the checkpoint in `folder`, mapped from the file and not yet copied.
+
+    Raises: ValueError for a file that is cut off, is not safetensors, or does not hold what the index promises.
+    """
+    for path, promised in shards(folder).items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = set(file.keys())
+                if promised is not None and names != promised:
+                    wrong = sorted(names ^ promised)
+                    raise ValueError(f"{path.name} and {INDEX} in {folder} disagree about {', '.join(wrong[:5])}: fetch the checkpoint again")
+                for name in sorted(names):
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as e:
+            raise ValueError(f"{path} cannot be read as safetensors ({e}); it is cut off, damaged or another kind of file: fetch it again") from None
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raises: ValueError for NaN or infinity: every number computed from such weights would be wrong."""
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise ValueError(f"{name} has {bad} values that are NaN or infinite out of {tensor.numel()}; weights are finite numbers: "
+                         "the training that wrote them diverged or the file is damaged, take an earlier checkpoint")

@@ -1,0 +1,28 @@
+"""What every test may use: real data by the environment, the reference models, one thread policy."""
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"          # tests never reach for the network
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of real corpora and labelled sets, named by MINITRANSFER_DATA."""
+    folder = os.environ.get("MINITRANSFER_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MINITRANSFER_DATA names no folder")
+    return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
