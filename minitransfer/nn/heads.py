@@ -26,12 +26,21 @@ class BodyOutput:
     x: Float[Tensor, "B T D"]
     keep: Bool[Tensor, "B T"]                   # which positions are tokens
     pooled: Float[Tensor, "B D"] | None = None
+    documents: Int[Tensor, "B T"] | None = None # which text of a packed row they belong to
 
 
 def check_fit(labels: Tensor, n: int, what: str) -> None:
     """Labels index n outputs; a label outside is the user's mistake and is named before it indexes memory."""
     if labels.device.type == "cpu" and len(wrong := labels[(labels != IGNORE) & ((labels < 0) | (labels >= n))]):
         raise ValueError(f"a label {int(wrong[0])}; this head has {n} {what}, numbered 0 to {n - 1} ({IGNORE} marks no target): check the labels")
+
+
+def next_tokens(labels: Int[Tensor, "B T"], body: BodyOutput) -> Int[Tensor, "B T"]:
+    """The target of each position is the label of the next one, if both are tokens of the same text."""
+    targets = labels.new_full(labels.shape, IGNORE)
+    joined = body.keep[:, :-1] if body.documents is None else body.keep[:, :-1] & (body.documents[:, :-1] == body.documents[:, 1:])
+    targets[:, :-1] = labels[:, 1:].masked_fill(~joined, IGNORE)
+    return targets
 
 
 class VocabularyHead(nn.Module):
@@ -62,11 +71,12 @@ class VocabularyHead(nn.Module):
     def loss(self, body: BodyOutput, labels: Int[Tensor, "B T"]) -> LossAndCount:
         """Only positions with a target reach the vocabulary: with 15 % masked, a seventh of the work."""
         check_fit(labels, self.tokens[0].num_embeddings, "tokens")
-        x, labels = (body.x[:, :-1], labels[:, 1:]) if self.shift else (body.x, labels)
+        if self.shift:
+            labels = next_tokens(labels, body)
         wanted = (labels != IGNORE).flatten().nonzero()[:, 0]                    # (N,)
         if len(wanted) == 0:
-            return x.sum() * 0.0, 0
-        rows = x.flatten(0, 1)[wanted]                                           # (N, D)
+            return body.x.sum() * 0.0, 0
+        rows = body.x.flatten(0, 1)[wanted]                                      # (N, D)
         return linear_cross_entropy(self.transformed(rows), self.tokens[0].weight, self.bias, labels.flatten()[wanted]), len(wanted)
 
     def next_logits(self, body: BodyOutput) -> Float[Tensor, "B 2"] | None:

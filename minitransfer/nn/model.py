@@ -142,7 +142,7 @@ class Model(nn.Module):
             if trace is not None:
                 trace.states[-1] = x                                             # the last state is what the head reads
         pooled = None if self.pooler is None else torch.tanh(self.pooler(first_token(x, keep)))
-        return BodyOutput(x, torch.ones(B, T, dtype=torch.bool, device=x.device) if keep is None else keep, pooled)
+        return BodyOutput(x, torch.ones(B, T, dtype=torch.bool, device=x.device) if keep is None else keep, pooled, document_ids)
 
     def sight(self, input_ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None,
               cache: Cache | None) -> tuple[Mask, Tensor | None, Tensor]:

@@ -40,12 +40,11 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
         self.dropout = nn.Dropout(dropout)
         self.active = True
-        self.register_buffer("base_weight", None, persistent=False)    # the untouched weight, kept while merged
-        self.base_weight: Tensor | None
+        self.kept: tuple[Tensor, nn.Parameter, nn.Parameter] | None = None    # while merged: the untouched weight, A and B
 
     @property
     def merged(self) -> bool:
-        return self.base_weight is not None
+        return self.kept is not None
 
     def delta(self) -> Float[Tensor, "out in"]:
         """The change of the weight, s B A, in fp32."""
@@ -58,22 +57,25 @@ class LoRALinear(nn.Module):
         down = linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)          # (..., R)
         return y + linear(self.scale * down, self.lora_B).to(y.dtype)
 
-    @torch.no_grad()
     def merge(self) -> None:
-        """weight <- weight + delta, added in fp32 and cast once. Merging twice is merging once."""
-        if not self.merged:
-            self.base_weight = self.weight.data
-            self.weight.data = (self.weight.float() + self.delta()).to(self.weight.dtype)
-            self.lora_A.requires_grad_(False)
-            self.lora_B.requires_grad_(False)
+        """weight <- weight + delta, added in fp32 and cast once; A and B are put aside, so that only the base's own parameters are left.
 
-    @torch.no_grad()
+        Merging twice is merging once.
+        """
+        if not self.merged:
+            with torch.no_grad():
+                merged = (self.weight.float() + self.delta()).to(self.weight.dtype)
+            self.kept = self.weight.data, self.lora_A, self.lora_B
+            self.weight.data = merged
+            self.lora_A = self.lora_B = None
+
     def unmerge(self) -> None:
-        """Put the kept weight back: the bits from before the merge."""
-        if self.merged:
-            self.weight.data, self.base_weight = self.base_weight, None
-            self.lora_A.requires_grad_(True)
-            self.lora_B.requires_grad_(True)
+        """Put the kept weight back, the bits from before the merge, and A and B with it."""
+        if self.kept is not None:
+            weight, A, B = self.kept
+            device, self.kept = self.weight.device, None
+            A.data, B.data = A.data.to(device), B.data.to(device)
+            self.weight.data, self.lora_A, self.lora_B = weight.to(device), A, B
 
     def plain(self) -> nn.Linear:
         """The Linear that was there before, with its own parameters."""
