@@ -6,7 +6,8 @@ Letters used in every shape, comment and test:
     Dh head width    F feed-forward width    E embedding width    V vocabulary    L blocks    R rank of an adapter    N rows of anything
 """
 from .config import ModelConfig
+from .generate import embed, fill, generate
 from .nn.cache import Cache
 from .nn.model import Model, ModelOutput
 
-__all__ = ["Cache", "Model", "ModelConfig", "ModelOutput"]
+__all__ = ["Cache", "Model", "ModelConfig", "ModelOutput", "embed", "fill", "generate"]

@@ -58,12 +58,14 @@ class VocabularyHead(nn.Module):
         self.next_sentence = nn.Linear(c.d_model, 2) if next_sentence else None
         self.activation, self.shift = ACTIVATIONS[c.activation], shift
         self.tokens = [tokens]  # in a list: shared with the body, registered there only
+        self.output: nn.Module | None = None    # a quicker product with the same matrix and bias, for inference
 
     def transformed(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         return x if self.transform is None or self.norm is None else self.norm(self.activation(self.transform(x)))
 
     def logits(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
-        return linear(self.transformed(x), self.tokens[0].weight, self.bias)
+        x = self.transformed(x)
+        return linear(x, self.tokens[0].weight, self.bias) if self.output is None else self.output(x)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T V"]:
         return self.logits(body.x)

@@ -1,7 +1,7 @@
 """The one question the loop asks, and what the objectives share."""
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "document_ids")
 
 
+@runtime_checkable
 class Objective(Protocol):
     """`objective(model, batch, generator)` -> (sum of the losses over all targets, number of targets).
 

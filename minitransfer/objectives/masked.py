@@ -10,31 +10,15 @@ from ..nn.model import Model
 from ..text.tokenizer import Tokenizer
 from .base import body_inputs, tokens_of
 
-WORD_STARTS = ("Ġ", "▁")  # byte-level BPE and unigram mark the first piece of a word, WordPiece marks the others with ##
-
-
-def continues_word(tokens: list[str]) -> Bool[Tensor, "V"]:
-    """For each token of a vocabulary: is it a piece inside a word, i.e. not its first?
-
-    Raises: ValueError for a vocabulary that marks neither the beginning nor the inside of words.
-    """
-    if any(token.startswith("##") for token in tokens):
-        return torch.tensor([token.startswith("##") for token in tokens])
-    if any(token.startswith(WORD_STARTS) for token in tokens):
-        return torch.tensor([token[:1].isalnum() for token in tokens])  # a mark is no letter, and neither is punctuation: both start something new
-    raise ValueError('whole_word=True with a vocabulary in which no token starts with "##", "Ġ" or "▁"; it needs to know where words begin: '
-                     "use a WordPiece, byte-level BPE or unigram tokenizer, or whole_word=False")
-
-
 class Masked:
     """-sum over hidden positions t of log p(x[t] | the text with hidden positions), drawn anew at every step.
 
     Each ordinary token (never a special one, never padding) is chosen with `probability`; of the chosen, 80 % become the mask token,
     10 % an ordinary token drawn at random and 10 % stay as they are. Only chosen positions reach the vocabulary projection.
-    With `whole_word` one draw decides for all pieces of a word.
+    With `whole_word` one draw decides for all pieces of a word (as `Tokenizer.word_starts` has it).
 
     Args:   probability: in (0, 1].
-    Raises: ValueError for a tokenizer without a mask token, a probability outside (0, 1], or whole words in a vocabulary that does not mark them.
+    Raises: ValueError for a tokenizer without a mask token, or a probability outside (0, 1].
     Source: Devlin et al. 2019, section 3.1 and appendix A.1; whole words as in the authors' later release. Deviations: every position is drawn for itself
             (the authors hide a fixed number per text), and a random replacement is never a special token.
     """
@@ -50,7 +34,7 @@ class Masked:
         self.special = torch.zeros(tok.vocab_size, dtype=torch.bool)
         self.special[list(tok.special_ids)] = True
         self.ordinary = (~self.special).nonzero()[:, 0]                          # ids a random replacement may take
-        self.inside = continues_word(tok.tokens(list(range(tok.vocab_size)))) if whole_word else None
+        self.inside = ~tok.word_starts if whole_word else None               # ids of pieces that are not the first of their word
 
     def draw(self, input_ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"],
              generator: torch.Generator) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:

@@ -36,8 +36,7 @@ def read_texts(source: Any, field: str = "text", documents: str = "blank_line") 
     Args:    source: see the head of this file.
              field: the field of a JSON object, or the column of a data set, that holds the text.
              documents: what one document of a .txt file is: "blank_line", "line" or "file".
-    Raises:  FileNotFoundError for a missing file; ValueError for a source without text, a binary file, or a broken line;
-             KeyError for a field that is not there.
+    Raises:  ValueError for a missing file, a source without text, a binary file, or a broken line; KeyError for a field that is not there.
     """
     parts: list[str] = []
     for part, ends in read_parts(source, field, documents):
@@ -98,7 +97,7 @@ def content_hash(source: Any, field: str, documents: str) -> str:
 def open_text(path: Path) -> IO[bytes]:
     """The bytes of a file, decompressed if it ends in .gz."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: check the path (the current folder is {Path.cwd()})")
+        raise ValueError(f"{path} does not exist: check the path (the current folder is {Path.cwd()})")
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
@@ -219,7 +218,7 @@ def _named(source: str | Path) -> list[Any]:
             raise ValueError(f"{source} is of no known kind ({path.suffix or 'no suffix'}): a corpus is .txt or .jsonl (or either with .gz): rename or convert it")
         return [path]
     if isinstance(source, Path) or path.suffix == ".gz" or _is_text(path) or source.count("/") > 1:
-        raise FileNotFoundError(f"{source} does not exist: check the path (the current folder is {Path.cwd()})")
+        raise ValueError(f"{source} does not exist: check the path (the current folder is {Path.cwd()})")
     if source == "pydoc":
         from .pydoc_corpus import read_pydoc
         return [[row["text"] for row in read_pydoc()]]

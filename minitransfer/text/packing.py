@@ -12,7 +12,7 @@ numbers as its pieces alone.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -56,29 +56,35 @@ class PackedBatches:
         self.piece_ends = [np.array([] if causal else [i], np.int64) for i in (tok.cls_id, tok.sep_id)]
         self.filler = tok.filler
         self.least = 1 if causal else min(LEAST, length - 2)
-        self.rows = _plan(cache.offsets, length, sum(map(len, self.document_ends)), sum(map(len, self.piece_ends)), self.least)
+        self.plan = _plan(cache.offsets, length, sum(map(len, self.document_ends)), sum(map(len, self.piece_ends)), self.least)
         self._order: tuple[int, np.ndarray] | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self.rows) // self.batch_size)
+        return -(-self.n_rows // self.batch_size)
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         epoch, i = divmod(k, len(self))
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows))
-        return self._batch(self._order[1][i * self.batch_size:(i + 1) * self.batch_size])
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n_rows)
+        return self.rows(self._order[1][i * self.batch_size:(i + 1) * self.batch_size])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The first epoch once, so that a plain `for` ends."""
         return (self[k] for k in range(len(self)))
 
-    def _batch(self, rows: np.ndarray) -> dict[str, Tensor]:
-        shape = len(rows), self.length
+    @property
+    def n_rows(self) -> int:
+        """Rows per epoch."""
+        return len(self.plan)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        """The batch of these rows, numbered in the order of the corpus."""
+        shape = len(indices), self.length
         ids, positions, documents = np.full(shape, self.filler, np.int64), np.zeros(shape, np.int64), np.full(shape, -1, np.int64)     # (B, T)
-        for b, row in enumerate(rows):
+        for b, row in enumerate(indices):
             start = 0
-            for n, piece in enumerate(self._pieces(*self.rows[row])):
+            for n, piece in enumerate(self._pieces(*self.plan[row])):
                 end = start + len(piece)
                 ids[b, start:end], documents[b, start:end], positions[b, start:end] = piece, n, np.arange(len(piece))
                 start = end

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool
 from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
 
+from ..weights.sources import resolve
 from . import tokenizer_files
 from .pipelines import Format
 from .tokenizer_train import train
@@ -60,11 +60,8 @@ class Tokenizer:
         Args:    source: a folder with tokenizer.json, or vocab.txt (BERT), or vocab.json and merges.txt (GPT-2); a name under checkpoints/; or a hub id.
                  A vocab.txt is read with lower-casing as tokenizer_config.json says (BERT's default: on); without any configuration it is on when no
                  piece of the vocabulary has an upper-case letter.
-        Raises:  FileNotFoundError if there is no tokenizer at `source`; ValueError if its files are broken.
+        Raises:  ValueError if there is no tokenizer at `source`, or its files are broken.
         """
-        if Path(source).is_dir():
-            return cls(*tokenizer_files.read(Path(source)))
-        from ..weights.sources import resolve
         return cls(*tokenizer_files.read(resolve(source, revision=revision, patterns=PATTERNS)))
 
     @classmethod
@@ -107,20 +104,6 @@ class Tokenizer:
         # the scores of a unigram vocabulary come back from a file changed in their last digit
         spec = json.loads(self.backend.to_str(), parse_float=lambda digits: f"{float(digits):.9g}")
         return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
-
-    @cached_property
-    def word_starts(self) -> Bool[Tensor, "V"]:
-        """Per id, whether it begins a word: no `##` before it (WordPiece), or a space before it (Ġ, ▁, or a line break). Special tokens count as words.
-
-        Where the vocabulary marks no spaces (characters), every token is a word. With byte-level BPE and ▁ pieces a word is what stands between spaces, so
-        punctuation belongs to the word it follows.
-        """
-        starts = torch.zeros(self.vocab_size, dtype=torch.bool)
-        spaced = any(token[0] in "Ġ▁" for token in self.vocab if token)
-        for token, i in self.vocab.items():
-            starts[i] = token[:1] in ("Ġ", "▁", "Ċ", "ĉ") if spaced else not token.startswith("##")
-        starts[list(self.special_ids)] = True
-        return starts
 
     def encode(self, text: str, specials: bool = True) -> list[int]:
         """The ids of one text, in full length."""

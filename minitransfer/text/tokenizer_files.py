@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, normalizers
 
+from ..weights.files import replace_files, write_json
 from . import pipelines
 from .pipelines import BERT, GPT2, PIECES, ROLES, Format
 
@@ -25,7 +26,7 @@ NO_TOKEN_TYPES = ("DistilBert", "Roberta", "GPT2", "MPNet")
 def read(folder: Path) -> tuple[Tokenizer, Format]:
     """The pipeline and the format that `folder` describes.
 
-    Raises:  FileNotFoundError if none of the known files is there; ValueError if one of them is broken.
+    Raises:  ValueError if none of the known files is there, or one of them is broken.
     """
     config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
@@ -36,24 +37,22 @@ def read(folder: Path) -> tuple[Tokenizer, Format]:
         backend = _vocab_and_merges(folder, config)
     else:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
-        raise FileNotFoundError(f"{folder} holds no tokenizer ({there}); it needs tokenizer.json, or vocab.txt, or vocab.json with merges.txt: "
+        raise ValueError(f"{folder} holds no tokenizer ({there}); it needs tokenizer.json, or vocab.txt, or vocab.json with merges.txt: "
                                 "copy one of them there, or save a tokenizer with save_pretrained")
     return backend, _format(backend, config)
 
 
 def write(backend: Tokenizer, format: Format, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, each by a rename, so no reader meets half a file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write tokenizer.json and tokenizer_config.json into `folder`, beside whatever is there."""
     config: dict = {f"{role}_token": token for role, token in format.tokens.items()}
     config |= {"tokenizer_class": format.hf_class, "model_max_length": format.max_len or int(1e30), "clean_up_tokenization_spaces": False}
     config["model_input_names"] = ["input_ids", *(["token_type_ids"] if format.token_types else []), "attention_mask"]
     norm = json.loads(backend.to_str())["normalizer"] or {}
     if norm.get("type") == "BertNormalizer":
         config |= {"do_lower_case": norm["lowercase"], "tokenize_chinese_chars": norm["handle_chinese_chars"], "strip_accents": norm["strip_accents"]}
-    for name, text in (("tokenizer.json", backend.to_str(pretty=True)), ("tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False))):
-        aside = folder / f".{name}.part"
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(folder / name)
+    with replace_files(folder) as new:
+        (new / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+        write_json(new / "tokenizer_config.json", config)
 
 
 def hf_class(backend: Tokenizer) -> str:

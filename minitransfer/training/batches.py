@@ -4,7 +4,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from .seeds import mix
 
 
+@runtime_checkable
 class Batches(Protocol):
     """`batches[k]` is the k-th batch of an endless stream, `len(batches)` the number of batches in an epoch; nothing is remembered between calls."""
 
@@ -67,6 +68,10 @@ class Feed:
         self.batches, self.micro_batches, self.device = batches, micro_batches, device
         self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self.ahead: dict = {}
+
+    @property
+    def epoch_steps(self) -> float:
+        return len(self.batches) / self.micro_batches
 
     def get(self, k: int) -> tuple[dict[str, Tensor], int]:
         batch = self.batches[k]

@@ -5,10 +5,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 128.0  # losses are sums over targets, hundreds of times larger than the means that the usual first scale (65536) is made for
+
+CPU_BF16_FROM = 1_000_000  # parameters
 
 
 def cpu_computes_bf16() -> bool:
@@ -28,8 +30,10 @@ def gpu_computes_bf16(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """ "auto" as what this machine is good at: bf16 where the hardware has it, fp16 on older GPUs, otherwise fp32.
+def choose_precision(wanted: str, device: torch.device, parameters: int) -> str:
+    """What "auto" means here: bf16 where the hardware has it, fp16 on older GPUs, otherwise fp32.
+
+    On a CPU a model below a million parameters stays in fp32: its products are so small that casting costs what bf16 saves.
 
     Raises: ValueError for fp16 on a CPU.
     """
@@ -39,7 +43,7 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if gpu_computes_bf16(device) else "fp16"
-    return "bf16" if device.type == "cpu" and cpu_computes_bf16() else "fp32"
+    return "bf16" if device.type == "cpu" and parameters >= CPU_BF16_FROM and cpu_computes_bf16() else "fp32"
 
 
 class Precision:
@@ -48,13 +52,18 @@ class Precision:
     Source: Micikevicius et al. 2018, "Mixed Precision Training".
     """
 
-    def __init__(self, wanted: str, device: torch.device):
-        self.name, self.device = choose_precision(wanted, device), device
+    def __init__(self, wanted: str, model: nn.Module):
+        device = next(model.parameters()).device
+        self.name, self.device = choose_precision(wanted, device, sum(p.numel() for p in model.parameters())), device
         self.dtype = DTYPES[self.name]
-        self.scaler = torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, enabled=self.name == "fp16")
+        self.scaler = torch.amp.GradScaler(device.type, init_scale=FIRST_SCALE, enabled=self.scaled)
 
     def autocast(self) -> AbstractContextManager:
         return nullcontext() if self.name == "fp32" else torch.autocast(self.device.type, self.dtype)
+
+    @property
+    def scaled(self) -> bool:
+        return self.name == "fp16"
 
     def backward(self, loss: Tensor) -> None:
         self.scaler.scale(loss).backward()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import AbstractContextManager
 
 import torch
 
@@ -15,3 +16,8 @@ def seed_step(seed: int, step: int, device: torch.device) -> torch.Generator:
     """Seed torch's global generators, which dropout draws from, for this step; and return a generator of its own for the objective."""
     torch.manual_seed(mix(seed, "dropout", step))
     return torch.Generator(device).manual_seed(mix(seed, "objective", step))
+
+
+def own_randomness(device: torch.device) -> AbstractContextManager:
+    """Leave the global generators as they were found: seeding every step must not decide what the caller draws afterwards."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

@@ -11,6 +11,9 @@ from html import escape
 
 from torch import nn
 
+from ..nn.model import Model
+
+TASK_HEADS = ("sequence", "token", "span")      # heads that a task brings; the others are part of what was pretrained
 GROUP = re.compile(r"(?:(?:encoder|decoder)\.)?(?:blocks\.\d+|\w+)")
 BLOCK_RANGE = re.compile(r"(?<![\w.])((?:(?:encoder|decoder)\.)?blocks)\.(\d+)-(\d+)(?![\w-])")
 
@@ -102,7 +105,8 @@ class TrainableReport:
         return self.total.trainable
 
     def cells(self) -> list[tuple[str, str, str, str]]:
-        return [("group", "parameters", "trainable", "%")] + [(r.group, f"{r.parameters:,}", f"{r.trainable:,}", f"{r.percent:.3f}") for r in (*self.rows, self.total)]
+        body = [(r.group, f"{r.parameters:,}", f"{r.trainable:,}", f"{r.percent:.3f}") for r in (*self.rows, self.total)]
+        return [("group", "parameters", "trainable", "%"), *body]
 
     def __str__(self) -> str:
         cells = self.cells()
@@ -110,8 +114,10 @@ class TrainableReport:
         return "\n".join(f"{row[0]:<{width[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True)) for row in cells)
 
     def _repr_html_(self) -> str:
-        head, *body = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in zip(["th"] + ["td"] * len(self.cells()), self.cells(), strict=False))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in body)}</tbody></table>"
+        head, *body = self.cells()
+        title = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+        rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+        return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def trainable_report(model: nn.Module) -> TrainableReport:
@@ -129,6 +135,12 @@ def set_trainable(model: nn.Module, names: list[str] | set[str]) -> None:
         parameter.requires_grad_(name in names)
         if name not in names:
             parameter.grad = None
+
+
+def fresh_names(model: Model) -> list[str]:
+    """The parameters that have to train whatever else is frozen: the task's head, and what the checkpoint did not have (see load_report.new)."""
+    new = set(model.load_report.new) if model.load_report else set()
+    return [name for name, _ in model.named_parameters() if name in new or (name.startswith("head.") and model.head_name in TASK_HEADS)]
 
 
 def freeze(model: nn.Module, addresses: str | list[str] | tuple[str, ...]) -> TrainableReport:
@@ -151,7 +163,8 @@ def freeze_to(model: nn.Module, n: int) -> TrainableReport:
     """
     groups = layer_groups(model)
     if not -len(groups) <= n <= len(groups):
-        raise ValueError(f"freeze_to({n}) on a model of {len(groups)} layer groups ({short_list(list(groups))}): give a number from {-len(groups)} to {len(groups)}")
+        raise ValueError(f"freeze_to({n}) on a model of {len(groups)} layer groups ({short_list(list(groups))}): "
+                         f"give a number from {-len(groups)} to {len(groups)}")
     split = n if n >= 0 else len(groups) + n
     set_trainable(model, [name for group in list(groups)[split:] for name in groups[group]])
     return trainable_report(model)

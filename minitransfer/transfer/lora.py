@@ -17,9 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from .groups import TrainableReport, expand_range, layer_groups, set_trainable, trainable_report
+from ..nn.model import Model
+from .groups import TrainableReport, expand_range, fresh_names, set_trainable, trainable_report
 
-SHORT = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj", "up": "mlp.up_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj"}
+SHORT = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj",
+         "up": "mlp.up_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj"}
 
 
 class LoRALinear(nn.Module):
@@ -28,6 +30,9 @@ class LoRALinear(nn.Module):
     Args: r: rank, 1 or more. alpha: strength; the change is scaled by alpha / r, or alpha / sqrt(r) with `rslora`
           (Kalajdzievski 2023, equation 8). dropout: probability in [0, 1). A: a matrix to share with other Linears of the same input.
     """
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
 
     def __init__(self, base: nn.Linear, r: int, alpha: float, dropout: float = 0.0, rslora: bool = False, A: nn.Parameter | None = None):
         super().__init__()
@@ -67,7 +72,7 @@ class LoRALinear(nn.Module):
                 merged = (self.weight.float() + self.delta()).to(self.weight.dtype)
             self.kept = self.weight.data, self.lora_A, self.lora_B
             self.weight.data = merged
-            self.lora_A = self.lora_B = None
+            self.lora_A = self.lora_B = None                # type: ignore[assignment]
 
     def unmerge(self) -> None:
         """Put the kept weight back, the bits from before the merge, and A and B with it."""
@@ -112,13 +117,14 @@ def match_targets(model: nn.Module, targets: str | list[str]) -> list[tuple[str,
             `q+k+v` for Linears side by side that share one A.
     Raises: ValueError for a target without a Linear, with the names of those there are.
     """
-    names, found, seen = linear_names(model), [], set()
+    names, found = linear_names(model), []
+    seen: set[str] = set()
     for target in [t.strip() for text in ([targets] if isinstance(targets, str) else targets) for t in text.split(",") if t.strip()]:
         parts = [matching(names, part.strip()) for part in target.split("+")]
         if not all(parts) or len({len(p) for p in parts}) > 1:
             shapes = sorted({".".join(n.split(".")[2:]) if n.startswith("blocks.") else n for n in names})
-            raise ValueError(f"the LoRA target {target!r} matches no Linear of this model; its Linears are {', '.join(shapes)} (in blocks 0-{len(layer_blocks(names)) - 1}): "
-                             f"name some of these, or use the short names {' '.join(SHORT)}, or 'all'")
+            raise ValueError(f"the LoRA target {target!r} matches no Linear of this model; its Linears are {', '.join(shapes)} "
+                             f"(blocks 0-{len(layer_blocks(names)) - 1}): name some of these, or use the short names {' '.join(SHORT)}, or 'all'")
         for group in zip(*parts, strict=True):
             fresh = tuple(n for n in group if n not in seen)
             seen.update(fresh)
@@ -144,16 +150,16 @@ def insert_lora(model: nn.Module, group: tuple[str, ...], r: int, alpha: float, 
     shared: nn.Parameter | None = None
     for name in group:
         base = model.get_submodule(name)
-        if isinstance(base, LoRALinear):
-            raise ValueError(f"{name} already carries LoRA; a Linear has one adapter: call remove_adapters(model) first, or merge it and save the model")
+        if not isinstance(base, nn.Linear):
+            raise ValueError(f"{name} already carries LoRA; a Linear has one: call remove_adapters(model) first, or merge_lora and save the model")
         layer = LoRALinear(base, r, alpha, dropout, rslora, A=shared)
         shared = layer.lora_A
         swap(model, name, layer.train(base.training))
 
 
-def add_lora(model: nn.Module, r: int = 8, alpha: float = 16, dropout: float = 0.0, targets: str | list[str] = "q,v", rslora: bool = False,
+def add_lora(model: Model, r: int = 8, alpha: float = 16, dropout: float = 0.0, targets: str | list[str] = "q,v", rslora: bool = False,
              seed: int = 0) -> TrainableReport:
-    """Insert LoRA into a loaded model, freeze everything below the head but the new matrices, and leave the outputs as they were, bit for bit.
+    """Insert LoRA into a loaded model, freeze everything but the new matrices and a task's head, and leave the outputs as they were, bit for bit.
 
     Args:    r: rank, at least 1. alpha: the change is scaled by alpha / r. dropout: probability in [0, 1), on the input of A.
              targets: see `match_targets`. seed: draws A, uniform in +-1/sqrt(in).
@@ -168,10 +174,10 @@ def add_lora(model: nn.Module, r: int = 8, alpha: float = 16, dropout: float = 0
     generator = torch.Generator().manual_seed(seed)
     for group in groups:
         insert_lora(model, group, r, alpha, dropout, rslora)
-        A = model.get_submodule(group[0]).lora_A
+        A = model.get_parameter(group[0] + ".lora_A")
         bound = 1 / math.sqrt(A.shape[1])
         A.data.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
-    set_trainable(model, lora_names(model) + layer_groups(model).get("head", []))
+    set_trainable(model, {*lora_names(model), *fresh_names(model)})
     return trainable_report(model)
 
 
@@ -190,8 +196,10 @@ class MergeReport:
     label_flips: int | None = None           # rows (or positions) whose best label changed
 
     def __str__(self) -> str:
-        check = "" if self.max_logit_change is None else f"; logits changed by at most {self.max_logit_change:.3g}, {self.label_flips} best labels changed"
-        return f"merged {self.layers} layers; weights changed by at most {self.max_weight_change:.3g}{check}"
+        text = f"merged {self.layers} layers; weights changed by at most {self.max_weight_change:.3g}"
+        if self.max_logit_change is not None:
+            text += f"; logits changed by at most {self.max_logit_change:.3g}, {self.label_flips} best labels changed"
+        return text
 
 
 @torch.no_grad()
@@ -201,12 +209,13 @@ def merge_lora(model: nn.Module, batch: dict[str, Tensor] | None = None) -> Merg
     Args:    batch: if given, the logits of this batch are compared before and after, in eval mode.
     Raises:  ValueError if the model carries no LoRA.
     """
-    layers = lora_layers(model)
-    if not layers:
+    found = lora_layers(model)
+    if not found:
         raise ValueError("merge_lora on a model without LoRA; there is nothing to merge: call add_lora or load_adapter first")
-    change = max(float(layer.delta().abs().max()) for layer in layers.values())
+    layers = [layer for layer in found.values() if not layer.merged]
+    change = max((float(layer.delta().abs().max()) for layer in layers), default=0.0)
     before = eval_logits(model, batch)
-    for layer in layers.values():
+    for layer in layers:
         layer.merge()
     after = eval_logits(model, batch)
     if before is None or after is None:

@@ -1,0 +1,187 @@
+"""What a trained model says: text going on, masks filled in, vectors for texts."""
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from .nn.cache import Cache
+from .nn.heads import EmbeddingHead, VocabularyHead
+from .nn.model import Model
+from .ops.packed_linear import PackedLinear, available
+from .training.precision import DTYPES, choose_precision
+
+if TYPE_CHECKING:
+    from .text.tokenizer import Tokenizer
+
+
+# ---- one token from its logits -------------------------------------------------------------------------------------------------------------------
+
+def penalised(logits: Float[Tensor, "B V"], ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"], penalty: float) -> Float[Tensor, "B V"]:
+    """Make the tokens already in the text less likely: positive logits are divided by the penalty, negative ones multiplied.
+
+    Source: Keskar et al. 2019 (CTRL), section 4.1, with the usual treatment of negative logits. Padding is no part of the text.
+    """
+    seen = torch.zeros_like(logits).scatter_reduce(1, ids, keep.to(logits.dtype), "amax") > 0    # (B, V)
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def filtered_probs(logits: Float[Tensor, "B V"], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> Float[Tensor, "B V"]:
+    """The distribution that is sampled from: softmax(logits / temperature) over the k best tokens, then over the smallest set of mass >= p.
+
+    Args:   temperature > 0; top_k in tokens; top_p in (0, 1]. The best token always stays.
+    Source: Fan et al. 2018 (top-k), Holtzman et al. 2020 (nucleus).
+    """
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+    if top_p is not None and top_p < 1:
+        ordered, index = logits.sort(descending=True)                              # (B, V)
+        probs = ordered.softmax(-1)
+        outside = probs.cumsum(-1) - probs >= top_p                                # the mass before a token is p already
+        outside[:, 0] = False
+        logits = logits.masked_fill(torch.zeros_like(outside).scatter_(1, index, outside), -math.inf)
+    return logits.softmax(-1)
+
+
+# ---- a copy of the model that is quick at one row ----------------------------------------------------------------------------------------------
+
+PACKED: WeakKeyDictionary[Model, tuple[tuple, Model]] = WeakKeyDictionary()     # one packed copy per model, dropped with it
+
+
+def packed_copy(model: Model, dtype: torch.dtype) -> Model:
+    """A model that shares the parameters of `model` but multiplies by packed weights; made again when a parameter has changed.
+
+    It costs the memory of the weights once more, in `dtype`, for as long as `model` lives.
+    """
+    state = (dtype, *((id(p), p.data_ptr(), p._version) for p in model.parameters()))
+    known = PACKED.get(model)
+    if known is not None and known[0] == state:
+        return known[1]
+    quick = copy.deepcopy(model, {id(p): p for p in model.parameters()})           # parameters are shared, not copied
+    for name, module in list(quick.named_modules()):
+        for child_name, child in list(module.named_children()):
+            if type(child) is nn.Linear and not name.endswith("base"):
+                setattr(module, child_name, PackedLinear(child.weight, child.bias, dtype))
+    if isinstance(quick.head, VocabularyHead):
+        quick.head.output = PackedLinear(quick.head.tokens[0].weight, quick.head.bias, dtype)
+    PACKED[model] = (state, quick)
+    return quick
+
+
+def prepared(model: Model, precision: str) -> tuple[Model, torch.dtype]:
+    """The model to generate with, and the dtype of its products."""
+    dtype = DTYPES[choose_precision(precision, model.device)]
+    if model.device.type == "cpu" and available() and dtype in (torch.float32, torch.bfloat16):
+        return packed_copy(model, dtype), torch.float32                             # the packed products choose their own dtype
+    return model, dtype
+
+
+# ---- the three questions ------------------------------------------------------------------------------------------------------------------------
+
+def left_padded(ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Move padding to the left, so that every text ends in the last column."""
+    order = keep.int().argsort(dim=1, stable=True)                                  # padding (0) first, tokens in their order
+    return ids.gather(1, order), keep.gather(1, order)
+
+
+@torch.no_grad()
+def generate(model: Model, ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, max_new_tokens: int = 50, temperature: float = 0.0,
+             top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0, stop: Sequence[int] = (),
+             generator: torch.Generator | None = None, use_cache: bool = True, precision: str = "auto") -> Int[Tensor, "B N"]:
+    """Continue each text, token by token.
+
+    Args:    attention_mask: (B, T), nonzero = token; either padding side is right; temperature 0: always the most likely token, else sampling;
+             stop: ids that end a text; generator: of the samples; precision: "auto" uses bf16 where the CPU or GPU is faster with it, "fp32" is exact.
+    Returns: (B, T + new): padding (if any) moved to the left, the texts, the new tokens; after a stop token the row is filled with that token.
+    Raises:  ValueError for a model without a causal head, settings out of range, or more tokens than the model can read.
+    """
+    check_settings(model, ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
+    keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+    ids, keep = left_padded(ids, keep)
+    longest = int(keep.sum(1).max())
+    if longest + max_new_tokens > model.config.max_len:
+        raise ValueError(f"{longest} tokens and {max_new_tokens} new ones; this model reads at most {model.config.max_len}: "
+                         f"ask for at most {max(model.config.max_len - longest, 0)}, or shorten the text")
+    training, stops = model.training, torch.tensor(list(stop), dtype=torch.long, device=ids.device)
+    model.eval()
+    try:
+        quick, dtype = prepared(model, precision)
+        cache, done, new = Cache(model.config.n_layers) if use_cache else None, torch.zeros(len(ids), dtype=torch.bool, device=ids.device), ids
+        with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
+            for _ in range(max_new_tokens):
+                body = quick.body(new, keep[:, -new.shape[1] :], cache=cache)
+                logits = quick.head.logits(body.x[:, -1]).float()                   # (B, V): only the last position is asked
+                if repetition_penalty != 1.0:
+                    logits = penalised(logits, ids, keep, repetition_penalty)
+                if temperature == 0:
+                    chosen = logits.argmax(-1, keepdim=True)
+                else:
+                    chosen = torch.multinomial(filtered_probs(logits, temperature, top_k, top_p), 1, generator=generator)
+                chosen = torch.where(done[:, None], ids[:, -1:], chosen)            # (B, 1)
+                ids, keep = torch.cat([ids, chosen], 1), torch.cat([keep, torch.ones_like(chosen, dtype=torch.bool)], 1)
+                new = chosen if use_cache else ids
+                if len(stops) and bool((done := done | torch.isin(chosen[:, 0], stops)).all()):
+                    break
+    finally:
+        model.train(training)
+    return ids
+
+
+def check_settings(model: Model, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, penalty: float) -> None:
+    if not (isinstance(model.head, VocabularyHead) and model.head.shift):
+        raise ValueError(f'a model with head "{model.head_name}"; text is continued by a causal head: load it with head="causal"')
+    if ids.shape[1] == 0:
+        raise ValueError("a text of no tokens; there must be one to go on from: start with the tokenizer's bos or eos id")
+    wrong = {"max_new_tokens": max_new_tokens if max_new_tokens < 1 else None, "temperature": temperature if temperature < 0 else None,
+             "top_k": top_k if top_k is not None and top_k < 1 else None, "top_p": top_p if top_p is not None and not 0 < top_p <= 1 else None,
+             "repetition_penalty": penalty if penalty <= 0 else None}
+    for name, value in wrong.items():
+        if value is not None:
+            raise ValueError(f"{name}={value}; it must be {'in (0, 1]' if name == 'top_p' else 'at least 0' if name == 'temperature' else 'above 0'}: correct it")
+
+
+@torch.no_grad()
+def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
+    """The k likeliest tokens at each mask of `text`, with their probabilities.
+
+    Raises: ValueError for a model without a masked head, or a text without a mask.
+    """
+    if not isinstance(model.head, VocabularyHead) or model.head.shift:
+        raise ValueError(f'a model with head "{model.head_name}"; masks are filled by a masked head: load it with head="masked"')
+    batch = tok([text])
+    places = (batch["input_ids"][0] == tok.mask_id).nonzero()[:, 0]                 # (N,)
+    if tok.mask_id is None or len(places) == 0:
+        raise ValueError(f"{text!r} has no mask; write {tok.tokens([tok.mask_id])[0] if tok.mask_id is not None else 'a mask token'} where a word is missing")
+    training = model.training
+    body = model.eval().body(**{name: t.to(model.device) for name, t in batch.items()})
+    model.train(training)
+    probs = model.head.logits(body.x[0, places]).float().softmax(-1)                # (N, V)
+    best = probs.topk(k)
+    return [[(tok.decode([int(i)]).strip(), float(p)) for p, i in zip(*rows, strict=True)] for rows in zip(best.values, best.indices, strict=True)]
+
+
+@torch.no_grad()
+def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 32, max_length: int | None = None) -> Float[Tensor, "N D"]:
+    """One vector per text, in the order given; texts of like length are computed together.
+
+    Args:   max_length: in tokens; longer texts are cut (the tokenizer says how many).
+    Raises: ValueError for a model without an embedding head.
+    """
+    if not isinstance(model.head, EmbeddingHead):
+        raise ValueError(f'a model with head "{model.head_name}"; vectors come from an embedding head: model.set_head("embedding", pooling="mean")')
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    out, training = torch.empty(len(texts), model.config.d_model), model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = tok([texts[i] for i in rows], max_length=max_length or model.config.max_len)
+        out[rows] = model(**{name: t.to(model.device) for name, t in batch.items()}).embeddings.float().cpu()
+    model.train(training)
+    return out

@@ -1,0 +1,38 @@
+"""Held-out loss, one batch at a time: memory does not depend on how much is held out."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from ..nn.model import Model
+from ..objectives import Objective
+from .batches import Batches
+from .precision import Precision
+from .seeds import mix
+
+Evaluation = Callable[[Model], dict[str, float]]
+
+
+def measure(model: Model, evaluate: Evaluation, precision: Precision) -> dict[str, float]:
+    """Run an evaluation in evaluation mode, without gradients, in the run's own precision."""
+    model.eval()
+    with torch.no_grad(), precision.autocast():
+        return {name: float(value) for name, value in evaluate(model).items()}
+
+
+def held_out_loss(batches: Batches, objective: Objective, seed: int = 0) -> Evaluation:
+    """An evaluation for `train`: loss per target in nats and perplexity exp(loss) over one epoch of `batches`.
+
+    Masks are drawn from (seed, number of the batch), so every evaluation asks for the same tokens and two of them can be compared.
+    """
+    def evaluate(model: Model) -> dict[str, float]:
+        loss_sum, targets = 0.0, 0
+        for k in range(len(batches)):
+            batch = {name: t.to(model.device) for name, t in batches[k].items()}
+            loss, n = objective(model, batch, torch.Generator(model.device).manual_seed(mix(seed, "evaluation", k)))
+            loss_sum, targets = loss_sum + float(loss), targets + int(n)
+        mean = loss_sum / max(targets, 1)
+        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "targets": float(targets)}
+    return evaluate

@@ -1,0 +1,99 @@
+"""The loop. One for every objective and every strategy: an objective maps (model, batch) to a sum of losses and the number of targets in it."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from ..nn.model import Model
+from ..objectives import Objective
+from .batches import Batches, Feed, fingerprint
+from .diagnose import check_weights, explain_non_finite
+from .evaluate import Evaluation
+from .interrupt import Interrupt, interruptible
+from .memory import explained_out_of_memory, keep_freed_memory
+from .optim import check_groups, make_optimizer, param_groups, scale_and_clip, set_lr
+from .precision import Precision
+from .run import Run, TrainResult
+from .schedule import Horizon, lr_at
+from .seeds import own_randomness, seed_step
+from .settings import TrainSettings
+from .state import Save
+
+
+def steps(run: Run, feed: Feed, objective: Objective, ctrl_c: Interrupt, on_step: Callable[[dict], None] | None) -> str:
+    """Step after step until something says stop. Returns: what did."""
+    model, optimizer, precision, settings, done = run.model, run.optimizer, run.precision, run.settings, run.progress
+    model.train()
+    while (stopped := run.reason_to_stop(ctrl_c.asked)) is None:
+        lr = lr_at(done.step, run.horizon.total_steps(*done.used()), settings)
+        set_lr(optimizer, lr)
+        generator = seed_step(settings.seed, done.step, model.device)
+        loss_sum, targets, tokens, length = torch.zeros((), device=model.device), 0, 0, 0
+        for batch, n_tokens in feed.step(done.step):
+            with precision.autocast():
+                loss, n = objective(model, batch, generator)
+            precision.backward(loss)
+            loss_sum, targets, tokens, length = loss_sum + loss.detach(), targets + n, tokens + n_tokens, batch["input_ids"].shape[1]
+        targets = max(int(targets), 1)
+        precision.unscale(optimizer)
+        # once per step: micro-batches hold different numbers of targets, averaging their averages would weigh them wrongly
+        norm = scale_and_clip(run.trained.values(), targets, settings.max_grad_norm)
+        mean_loss, grad_norm = torch.stack([loss_sum / targets, norm]).tolist()
+        if not math.isfinite(mean_loss if precision.scaled else mean_loss + grad_norm):  # with a loss scale an overflow is ordinary: the step is skipped
+            raise explain_non_finite(model, lambda: replay(run, feed, objective), mean_loss, done.step, run.saved)
+        precision.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        record = run.after_step(mean_loss, grad_norm, lr, tokens, targets, length)
+        if on_step is not None:
+            on_step(record)
+        evaluation_due, save_due = run.due(feed.epoch_steps)
+        if evaluation_due:
+            run.evaluate()
+        if save_due:
+            run.save()
+    return stopped
+
+
+def replay(run: Run, feed: Feed, objective: Objective) -> None:
+    """The forward passes of the current step once more, with the same random numbers."""
+    generator = seed_step(run.settings.seed, run.progress.step, run.model.device)
+    for batch, _ in feed.step(run.progress.step):
+        with run.precision.autocast():
+            objective(run.model, batch, generator)
+
+
+def train(model: Model, batches: Batches, objective: Objective, settings: TrainSettings, *, out: str | Path | None = None,
+          evaluate: Evaluation | None = None, groups: list[dict] | None = None, resume: bool = False,
+          on_step: Callable[[dict], None] | None = None, save: Save | None = None, data: dict[str, str] | None = None) -> TrainResult:
+    """Train the parameters of `model` that are in `groups` (default: all that require a gradient) until the first limit of `settings`.
+
+    Everything random is drawn from (seed, step): with `resume`, a run that was stopped or killed ends with the same bits on a CPU as one that never was. Exceptions:
+    a limit in minutes (weights and optimizer go on exactly, the learning rate follows the clock) and another number of threads (sums run in another order).
+
+    Args:    out: the run's folder: manifest.json, log.jsonl, last/ (to resume from), best/, model/ (the result). None: nothing is written.
+             evaluate: model -> metrics, called in evaluation mode without gradients.
+             groups: see `param_groups`; resume: go on from out/last if there is one; on_step: sees the record of each step.
+             save: writes the model into a folder for its user (default: `model.save_pretrained`); data: names and hashes of the data, compared on resume.
+    Returns: the model keeps the last weights, or the best if `settings.best` names a metric; it is left in evaluation mode.
+    Raises:  NonFiniteError (a ValueError) for weights, losses or gradients that are NaN or infinite; OSError for a save that failed; ValueError for a resumption
+             that differs from the run, groups that do not fit, or a folder that holds another run. No error touches an earlier save.
+    """
+    if resume and out is None:
+        raise ValueError("resume=True without a run folder; a run goes on from what is saved there: give out=")
+    if settings.best and evaluate is None:
+        raise ValueError(f"best={settings.best!r} without an evaluation; the best weights are picked by held-out data: give evaluate=, or leave best out")
+    check_weights(model)
+    keep_freed_memory()
+    model.checkpointing = settings.checkpointing
+    groups = param_groups(model, settings.weight_decay) if groups is None else groups
+    check_groups(model, groups)
+    run = Run(model, make_optimizer(groups, settings), Precision(settings.precision, model), settings, Horizon.of(settings, len(batches)),
+              {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)
+    run.open(resume)
+    feed = Feed(batches, settings.micro_batches, model.device)
+    with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory():
+        return run.finish(steps(run, feed, objective, ctrl_c, on_step))

@@ -1,0 +1,160 @@
+"""Raw text in, a trained body out: pretraining from scratch, and going on from a pretrained body on the text of a domain."""
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..nn.model import Model
+from ..objectives import Causal, Masked, Objective
+from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
+from ..weights.files import read_json, write_json
+from .diagnose import check_weights
+from .evaluate import Evaluation, held_out_loss, measure
+from .loop import train
+from .precision import Precision
+from .run import TrainResult
+from .settings import LIMITS, TrainSettings
+from .state import Save
+
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 2000   # of the rows, when no validation text is given
+HELD_OUT_SEED = 20                           # the same rows are held out whatever the seed of the run, so that runs can be compared
+
+
+def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: int) -> None:
+    """Raises: ValueError if the tokenizer, the head, the direction of the body or its length does not suit, before anything is computed."""
+    rows = model.config.vocab_size
+    if tok.vocab_size > rows:
+        raise ValueError(f"a tokenizer of {tok.vocab_size} tokens and a model with {rows} rows in its token table; every token needs a row: "
+                         f"use the tokenizer the model was made with, or model.resize_vocabulary({tok.vocab_size})")
+    if length > model.config.max_len:
+        raise ValueError(f"length={length}; this model reads at most {model.config.max_len} tokens: choose a length up to that")
+    head = "causal" if isinstance(objective, Causal) else "masked"
+    if not model.head_name.startswith(head):
+        raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), or load the checkpoint with head="{head}"')
+    if model.config.causal != (head == "causal"):
+        raise ValueError(f"objective={head!r} for a body with causal={model.config.causal}; " + (
+            "a body that sees what it shall predict learns to copy: use a causal body, or the masked objective" if head == "causal"
+            else "hidden tokens are to be guessed from both sides: use a bidirectional body, or the causal objective"))
+
+
+def make_objective(objective: str | Objective, tok: Tokenizer) -> Objective:
+    """An objective by its name, or as it is."""
+    if not isinstance(objective, str):
+        return objective
+    if objective not in ("masked", "causal"):
+        raise ValueError(f'objective={objective!r}; it is "masked" or "causal", or an object such as Masked(tok, whole_word=True): choose one of these')
+    return Masked(tok) if objective == "masked" else Causal()
+
+
+def hold_out(packed: PackedBatches) -> tuple[PackedBatches, PackedBatches]:
+    """The rows to train on and the rows to measure on: one in a hundred, at most 2,000, chosen by a fixed seed.
+
+    Raises: ValueError if there are not two rows.
+    """
+    n = len(packed.rows)
+    if n < 2:
+        raise ValueError(f"a corpus that fills {n} rows of {packed.length} tokens; at least two are needed, one to train on and one to measure on: give more text, or a smaller length")
+    order = np.random.default_rng(HELD_OUT_SEED).permutation(n)
+    held = max(1, min(HELD_OUT_MOST, math.floor(HELD_OUT_SHARE * n)))
+    parts = copy.copy(packed), copy.copy(packed)
+    parts[0].rows, parts[1].rows = packed.rows[np.sort(order[held:])], packed.rows[np.sort(order[:held])]
+    return parts
+
+
+def unigram_entropy(cache: TokenCache, vocab_size: int, chunk: int = 1 << 22) -> float:
+    """-sum p log p over the frequencies of tokens, in nats: the loss of a model that knows how common each token is and nothing else.
+
+    A masked model started from scratch often stays near this line for a while; one that never falls below it has learned nothing from context.
+    """
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, cache.n_tokens, chunk):
+        counts += np.bincount(cache.ids[start:start + chunk], minlength=vocab_size)
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+class Corpus:
+    """A corpus as a run needs it: batches to train on, an evaluation, and what identifies the data."""
+
+    def __init__(self, model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective, validation: Any, length: int, batch_size: int, seed: int):
+        self.objective = make_objective(objective, tok)
+        check_pairing(model, tok, self.objective, length)
+        causal = isinstance(self.objective, Causal)
+
+        def pack(source: Any) -> PackedBatches:
+            return PackedBatches(source if isinstance(source, TokenCache) else tokenize_corpus(tok, source), tok, length, batch_size, seed=seed, causal=causal)
+
+        packed = pack(corpus)
+        self.train, self.held_out = hold_out(packed) if validation is None else (packed, pack(validation))
+        self.unigram = unigram_entropy(packed.cache, tok.vocab_size)
+        self.pack = pack
+        self.data = {"corpus": packed.cache.content[:16], "tokens": str(packed.cache.n_tokens), "tokenizer": tok.fingerprint[:16],
+                     "held out": f"{len(self.held_out.rows)} rows of {'the corpus' if validation is None else self.held_out.cache.content[:16]}"}
+
+    def evaluation(self, general: Any = None) -> Evaluation:
+        """Held-out loss and perplexity beside the loss of token frequencies alone; `general_loss` on other text, if some is given."""
+        domain = held_out_loss(self.held_out, self.objective)
+        other = None if general is None else held_out_loss(self.pack(general), self.objective)
+
+        def evaluate(model: Model) -> dict[str, float]:
+            return domain(model) | {"unigram_loss": self.unigram} | ({} if other is None else {"general_loss": other(model)["loss"]})
+        return evaluate
+
+
+def defaults(settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The settings of a call over those of pretraining."""
+    limit = {} if any(settings.get(name) is not None for name in LIMITS) else {"epochs": 1}
+    return {"eval_every": 500, "best": "loss lower", **limit, **more, **settings}
+
+
+def save_with(tok: Tokenizer) -> Save:
+    """Writes a model and its tokenizer, so that the folder can be used alone."""
+    def save(model: Model, folder: Path) -> None:
+        model.save_pretrained(folder)
+        tok.save_pretrained(folder)
+    return save
+
+
+def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective = "masked", validation: Any = None, out: str | Path | None = None,
+             resume: bool = False, length: int = 128, batch_size: int = 32, general: Any = None, **settings: Any) -> TrainResult:
+    """Train `model` on raw text; it is changed in place.
+
+    Args:    corpus, validation: anything `read_texts` reads, or a TokenCache. Without validation a fixed 1 % of the rows, at most 2,000, is held out and never trained on.
+             objective: "masked", "causal", or an objective object.
+             out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer. resume: go on from its last save.
+             length: tokens per row; batch_size: rows per batch, of which an optimizer step takes `micro_batches`.
+             general: other text whose loss is reported beside, as general_loss.
+             settings: of TrainSettings. Defaults here: one epoch if no limit is given, an evaluation every 500 steps, best="loss lower".
+    Returns: the TrainResult; metrics are loss (nats per target), perplexity, and unigram_loss, what token frequencies alone would give.
+    Raises:  ValueError for a vocabulary, head, length or corpus that does not fit, before training starts; and what `train` raises.
+    """
+    chosen = TrainSettings.from_dict(defaults(settings))
+    texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed)
+    return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(general), resume=resume, save=save_with(tok), data=texts.data)
+
+
+def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective | None = None, validation: Any = None, out: str | Path | None = None,
+          resume: bool = False, length: int = 128, batch_size: int = 32, general: Any = None, **settings: Any) -> TrainResult:
+    """Go on pretraining a pretrained model on the text of a domain or task; it is changed in place.
+
+    Args:    as for `pretrain`, with lr=1e-4 by default; objective: None: that of the model's head.
+    Returns: the TrainResult with `before` and `after`: held-out loss on the domain, and on the `general` text, of the model as it came and as it left.
+    Source:  Gururangan et al. 2020, "Don't Stop Pretraining".
+    """
+    if objective is None:
+        objective = "causal" if model.head_name == "causal" else "masked"
+    chosen = TrainSettings.from_dict(defaults(settings, lr=1e-4))
+    texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed)
+    evaluate, precision = texts.evaluation(general), Precision(chosen.precision, model)
+    check_weights(model)
+    before = measure(model, evaluate, precision)
+    result = train(model, texts.train, texts.objective, chosen, out=out, evaluate=evaluate, resume=resume, save=save_with(tok), data=texts.data)
+    result = replace(result, before=before, after=measure(model, evaluate, precision))
+    if result.out is not None:
+        write_json(result.out / "manifest.json", {**read_json(result.out / "manifest.json"), "before": result.before, "after": result.after})
+    return result

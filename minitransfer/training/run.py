@@ -1,0 +1,180 @@
+"""What a run does beside its steps: it reads meters, evaluates, keeps the best weights, saves, and goes on from a save."""
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..nn.model import Model
+from ..weights.files import recover, write_aside, write_json
+from .evaluate import Evaluation, measure
+from .log import RunLog, finish_manifest, write_manifest
+from .memory import peak_memory, reset_peak
+from .precision import Precision
+from .schedule import Horizon
+from .settings import TrainSettings
+from .state import Progress, Save, explained_save, identity, load_parameters, load_state, save_parameters, save_state, trained_parameters
+from .throughput import Meter
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What came out of a run. `stopped` is the limit that ended it: "steps", "epochs", "tokens", "minutes", "patience" or "interrupted"."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    stopped: str
+    history: list[dict]                 # the records of log.jsonl
+    best: dict | None                   # step, metric, direction and value of the kept weights
+    metrics: dict[str, float]           # of the last evaluation
+    tokens_per_second: float            # over all steps but the first
+    peak_memory: int                    # bytes
+    precision: str
+    out: Path | None
+    before: dict[str, float] = field(default_factory=dict)   # metrics of the model as it came; `adapt` measures them
+    after: dict[str, float] = field(default_factory=dict)    # and of the model as it left
+
+
+class Run:
+    """The state of a run and its folder."""
+
+    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, precision: Precision, settings: TrainSettings, horizon: Horizon, data: dict[str, str],
+                 out: Path | None, evaluate: Evaluation | None, save: Save):
+        self.model, self.optimizer, self.precision, self.settings, self.horizon = model, optimizer, precision, settings, horizon
+        self.out, self.evaluation, self.save_model, self.data = out, evaluate, save, data
+        self.trained = trained_parameters(model, optimizer.param_groups)
+        self.whole = {} if out is None else identity(model, self.trained, settings, precision.name, data)
+        self.progress, self.saved = Progress(), None
+        self.best_weights: dict[str, Tensor] = {}
+        self.metrics: dict[str, float] = {}
+        self.steps_here, self.timed_tokens, self.timed_seconds = 0, 0, 0.0
+
+    def open(self, resume: bool) -> None:
+        """Begin, or go on where the folder's last save was made."""
+        if self.out is not None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if not resume and recover(self.out / "last").exists():
+                raise ValueError(f"{self.out} already holds a run; a new one would overwrite it: pass resume=True to go on with it, or choose another folder")
+            if (found := load_state(self.out / "last", self.trained, self.optimizer, self.precision.scaler, self.whole)) is not None:
+                self.progress, self.saved = found, found.step
+            else:
+                write_manifest(self.out, self.model, self.settings, self.precision.name, self.data)
+        self.log = RunLog(self.out, self.progress.step, self.settings.tensorboard)
+        self.metrics = next((one["evaluation"] for one in reversed(self.log.records) if "evaluation" in one), {})
+        self.meter = Meter(self.model, self.precision.dtype)
+        reset_peak(self.model.device)
+        self.began = time.perf_counter() - self.progress.seconds
+        self.step_began = time.perf_counter()
+        total = self.horizon.total_steps(*self.progress.used())
+        self.bar = tqdm(total=int(total) if total < float("inf") else None, initial=self.progress.step, desc="training", unit="step", mininterval=0.5,
+                        disable=not self.settings.progress)
+        if self.settings.best:
+            self.say(f"keeping the weights with the best held-out {self.settings.best.replace(' ', ', ')} is better")
+
+    def reason_to_stop(self, interrupted: bool) -> str | None:
+        if reason := self.horizon.reached(*self.progress.used()):
+            return reason
+        if self.settings.patience and self.progress.waited >= self.settings.patience:
+            return "patience"
+        return "interrupted" if interrupted else None
+
+    def after_step(self, loss: float, grad_norm: float, lr: float, tokens: int, targets: int, length: int) -> dict:
+        """Count the step and, every `log_every` steps, write a record of those since the last one. Returns: the record of this step alone."""
+        now, done = time.perf_counter(), self.progress
+        done.step, done.tokens, done.seconds = done.step + 1, done.tokens + tokens, now - self.began
+        self.meter.add(tokens, targets, length, now - self.step_began, loss)
+        self.steps_here += 1
+        if self.steps_here > 1:                                                  # the first step also warms caches up
+            self.timed_tokens, self.timed_seconds = self.timed_tokens + tokens, self.timed_seconds + now - self.step_began
+        record = {"step": done.step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "targets": targets, "tokens": done.tokens, "seconds": done.seconds}
+        self.bar.update()
+        if done.step % self.settings.log_every == 0:
+            self.write_record(record)
+        self.step_began = time.perf_counter()
+        return record
+
+    def write_record(self, record: dict) -> None:
+        rates = self.meter.read()
+        self.log.write({**record, **rates, "memory": peak_memory(self.model.device)})
+        self.bar.set_postfix_str(f"loss {rates['loss']:.3f}, {rates['tokens_per_second']:,.0f} tokens/s", refresh=False)
+
+    def say(self, line: str) -> None:
+        if self.settings.progress:
+            self.bar.write(line)
+
+    def due(self, epoch_steps: float) -> tuple[bool, bool]:
+        """Is it time to evaluate, and to save? Epochs end where the step passes a multiple of their length."""
+        step, every = self.progress.step, self.settings.eval_every
+        epoch_ends = step // epoch_steps > (step - 1) // epoch_steps
+        return (step % every == 0 if every else epoch_ends), step % self.settings.save_every == 0
+
+    def evaluate(self) -> None:
+        """Measure, compare with the best so far and keep the weights if they are better."""
+        if self.evaluation is None or self.progress.evaluated == self.progress.step:
+            return
+        self.metrics = measure(self.model, self.evaluation, self.precision)
+        self.model.train()
+        self.progress.evaluated, self.progress.seconds = self.progress.step, time.perf_counter() - self.began
+        self.log.write({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": self.metrics})
+        if self.settings.best:
+            self.keep_if_best(*self.settings.best.split())
+        self.step_began = time.perf_counter()
+
+    def keep_if_best(self, metric: str, direction: str) -> None:
+        if metric not in self.metrics:
+            raise ValueError(f"best={self.settings.best!r}, and the evaluation gives no {metric!r}; it gives {', '.join(self.metrics)}: name one of these")
+        value, done = self.metrics[metric], self.progress
+        done.waited += 1
+        if done.best is not None and not (value < done.best["value"] if direction == "lower" else value > done.best["value"]):
+            return
+        done.waited, done.best = 0, {"step": done.step, "metric": metric, "better": direction, "value": value}
+        if self.out is None:
+            self.best_weights = {name: p.detach().clone() for name, p in self.trained.items()}
+            return
+        with explained_save(self.out / "best", done.step), write_aside(self.out / "best") as aside:
+            self.save_model(self.model, aside)
+            save_parameters(self.trained, aside)
+            write_json(aside / "best.json", done.best)
+
+    def save(self) -> None:
+        if self.out is not None and self.saved != self.progress.step:
+            save_state(self.out / "last", self.model, self.save_model, self.trained, self.optimizer, self.precision.scaler, self.progress, self.whole)
+            self.saved = self.progress.step
+        self.step_began = time.perf_counter()
+
+    def restore_best(self) -> None:
+        """Give the model the weights that were kept."""
+        if self.out is not None:
+            load_parameters(self.trained, recover(self.out / "best"))
+        else:
+            with torch.no_grad():
+                for name, value in self.best_weights.items():
+                    self.trained[name].copy_(value)
+
+    def finish(self, stopped: str) -> TrainResult:
+        """The end of a run: the last evaluation and save, the best weights back in the model, the model for its user. An interrupted run is only saved."""
+        if stopped != "interrupted":
+            self.evaluate()
+        self.save()
+        if stopped != "interrupted" and self.progress.best is not None:
+            self.restore_best()
+            self.say("kept the weights of step {step}: held-out {metric} {value:.4f} ({better} is better)".format(**self.progress.best))
+        self.model.eval()
+        done = self.progress
+        result = TrainResult(done.step, done.tokens, done.seconds, stopped, self.log.records, done.best, self.metrics, self.timed_tokens / max(self.timed_seconds, 1e-9),
+                             peak_memory(self.model.device), self.precision.name, self.out)
+        if self.out is not None:
+            if stopped != "interrupted":
+                with explained_save(self.out / "model", done.step), write_aside(self.out / "model") as aside:
+                    self.save_model(self.model, aside)
+            finish_manifest(self.out, {name: value for name, value in asdict(result).items() if name not in ("history", "out", "before", "after")})
+        return result
+
+    def close(self) -> None:
+        self.bar.close()
+        self.log.close()

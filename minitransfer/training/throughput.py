@@ -1,0 +1,77 @@
+"""How fast a run is, in tokens and as a fraction of what the machine can do."""
+from __future__ import annotations
+
+import functools
+import time
+
+import torch
+from torch import nn
+
+from ..nn.heads import VocabularyHead
+from ..nn.model import Model
+
+
+def operations(module: nn.Module) -> int:
+    """Floating-point operations per row that goes through the matrices of `module`, forward and backward.
+
+    Two for each weight forward, two for the gradient of its input, two for its own gradient; a frozen matrix saves the last two.
+    """
+    return sum((6 if p.requires_grad else 4) * p.numel() for p in module.parameters() if p.dim() > 1)
+
+
+def flops_per_step(model: Model, tokens: int, targets: int, length: int) -> float:
+    """Floating-point operations of a step that reads `tokens` tokens in rows of `length` and predicts `targets` of them.
+
+    tokens (6 N + 12 L D length) + targets 6 N_head
+
+    N counts the matrices of the blocks, 6 N their products and 12 L D length the attention scores and sums, over whole rows even where a mask makes a part of
+    them needless. N_head counts the matrices of the head with the vocabulary; only targets reach it.
+    Source:     Chowdhery et al. 2022 (PaLM), appendix B. Deviations: embeddings are looked up, not multiplied, and are not counted; the head is counted per target;
+                frozen matrices count 4 instead of 6, even below the last trainable block, where backward stops.
+    """
+    c = model.config
+    body = operations(model.blocks) + 12 * c.n_layers * c.d_model * length
+    head = 0 if model.head is None else operations(model.head)
+    if isinstance(model.head, VocabularyHead):
+        head += operations(model.embed.tokens)
+    return float(tokens * body + targets * head)
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of the largest rate this device reaches on a square matrix product in `dtype`, measured once per process, in well under a second."""
+    n, tries = (8192, 5) if device.type == "cuda" else (1024, 5)
+    a = torch.ones(n, n, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(tries):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = max(best, 2 * n**3 / (time.perf_counter() - start))
+    return best
+
+
+class Meter:
+    """Adds up the steps since the last reading."""
+
+    def __init__(self, model: Model, dtype: torch.dtype):
+        self.model, self.peak = model, peak_flops(model.device, dtype)
+        self.clear()
+
+    def clear(self) -> None:
+        self.tokens, self.flops, self.seconds, self.loss, self.targets = 0, 0.0, 0.0, 0.0, 0
+
+    def add(self, tokens: int, targets: int, length: int, seconds: float, loss: float) -> None:
+        self.tokens, self.seconds, self.targets = self.tokens + tokens, self.seconds + seconds, self.targets + targets
+        self.flops += flops_per_step(self.model, tokens, targets, length)
+        self.loss += loss * targets
+
+    def read(self) -> dict[str, float]:
+        """loss per target, tokens per second, and MFU: the share of the measured peak that went into the model."""
+        seconds = max(self.seconds, 1e-9)
+        rates = {"loss": self.loss / max(self.targets, 1), "tokens_per_second": self.tokens / seconds, "mfu": self.flops / seconds / self.peak}
+        self.clear()
+        return rates
