@@ -1,7 +1,7 @@
 """The architecture as data: every field is a fact of the maths, none is a family's name."""
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 
 ACTIVATION_NAMES = ("gelu", "gelu_tanh", "relu", "silu")
 
@@ -41,17 +41,21 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}; sizes are 1 or more: give the number the architecture has")
+            whole_number(name, getattr(self, name), 1)
+        whole_number("n_token_types", self.n_token_types, 0)
+        whole_number("n_kv_heads", self.kv_heads, 1)
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: choose a width every head can share equally")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}: each key/value head serves the same number of query heads")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window={self.window}; a window holds at least the token itself: give 1 or more, or None for no window")
+        if self.window is not None:
+            whole_number("window", self.window, 1)                           # the token itself is always in sight
         for name in ("dropout", "attn_dropout", "embed_dropout", "head_dropout"):
-            if not 0 <= (getattr(self, name) or 0.0) < 1:
+            if not isinstance(self.rate(name), int | float) or not 0 <= self.rate(name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is a probability in [0, 1): give 0.0 to switch it off")
+        for name in ("norm_eps", "init_std"):
+            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}; it is a number, 0 or more: give the one the architecture has")
         choose("norm_position", self.norm_position, ("pre", "post"))
         choose("activation", self.activation, ACTIVATION_NAMES)
 
@@ -61,7 +65,7 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        return self.n_kv_heads or self.n_heads
+        return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def rate(self, name: str) -> float:
         """The dropout probability `name`, which follows `dropout` unless it was given."""
@@ -76,7 +80,15 @@ class ModelConfig:
         unknown = set(values) - {f.name for f in fields(cls)}
         if unknown:
             raise KeyError(f"unknown fields {sorted(unknown)}; a ModelConfig has {[f.name for f in fields(cls)]}: correct or remove them")
+        if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]:
+            raise KeyError(f"no {', '.join(missing)}; a ModelConfig needs the sizes {[f.name for f in fields(cls) if f.default is MISSING]}: add them")
         return cls(**values)
+
+
+def whole_number(field: str, value, least: int) -> None:
+    """Refuse a value that is not an integer >= `least`, with a ValueError."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{field}={value!r}; it is an int, {least} or more: give the number the architecture has")
 
 
 def choose(field: str, value, options: tuple) -> None:

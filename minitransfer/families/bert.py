@@ -31,7 +31,7 @@ def config_to_hf(c: ModelConfig) -> dict:
     return {"model_type": MODEL_TYPE, "vocab_size": c.vocab_size, "hidden_size": c.d_model, "num_hidden_layers": c.n_layers, "num_attention_heads": c.n_heads,
             "intermediate_size": c.d_ff, "max_position_embeddings": c.max_len, "type_vocab_size": c.n_token_types, "layer_norm_eps": c.norm_eps,
             "hidden_act": names[c.activation], "hidden_dropout_prob": c.dropout, "attention_probs_dropout_prob": c.rate("attn_dropout"),
-            "classifier_dropout": c.head_dropout, "initializer_range": c.init_std, "pad_token_id": 0} | REQUIRED
+            "classifier_dropout": c.head_dropout, "initializer_range": c.init_std} | REQUIRED
 
 
 RENAMED = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}     # files converted from the first release

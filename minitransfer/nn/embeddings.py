@@ -50,4 +50,4 @@ def resized(table: nn.Embedding, n: int) -> nn.Embedding:
     """The table with n rows: cut at the end, or grown with `unseen_rows`."""
     old = table.weight.detach()
     rows = old[:n] if n <= len(old) else torch.cat([old, unseen_rows(old, n - len(old))])
-    return nn.Embedding.from_pretrained(rows.clone(), freeze=False)
+    return nn.Embedding.from_pretrained(rows.clone(), freeze=not table.weight.requires_grad)

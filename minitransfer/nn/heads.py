@@ -15,6 +15,7 @@ from .feedforward import ACTIVATIONS
 IGNORE = -100  # a label with this value is no target
 POOLINGS = ("mean", "cls", "max")
 USES_POOLER = ("none", "sequence", "masked+next", "embedding")      # the others read every position, and are saved without a pooler
+CLASSIFIES = ("sequence", "token")                                  # heads with named classes
 HEAD_NAMES = ("none", "masked", "masked+next", "causal", "sequence", "token", "span", "embedding")
 LossAndCount = tuple[Tensor, int]
 
@@ -38,9 +39,16 @@ def check_fit(labels: Tensor, n: int, what: str) -> None:
 def next_tokens(labels: Int[Tensor, "B T"], body: BodyOutput) -> Int[Tensor, "B T"]:
     """The target of each position is the label of the next one, if both are tokens of the same text."""
     targets = labels.new_full(labels.shape, IGNORE)
-    joined = body.keep[:, :-1] if body.documents is None else body.keep[:, :-1] & (body.documents[:, :-1] == body.documents[:, 1:])
+    joined = body.keep[:, :-1] & body.keep[:, 1:]
+    if body.documents is not None:
+        joined = joined & (body.documents[:, :-1] == body.documents[:, 1:])
     targets[:, :-1] = labels[:, 1:].masked_fill(~joined, IGNORE)
     return targets
+
+
+def first_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+    """The first token of each text: not position 0 under left padding."""
+    return x[torch.arange(len(x), device=x.device), keep.int().argmax(-1)]
 
 
 class VocabularyHead(nn.Module):
@@ -96,7 +104,7 @@ class SequenceHead(nn.Module):
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
         if not self.last:
-            return self.classifier(self.dropout(body.x[:, 0] if body.pooled is None else body.pooled))
+            return self.classifier(self.dropout(first_token(body.x, body.keep) if body.pooled is None else body.pooled))
         T = body.x.shape[1]
         last = (torch.arange(T, device=body.x.device) * body.keep).argmax(-1)    # (B,), right for either padding side
         return self.classifier(body.x[torch.arange(len(last), device=last.device), last])
@@ -141,7 +149,7 @@ class SpanHead(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """One vector for the whole text: the mean or maximum over its tokens, or its first token; scaled to length 1 if `normalise`."""
+    """One vector for the whole text: the mean or maximum over its tokens (none: zeros), or its first token; scaled to length 1 if `normalise`."""
 
     def __init__(self, pooling: str = "mean", normalise: bool = True):
         super().__init__()
@@ -153,21 +161,34 @@ class EmbeddingHead(nn.Module):
         if self.pooling == "mean":
             pooled = (x * keep).sum(1) / keep.sum(1).clamp(min=1)
         elif self.pooling == "max":
-            pooled = x.masked_fill(~keep, torch.finfo(x.dtype).min).amax(1)
+            pooled = x.masked_fill(~keep, torch.finfo(x.dtype).min).amax(1) * keep.any(1)
         else:
-            first = body.keep.int().argmax(-1)                                   # (B,): the first token, not the first position
-            pooled = x[torch.arange(len(x), device=x.device), first]
+            pooled = first_token(x, body.keep)
         return normalize(pooled, dim=-1) if self.normalise else pooled
 
     def loss(self, body: BodyOutput, labels: Tensor) -> LossAndCount:
         raise ValueError("an embedding head has no loss of its own: tune it through an objective, or put another head on the body with set_head")
 
 
-def make_head(name: str, c: ModelConfig, tokens: nn.Embedding, n_labels: int, pooling: str = "mean", normalise: bool = True) -> nn.Module | None:
-    """The head called `name`; None for "none"."""
+def check_head(name: str, c: ModelConfig, labels: list[str] | None) -> None:
+    """Raises: ValueError for a head that does not exist, that this body cannot carry, or whose labels are not one name per class."""
     choose("head", name, HEAD_NAMES)
-    if name in ("sequence", "token") and n_labels < 1:
+    if name in CLASSIFIES and not labels:
         raise ValueError(f'head="{name}" without labels; it needs one output per label: pass labels=["...", "..."]')
+    if name not in CLASSIFIES and labels:
+        raise ValueError(f'labels={list(labels)} for head="{name}"; only {" and ".join(CLASSIFIES)} heads have classes: choose one of these, or leave labels out')
+    if labels and len(set(labels)) < len(labels):
+        raise ValueError(f"labels={list(labels)} name a class twice; each class needs a name of its own: remove the repeated one")
+    if name == "causal" and not c.causal:
+        raise ValueError('head="causal" on a body with causal=False; each token would see the one it has to predict: use head="masked", or causal=True')
+    if name == "masked+next" and not c.pooler:
+        raise ValueError('head="masked+next" on a body with pooler=False; its second question is asked of the pooled first token: use head="masked", or pooler=True')
+
+
+def make_head(name: str, c: ModelConfig, tokens: nn.Embedding, labels: list[str] | None, pooling: str = "mean", normalise: bool = True) -> nn.Module | None:
+    """The head called `name`; None for "none". Raises: see `check_head`."""
+    check_head(name, c, labels)
+    n_labels = len(labels or ())
     makers = {
         "none": lambda: None,
         "masked": lambda: VocabularyHead(c, tokens, transform=True, shift=False),

@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from .block import Block
 from .cache import Cache
 from .embeddings import Embeddings, resized
-from .heads import USES_POOLER, BodyOutput, EmbeddingHead, VocabularyHead, make_head
+from .heads import USES_POOLER, BodyOutput, EmbeddingHead, VocabularyHead, first_token, make_head
 from .masks import Mask, positions_from, positions_in_documents
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Model(nn.Module):
             self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
             self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.final_norm else None
             self.pooler = nn.Linear(c.d_model, c.d_model) if c.pooler and head in USES_POOLER else None
-            self.head = make_head(head, c, self.embed.tokens, len(labels or ()), pooling, normalise)
+            self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
         self.to_empty(device="cpu")
         self.head_name, self.labels = head, list(labels) if labels else None
         self.checkpointing = False
@@ -92,7 +92,7 @@ class Model(nn.Module):
         """Put a fresh head on the same body; the pooler stays if the new head uses it."""
         c, generator, fresh = self.config, torch.Generator().manual_seed(seed), []
         with torch.device("meta"):
-            self.head = make_head(head, c, self.embed.tokens, len(labels or ()), pooling, normalise)
+            self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
             fresh += [self.head] if self.head is not None else []
             if head not in USES_POOLER or not c.pooler:
                 self.pooler = None
@@ -107,12 +107,14 @@ class Model(nn.Module):
 
     def resize_vocabulary(self, n: int) -> Model:
         """Give the token table (and the output bias tied to it) n rows; new rows start as the mean of the old, new biases at zero."""
+        if n < 1:
+            raise ValueError(f"resize_vocabulary({n}); a vocabulary has at least one token: give the size of the tokenizer")
         self.embed.tokens = resized(self.embed.tokens, n)
         if isinstance(self.head, VocabularyHead):
             self.head.tokens = [self.embed.tokens]
             if self.head.bias is not None:
-                old = self.head.bias.detach()[:n]
-                self.head.bias = nn.Parameter(torch.cat([old, old.new_zeros(n - len(old))]))
+                old, trains = self.head.bias.detach()[:n], self.head.bias.requires_grad
+                self.head.bias = nn.Parameter(torch.cat([old, old.new_zeros(n - len(old))]), trains)
         self.config = replace(self.config, vocab_size=n)
         return self
 
@@ -141,16 +143,25 @@ class Model(nn.Module):
             x = self.norm(x)
             if trace is not None:
                 trace.states[-1] = x                                             # the last state is what the head reads
-        pooled = None if self.pooler is None else torch.tanh(self.pooler(first_token(x, keep)))
+        first = x[:, 0] if keep is None else first_token(x, keep)                # (B, D)
+        pooled = None if self.pooler is None else torch.tanh(self.pooler(first))
         return BodyOutput(x, torch.ones(B, T, dtype=torch.bool, device=x.device) if keep is None else keep, pooled, document_ids)
 
     def sight(self, input_ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None,
               cache: Cache | None) -> tuple[Mask, Tensor | None, Tensor]:
         """Who may look where, which of the T positions are tokens (None: all), and each token's position."""
         (B, T), c = input_ids.shape, self.config
+        for name, given in (("attention_mask", attention_mask), ("document_ids", document_ids)):
+            if given is not None and given.shape != input_ids.shape:
+                raise ValueError(f"{name} of shape {tuple(given.shape)} for ids of shape {(B, T)}; it says something of each id given now: "
+                                 "pass one of the same shape (a cache remembers what came before)")
+        if cache is not None and not c.causal:
+            raise ValueError("a cache for a body with causal=False; there every token sees later ones, so nothing computed stays right: run without a cache")
         if document_ids is not None:
             if cache is not None:
                 raise ValueError("document_ids together with a cache: packed rows are for training; generate from one text a row")
+            if attention_mask is not None:
+                document_ids = document_ids.masked_fill(~attention_mask.bool(), -1)
             self.check_length(positions := positions_in_documents(document_ids), T)
             return Mask(None, c.causal, c.window, document_ids), document_ids >= 0, positions
         keep = None if attention_mask is None else attention_mask.bool()
@@ -198,6 +209,8 @@ class Model(nn.Module):
 
     def answer(self, body: BodyOutput, out: ModelOutput, labels: Tensor | None, next_labels: Tensor | None) -> ModelOutput:
         if self.head is None:
+            if labels is not None:
+                raise ValueError('labels for a model with head="none"; a loss comes from a head: put one on the body with set_head')
             return out
         if isinstance(self.head, EmbeddingHead):
             out.embeddings = self.head(body)
@@ -208,7 +221,9 @@ class Model(nn.Module):
         if labels is not None:
             total, count = self.head.loss(body, labels)
             out.loss = total / max(count, 1)
-        if next_labels is not None and out.next_logits is not None:
+        if next_labels is not None:
+            if out.next_logits is None:
+                raise ValueError(f'next_labels for head="{self.head_name}"; only head="masked+next" asks whether b follows a: leave them out')
             follows = nn.functional.cross_entropy(out.next_logits.float(), next_labels)
             out.loss = follows if out.loss is None else out.loss + follows
         return out
@@ -224,13 +239,6 @@ class Model(nn.Module):
         """Write the standard layout. See `weights.save.save_pretrained`."""
         from ..weights import save
         save.save_pretrained(self, folder, dtype, max_shard_bytes)
-
-
-def first_token(x: Float[Tensor, "B T D"], keep: Tensor | None) -> Float[Tensor, "B D"]:
-    """The first token of each text: position 0, or the first attended one under left padding."""
-    if keep is None:
-        return x[:, 0]
-    return x[torch.arange(len(x), device=x.device), keep.int().argmax(-1)]
 
 
 @torch.no_grad()

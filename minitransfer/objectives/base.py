@@ -1,15 +1,18 @@
 """The one question the loop asks, and what the objectives share."""
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from torch import Tensor
+
+from ..nn.model import Model
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "document_ids")
 
 
+@runtime_checkable
 @runtime_checkable
 class Objective(Protocol):
     """`objective(model, batch, generator)` -> (sum of the losses over all targets, number of targets).
@@ -18,7 +21,7 @@ class Objective(Protocol):
     All randomness comes from `generator`, which lives on the model's device and is seeded from (seed, step).
     """
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]: ...
+    def __call__(self, model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]: ...
 
 
 def tokens_of(batch: dict[str, Tensor]) -> Bool[Tensor, "B T"]:
@@ -30,6 +33,13 @@ def tokens_of(batch: dict[str, Tensor]) -> Bool[Tensor, "B T"]:
     return torch.ones_like(batch["input_ids"], dtype=torch.bool)
 
 
-def body_inputs(batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"]) -> dict[str, Tensor]:
-    """What the body reads from a batch, with `input_ids` in the place of the batch's own."""
-    return {name: batch[name] for name in INPUTS if name in batch} | {"input_ids": input_ids}
+def ask_head(model: Model, batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"], labels: Int[Tensor, "B T"]) -> tuple[Tensor, int | Tensor]:
+    """The loss of the model's head for `labels`, when its body reads the batch with `input_ids` in the place of the batch's own.
+
+    Raises: ValueError for a model without a head.
+    """
+    if model.head is None:
+        raise ValueError('a model without a head; an objective asks the head for its loss: put one on with model.set_head("masked") or set_head("causal")')
+    inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch} | {"input_ids": input_ids}
+    head: Any = model.head
+    return head.loss(model.body(**inputs), labels)

@@ -1,6 +1,8 @@
 """Predict hidden tokens from both sides."""
 from __future__ import annotations
 
+import string
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -8,33 +10,50 @@ from torch import Tensor
 from ..nn.heads import IGNORE
 from ..nn.model import Model
 from ..text.tokenizer import Tokenizer
-from .base import body_inputs, tokens_of
+from .base import ask_head, tokens_of
+
+WORD_STARTS = ("Ġ", "▁", "Ċ")  # byte-level BPE and unigram mark the first piece of a word (Ċ is a line break), WordPiece the others, with ##
+
+
+def inside_words(tokens: list[str]) -> Bool[Tensor, "V"]:
+    """For each token of a vocabulary: is it a piece of a word other than its first?
+
+    Raises: ValueError for a vocabulary that marks neither the beginning nor the inside of words.
+    """
+    if any(token.startswith("##") for token in tokens):
+        return torch.tensor([token.startswith("##") for token in tokens])
+    if any(token.startswith(WORD_STARTS) for token in tokens):
+        return torch.tensor([not token.startswith((*WORD_STARTS, *string.punctuation)) for token in tokens])  # punctuation belongs to no word
+    raise ValueError('whole_word=True with a vocabulary in which no token starts with "##", "Ġ" or "▁"; it needs to know where words begin: '
+                     "use a WordPiece, byte-level BPE or unigram tokenizer, or whole_word=False")
+
 
 class Masked:
     """-sum over hidden positions t of log p(x[t] | the text with hidden positions), drawn anew at every step.
 
     Each ordinary token (never a special one, never padding) is chosen with `probability`; of the chosen, 80 % become the mask token,
     10 % an ordinary token drawn at random and 10 % stay as they are. Only chosen positions reach the vocabulary projection.
-    With `whole_word` one draw decides for all pieces of a word (as `Tokenizer.word_starts` has it).
+    With `whole_word` one draw decides for all pieces of a word.
 
     Args:   probability: in (0, 1].
-    Raises: ValueError for a tokenizer without a mask token, or a probability outside (0, 1].
-    Source: Devlin et al. 2019, section 3.1 and appendix A.1; whole words as in the authors' later release. Deviations: every position is drawn for itself
-            (the authors hide a fixed number per text), and a random replacement is never a special token.
+    Raises: ValueError for a tokenizer without a mask token, a probability outside (0, 1], or whole words in a vocabulary that does not mark them.
+    Source: Devlin et al. 2019, section 3.1 and appendix A.1; whole words as in the authors' later release. Deviations: every position is
+            drawn for itself (the authors hide a fixed number per text), and a random replacement is never a special token.
     """
 
     name = "masked"
 
     def __init__(self, tok: Tokenizer, probability: float = 0.15, whole_word: bool = False):
         if tok.mask_id is None:
-            raise ValueError('a tokenizer without a mask token; masked pretraining replaces tokens by it: train a tokenizer with one, or use objective="causal"')
+            raise ValueError("a tokenizer without a mask token; masked pretraining puts it in the place of others: train a tokenizer that has one, "
+                             'or use objective="causal"')
         if not 0 < probability <= 1:
             raise ValueError(f"probability={probability}; it is the share of tokens to hide, in (0, 1]: the usual value is 0.15")
         self.mask_id, self.probability = tok.mask_id, probability
         self.special = torch.zeros(tok.vocab_size, dtype=torch.bool)
         self.special[list(tok.special_ids)] = True
         self.ordinary = (~self.special).nonzero()[:, 0]                          # ids a random replacement may take
-        self.inside = ~tok.word_starts if whole_word else None               # ids of pieces that are not the first of their word
+        self.inside = inside_words(tok.tokens(range(tok.vocab_size))) if whole_word else None
 
     def draw(self, input_ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"],
              generator: torch.Generator) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
@@ -65,4 +84,4 @@ class Masked:
 
     def __call__(self, model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
         inputs, labels = self.draw(batch["input_ids"], tokens_of(batch), generator)
-        return model.head.loss(model.body(**body_inputs(batch, inputs)), labels)
+        return ask_head(model, batch, inputs, labels)

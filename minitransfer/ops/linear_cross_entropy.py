@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 
@@ -46,13 +47,11 @@ class LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(x), chunk):
                 part, goal = x[start : start + chunk].to(dtype), targets[start : start + chunk, None]
                 logits = linear(part, w, None if bias is None else bias.to(dtype)).to(wide)       # (chunk, V)
-                logits -= logits.amax(-1, keepdim=True)
-                right = logits.gather(1, goal)
-                total = logits.exp_().sum(-1, keepdim=True)
-                loss += (total.log() - right).sum()
+                right, top = logits.gather(1, goal), logits.amax(-1, keepdim=True)                # (chunk, 1)
+                dlogits = logits.softmax(-1)
+                loss += (top - dlogits.amax(-1, keepdim=True).log() - right).sum()                # logsumexp = top - log p(top), and p(top) >= 1 / V
                 if not (wants_x or wants_w or wants_b):
                     continue
-                dlogits = logits.div_(total)                                                      # softmax, in place
                 dlogits.scatter_add_(1, goal, torch.full_like(right, -1.0))
                 if db is not None:
                     db += dlogits.sum(0).to(db.dtype)
@@ -67,6 +66,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dloss: Tensor):
         if ctx.gradients is None:
             raise RuntimeError("this loss was already used in backward(): its gradients were handed on, run forward again")
@@ -86,4 +86,6 @@ def linear_cross_entropy(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], 
     """
     if chunk < 1:
         raise ValueError(f"chunk={chunk}; a chunk holds at least one row: give 1 or more")
+    if not torch.is_grad_enabled():     # else the gradients would be made for nobody: needs_input_grad does not know of no_grad
+        x, weight, bias = x.detach(), weight.detach(), None if bias is None else bias.detach()
     return LinearCrossEntropy.apply(x, weight, bias, targets, chunk)

@@ -22,6 +22,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 PartOfMask = Callable[[range, range], Tensor | None]    # (queries, keys) -> bool (B or 1, H or 1, t, s); None: everything is allowed
 
@@ -91,6 +92,7 @@ class TiledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dout: Tensor):
         q, k, v, out, lse = ctx.saved_tensors
         T, S, scale, wide = q.shape[2], k.shape[2], 1 / math.sqrt(q.shape[-1]), lse.dtype
@@ -122,7 +124,7 @@ def tiled_attention(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], 
 
     Args:   part_of_mask(queries, keys): bool, True = may attend, for these rows and columns (both count from the first key);
             tile: rows and columns held at a time, in tokens; dropout: probability in [0, 1), drawn from torch's default generator.
-    Raises: ValueError if tile < 1.
+    Raises: ValueError if tile < 1. Second derivatives are not available.
     """
     if tile < 1:
         raise ValueError(f"tile={tile}; a tile holds at least one token: give 1 or more")

@@ -9,4 +9,7 @@ from .run import TrainResult
 from .schedule import lr_at
 from .settings import TrainSettings
 
-__all__ = ["Batches", "NonFiniteError", "RandomWindows", "TrainResult", "TrainSettings", "adapt", "held_out_loss", "lr_at", "param_groups", "pretrain", "train"]
+__all__ = [
+    "Batches", "NonFiniteError", "RandomWindows", "TrainResult", "TrainSettings",
+    "adapt", "held_out_loss", "lr_at", "param_groups", "pretrain", "train",
+]

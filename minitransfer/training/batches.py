@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..text import PackedBatches
 from .seeds import mix
 
 
+@runtime_checkable
 @runtime_checkable
 class Batches(Protocol):
     """`batches[k]` is the k-th batch of an endless stream, `len(batches)` the number of batches in an epoch; nothing is remembered between calls."""
@@ -20,6 +22,26 @@ class Batches(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, k: int) -> dict[str, Tensor]: ...
+
+
+class Rows:
+    """Some of the rows of packed batches, as batches of their own.
+
+    Args: rows: numbers of rows; epoch e visits them in the permutation drawn from (seed, e).
+    """
+
+    def __init__(self, packed: PackedBatches, rows: np.ndarray):
+        self.packed, self.numbers = packed, rows
+        self.order: tuple[int, np.ndarray] = (-1, rows)
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // self.packed.batch_size)
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        epoch, i = divmod(k, len(self))
+        if self.order[0] != epoch:
+            self.order = epoch, np.random.default_rng(mix(self.packed.seed, "rows", epoch)).permutation(self.numbers)
+        return self.packed.rows(self.order[1][i * self.packed.batch_size:(i + 1) * self.packed.batch_size])
 
 
 class RandomWindows:

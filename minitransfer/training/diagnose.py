@@ -15,8 +15,8 @@ class NonFiniteError(ValueError):
 def check_weights(model: nn.Module) -> None:
     """Raises: NonFiniteError that names the first parameter with a NaN or an infinity, before it can spread through everything."""
     for name, p in model.named_parameters():
-        if not bool(p.detach().isfinite().all()):
-            raise NonFiniteError(f"{name} holds {int((~p.detach().isfinite()).sum())} values that are NaN or infinite, of {p.numel()}; training needs finite weights: "
+        if bad := int((~p.detach().isfinite()).sum()):
+            raise NonFiniteError(f"{bad} of the {p.numel()} values in {name} are NaN or infinite; training needs finite weights: "
                                  "this checkpoint is damaged or comes from a run that diverged, load another one or an earlier save")
 
 
@@ -67,5 +67,5 @@ def explain_non_finite(model: nn.Module, forward: Callable[[], object], loss: fl
         bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
         what = f"the loss is finite, the gradient is not; nearest to the loss that is {bad[-1] if bad else 'the norm over all parameters'}"
     kept = "nothing was saved yet" if saved is None else f"the save of step {saved} is intact"
-    return NonFiniteError(f"step {step + 1}: loss {loss:g} or its gradient is NaN or infinite; {what}. Finite numbers are needed to go on, so the weights were not changed and "
-                          f"{kept}: lower lr, lengthen warmup, set max_grad_norm, or use precision=\"fp32\"")
+    return NonFiniteError(f"step {step + 1}: the loss ({loss:g}) or its gradient is NaN or infinite; {what}. This step changed no weight, and "
+                          f'{kept}: lower lr, lengthen warmup, set max_grad_norm, or use precision="fp32"')

@@ -89,14 +89,15 @@ def package_versions() -> dict[str, str]:
 
 def write_manifest(out: Path, model: Model, settings: TrainSettings, precision: str, data: dict[str, str]) -> None:
     """Everything somebody needs to run this again: settings, architecture, data by name and hash, versions, machine."""
-    device = model.device
+    device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.processor() or platform.machine()
     write_json(out / "manifest.json", {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings.to_dict(), "precision": precision, "data": data,
-        "model": {"config": model.config.to_dict(), "head": model.head_name, "labels": model.labels, "parameters": sum(p.numel() for p in model.parameters()),
+        "model": {"config": model.config.to_dict(), "head": model.head_name, "labels": model.labels,
+                  "parameters": sum(p.numel() for p in model.parameters()),
                   "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)},
         "versions": package_versions(),
-        "machine": {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {"device": device, "threads": torch.get_num_threads()},
     })
 
 

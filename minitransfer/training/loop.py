@@ -10,6 +10,7 @@ import torch
 
 from ..nn.model import Model
 from ..objectives import Objective
+from ..weights.save import family_of
 from .batches import Batches, Feed, fingerprint
 from .diagnose import check_weights, explain_non_finite
 from .evaluate import Evaluation
@@ -32,18 +33,18 @@ def steps(run: Run, feed: Feed, objective: Objective, ctrl_c: Interrupt, on_step
         lr = lr_at(done.step, run.horizon.total_steps(*done.used()), settings)
         set_lr(optimizer, lr)
         generator = seed_step(settings.seed, done.step, model.device)
-        loss_sum, targets, tokens, length = torch.zeros((), device=model.device), 0, 0, 0
+        loss_sum, counted, tokens, length = torch.zeros((), device=model.device), 0, 0, 0
         for batch, n_tokens in feed.step(done.step):
             with precision.autocast():
                 loss, n = objective(model, batch, generator)
             precision.backward(loss)
-            loss_sum, targets, tokens, length = loss_sum + loss.detach(), targets + n, tokens + n_tokens, batch["input_ids"].shape[1]
-        targets = max(int(targets), 1)
+            loss_sum, counted, tokens, length = loss_sum + loss.detach(), counted + n, tokens + n_tokens, batch["input_ids"].shape[1]
+        targets = max(int(counted), 1)
         precision.unscale(optimizer)
         # once per step: micro-batches hold different numbers of targets, averaging their averages would weigh them wrongly
         norm = scale_and_clip(run.trained.values(), targets, settings.max_grad_norm)
         mean_loss, grad_norm = torch.stack([loss_sum / targets, norm]).tolist()
-        if not math.isfinite(mean_loss if precision.scaled else mean_loss + grad_norm):  # with a loss scale an overflow is ordinary: the step is skipped
+        if not math.isfinite(mean_loss if precision.scaled else mean_loss + grad_norm):  # a loss scale makes overflows ordinary: the step is skipped
             raise explain_non_finite(model, lambda: replay(run, feed, objective), mean_loss, done.step, run.saved)
         precision.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
@@ -71,21 +72,25 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
           on_step: Callable[[dict], None] | None = None, save: Save | None = None, data: dict[str, str] | None = None) -> TrainResult:
     """Train the parameters of `model` that are in `groups` (default: all that require a gradient) until the first limit of `settings`.
 
-    Everything random is drawn from (seed, step): with `resume`, a run that was stopped or killed ends with the same bits on a CPU as one that never was. Exceptions:
-    a limit in minutes (weights and optimizer go on exactly, the learning rate follows the clock) and another number of threads (sums run in another order).
+    Everything random is drawn from (seed, step): with `resume`, a run that was stopped or killed ends with the same bits on a CPU as one that was not.
+    Exceptions: a limit in minutes (weights and optimizer go on exactly, the learning rate follows the clock), and another number of threads (sums
+    are taken in another order).
 
     Args:    out: the run's folder: manifest.json, log.jsonl, last/ (to resume from), best/, model/ (the result). None: nothing is written.
              evaluate: model -> metrics, called in evaluation mode without gradients.
              groups: see `param_groups`; resume: go on from out/last if there is one; on_step: sees the record of each step.
-             save: writes the model into a folder for its user (default: `model.save_pretrained`); data: names and hashes of the data, compared on resume.
+             save: writes the model into a folder for its user (default: `model.save_pretrained`).
+             data: names and hashes of the data, compared on resume.
     Returns: the model keeps the last weights, or the best if `settings.best` names a metric; it is left in evaluation mode.
-    Raises:  NonFiniteError (a ValueError) for weights, losses or gradients that are NaN or infinite; OSError for a save that failed; ValueError for a resumption
-             that differs from the run, groups that do not fit, or a folder that holds another run. No error touches an earlier save.
+    Raises:  NonFiniteError (a ValueError) for weights, losses or gradients that are NaN or infinite; OSError for a save that failed; ValueError for a
+             resumption that differs from the run, groups that do not fit, or a folder that holds another run. No error touches an earlier save.
     """
     if resume and out is None:
         raise ValueError("resume=True without a run folder; a run goes on from what is saved there: give out=")
     if settings.best and evaluate is None:
-        raise ValueError(f"best={settings.best!r} without an evaluation; the best weights are picked by held-out data: give evaluate=, or leave best out")
+        raise ValueError(f"best={settings.best!r} without an evaluation; held-out data picks the best weights: give evaluate=, or leave best out")
+    if out is not None:
+        family_of(model)  # an architecture that no standard file can describe is refused now and not at the first save
     check_weights(model)
     keep_freed_memory()
     model.checkpointing = settings.checkpointing

@@ -17,8 +17,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 def keep_freed_memory() -> bool:
     """Tell glibc to keep freed blocks for the next tensor instead of handing them back to the kernel. Returns whether it listened.
 
-    By default every large tensor is a fresh mapping, and touching it for the first time costs a page fault per 4 KiB: for large activations more time than
-    the arithmetic. The process then stays as large as it once was, which is why this is called when training starts and not on import.
+    By default every large tensor is a fresh mapping, and touching it for the first time costs a page fault per 4 KiB: for large activations more time
+    than the arithmetic. The process then stays as large as it once was, which is why this is called when training starts and not on import.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -60,6 +60,7 @@ def explained_out_of_memory() -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            "the GPU has too little memory for this step. What helps, in this order: (1) batch_size / 2 with micro_batches * 2, which gives the same numbers; "
-            "(2) checkpointing=True, which stores one activation per block and recomputes the rest; (3) a shorter length; (4) precision=\"auto\" if it was fp32; "
-            f"(5) training less: strategy=\"lora\", or freezing the lower blocks. With resume=True the run goes on from its last save. PyTorch said: {error}") from error
+            "the GPU has too little memory for this step. What helps, in this order: (1) half the batch_size with twice the micro_batches, for "
+            "the same gradient; (2) checkpointing=True, which keeps one activation per block and recomputes the rest; (3) a shorter length; "
+            "(4) precision=\"auto\" if it was fp32; (5) training less: strategy=\"lora\", or freezing the lower blocks. "
+            f"With resume=True a run goes on from its last save. PyTorch said: {error}") from error

@@ -20,8 +20,9 @@ def param_groups(model: nn.Module, weight_decay: float, lr_factor: Callable[[str
     for name, p in model.named_parameters():
         if p.requires_grad:
             decays, factor = p.dim() > 1, float(lr_factor(name))
-            group = {"name": f"{'decay' if decays else 'no_decay'} x {factor:g}", "params": [], "lr_factor": factor, "weight_decay": weight_decay if decays else 0.0}
-            groups.setdefault(group["name"], group)["params"].append(p)
+            key = f"{'decay' if decays else 'no decay'}, lr x {factor!r}"
+            group = {"name": key, "params": [], "lr_factor": factor, "weight_decay": weight_decay if decays else 0.0}
+            groups.setdefault(key, group)["params"].append(p)
     check_groups(model, list(groups.values()))
     return list(groups.values())
 
@@ -43,7 +44,7 @@ def check_groups(model: nn.Module, groups: list[dict]) -> None:
     faults += [f"in {n} groups: {name}" for name, n in times.items() if n > 1]
     faults += [f"in no group: {name}" for name, p in model.named_parameters() if p.requires_grad and times[name] == 0]
     if faults or not any(times.values()):
-        raise ValueError("these groups do not fit the model; each trainable parameter belongs in exactly one, and there has to be one. Freeze it or put it in a group:\n  "
+        raise ValueError("these groups do not fit the model; each trainable parameter belongs in exactly one: freeze a stray, or add it to one\n  "
                          + "\n  ".join(faults or ["nothing is trainable: unfreeze a part of the model, or choose another strategy"]))
 
 

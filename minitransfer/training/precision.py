@@ -1,4 +1,4 @@
-"""In which numbers a step is computed. Weights, gradients and moments are float32 always; this is about the inside of the forward and backward pass."""
+"""In which numbers a step is computed. Weights, gradients and moments stay float32; this is about the products in the forward and backward pass."""
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext

@@ -1,7 +1,6 @@
 """Raw text in, a trained body out: pretraining from scratch, and going on from a pretrained body on the text of a domain."""
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..nn.model import Model
 from ..objectives import Causal, Masked, Objective
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..weights.files import read_json, write_json
+from .batches import Batches, Rows
 from .diagnose import check_weights
 from .evaluate import Evaluation, held_out_loss, measure
 from .loop import train
@@ -35,7 +35,8 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
         raise ValueError(f"length={length}; this model reads at most {model.config.max_len} tokens: choose a length up to that")
     head = "causal" if isinstance(objective, Causal) else "masked"
     if not model.head_name.startswith(head):
-        raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), or load the checkpoint with head="{head}"')
+        raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), '
+                         f'or load the checkpoint with head="{head}"')
     if model.config.causal != (head == "causal"):
         raise ValueError(f"objective={head!r} for a body with causal={model.config.causal}; " + (
             "a body that sees what it shall predict learns to copy: use a causal body, or the masked objective" if head == "causal"
@@ -47,23 +48,22 @@ def make_objective(objective: str | Objective, tok: Tokenizer) -> Objective:
     if not isinstance(objective, str):
         return objective
     if objective not in ("masked", "causal"):
-        raise ValueError(f'objective={objective!r}; it is "masked" or "causal", or an object such as Masked(tok, whole_word=True): choose one of these')
+        raise ValueError(f'objective={objective!r}; it is "masked", "causal", or an object such as Masked(tok, whole_word=True): choose one')
     return Masked(tok) if objective == "masked" else Causal()
 
 
-def hold_out(packed: PackedBatches) -> tuple[PackedBatches, PackedBatches]:
+def hold_out(packed: PackedBatches) -> tuple[Rows, Rows]:
     """The rows to train on and the rows to measure on: one in a hundred, at most 2,000, chosen by a fixed seed.
 
     Raises: ValueError if there are not two rows.
     """
-    n = len(packed.rows)
+    n = packed.n_rows
     if n < 2:
-        raise ValueError(f"a corpus that fills {n} rows of {packed.length} tokens; at least two are needed, one to train on and one to measure on: give more text, or a smaller length")
+        raise ValueError(f"a corpus that fills {n} row of {packed.length} tokens; two are needed, one to train on and one to measure on: "
+                         "give more text, or a smaller length")
     order = np.random.default_rng(HELD_OUT_SEED).permutation(n)
     held = max(1, min(HELD_OUT_MOST, math.floor(HELD_OUT_SHARE * n)))
-    parts = copy.copy(packed), copy.copy(packed)
-    parts[0].rows, parts[1].rows = packed.rows[np.sort(order[held:])], packed.rows[np.sort(order[:held])]
-    return parts
+    return Rows(packed, np.sort(order[held:])), Rows(packed, np.sort(order[:held]))
 
 
 def unigram_entropy(cache: TokenCache, vocab_size: int, chunk: int = 1 << 22) -> float:
@@ -81,20 +81,29 @@ def unigram_entropy(cache: TokenCache, vocab_size: int, chunk: int = 1 << 22) ->
 class Corpus:
     """A corpus as a run needs it: batches to train on, an evaluation, and what identifies the data."""
 
-    def __init__(self, model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective, validation: Any, length: int, batch_size: int, seed: int):
+    def __init__(self, model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective, validation: Any, length: int, batch_size: int,
+                 seed: int):
         self.objective = make_objective(objective, tok)
         check_pairing(model, tok, self.objective, length)
         causal = isinstance(self.objective, Causal)
 
         def pack(source: Any) -> PackedBatches:
-            return PackedBatches(source if isinstance(source, TokenCache) else tokenize_corpus(tok, source), tok, length, batch_size, seed=seed, causal=causal)
+            cache = source if isinstance(source, TokenCache) else tokenize_corpus(tok, source)
+            return PackedBatches(cache, tok, length, batch_size, seed=seed, causal=causal)
 
         packed = pack(corpus)
-        self.train, self.held_out = hold_out(packed) if validation is None else (packed, pack(validation))
+        self.train: Batches
+        self.held_out: Batches
+        if validation is None:
+            self.train, self.held_out = hold_out(packed)
+            held = f"{len(self.held_out.numbers)} rows of the corpus"
+        else:
+            self.train, self.held_out = packed, (other := pack(validation))
+            held = other.cache.content[:16]
         self.unigram = unigram_entropy(packed.cache, tok.vocab_size)
         self.pack = pack
         self.data = {"corpus": packed.cache.content[:16], "tokens": str(packed.cache.n_tokens), "tokenizer": tok.fingerprint[:16],
-                     "held out": f"{len(self.held_out.rows)} rows of {'the corpus' if validation is None else self.held_out.cache.content[:16]}"}
+                     "held out": held}
 
     def evaluation(self, general: Any = None) -> Evaluation:
         """Held-out loss and perplexity beside the loss of token frequencies alone; `general_loss` on other text, if some is given."""
@@ -124,7 +133,8 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
              resume: bool = False, length: int = 128, batch_size: int = 32, general: Any = None, **settings: Any) -> TrainResult:
     """Train `model` on raw text; it is changed in place.
 
-    Args:    corpus, validation: anything `read_texts` reads, or a TokenCache. Without validation a fixed 1 % of the rows, at most 2,000, is held out and never trained on.
+    Args:    corpus, validation: anything `read_texts` reads, or a TokenCache. Without validation a fixed 1 % of the rows, at most 2,000, is held out:
+             never trained on, and the same whatever the seed.
              objective: "masked", "causal", or an objective object.
              out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer. resume: go on from its last save.
              length: tokens per row; batch_size: rows per batch, of which an optimizer step takes `micro_batches`.
@@ -135,7 +145,8 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
     """
     chosen = TrainSettings.from_dict(defaults(settings))
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed)
-    return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(general), resume=resume, save=save_with(tok), data=texts.data)
+    return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(general), resume=resume, save=save_with(tok),
+                 data=texts.data)
 
 
 def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective | None = None, validation: Any = None, out: str | Path | None = None,
@@ -143,7 +154,7 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     """Go on pretraining a pretrained model on the text of a domain or task; it is changed in place.
 
     Args:    as for `pretrain`, with lr=1e-4 by default; objective: None: that of the model's head.
-    Returns: the TrainResult with `before` and `after`: held-out loss on the domain, and on the `general` text, of the model as it came and as it left.
+    Returns: the TrainResult with `before` and `after`: the metrics, on the domain and on the `general` text, of the model as it came and as it left.
     Source:  Gururangan et al. 2020, "Don't Stop Pretraining".
     """
     if objective is None:

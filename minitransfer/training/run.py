@@ -43,13 +43,14 @@ class TrainResult:
 class Run:
     """The state of a run and its folder."""
 
-    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, precision: Precision, settings: TrainSettings, horizon: Horizon, data: dict[str, str],
-                 out: Path | None, evaluate: Evaluation | None, save: Save):
+    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, precision: Precision, settings: TrainSettings, horizon: Horizon,
+                 data: dict[str, str], out: Path | None, evaluate: Evaluation | None, save: Save):
         self.model, self.optimizer, self.precision, self.settings, self.horizon = model, optimizer, precision, settings, horizon
         self.out, self.evaluation, self.save_model, self.data = out, evaluate, save, data
         self.trained = trained_parameters(model, optimizer.param_groups)
         self.whole = {} if out is None else identity(model, self.trained, settings, precision.name, data)
-        self.progress, self.saved = Progress(), None
+        self.progress = Progress()
+        self.saved: int | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
         self.steps_here, self.timed_tokens, self.timed_seconds = 0, 0, 0.0
@@ -59,7 +60,7 @@ class Run:
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             if not resume and recover(self.out / "last").exists():
-                raise ValueError(f"{self.out} already holds a run; a new one would overwrite it: pass resume=True to go on with it, or choose another folder")
+                raise ValueError(f"{self.out} already holds a run; a new one would write over it: pass resume=True to go on, or choose another folder")
             if (found := load_state(self.out / "last", self.trained, self.optimizer, self.precision.scaler, self.whole)) is not None:
                 self.progress, self.saved = found, found.step
             else:
@@ -91,7 +92,8 @@ class Run:
         self.steps_here += 1
         if self.steps_here > 1:                                                  # the first step also warms caches up
             self.timed_tokens, self.timed_seconds = self.timed_tokens + tokens, self.timed_seconds + now - self.step_began
-        record = {"step": done.step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "targets": targets, "tokens": done.tokens, "seconds": done.seconds}
+        record = {"step": done.step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "targets": targets, "tokens": done.tokens,
+                  "seconds": done.seconds}
         self.bar.update()
         if done.step % self.settings.log_every == 0:
             self.write_record(record)
@@ -127,7 +129,7 @@ class Run:
 
     def keep_if_best(self, metric: str, direction: str) -> None:
         if metric not in self.metrics:
-            raise ValueError(f"best={self.settings.best!r}, and the evaluation gives no {metric!r}; it gives {', '.join(self.metrics)}: name one of these")
+            raise ValueError(f"best={self.settings.best!r}, and there is no {metric!r}; the evaluation gives {', '.join(self.metrics)}: name one")
         value, done = self.metrics[metric], self.progress
         done.waited += 1
         if done.best is not None and not (value < done.best["value"] if direction == "lower" else value > done.best["value"]):
@@ -157,7 +159,7 @@ class Run:
                     self.trained[name].copy_(value)
 
     def finish(self, stopped: str) -> TrainResult:
-        """The end of a run: the last evaluation and save, the best weights back in the model, the model for its user. An interrupted run is only saved."""
+        """The end: the last evaluation and save, the best weights back in the model, the model for its user. An interrupted run is only saved."""
         if stopped != "interrupted":
             self.evaluate()
         self.save()
@@ -166,8 +168,8 @@ class Run:
             self.say("kept the weights of step {step}: held-out {metric} {value:.4f} ({better} is better)".format(**self.progress.best))
         self.model.eval()
         done = self.progress
-        result = TrainResult(done.step, done.tokens, done.seconds, stopped, self.log.records, done.best, self.metrics, self.timed_tokens / max(self.timed_seconds, 1e-9),
-                             peak_memory(self.model.device), self.precision.name, self.out)
+        result = TrainResult(done.step, done.tokens, done.seconds, stopped, self.log.records, done.best, self.metrics,
+                             self.timed_tokens / max(self.timed_seconds, 1e-9), peak_memory(self.model.device), self.precision.name, self.out)
         if self.out is not None:
             if stopped != "interrupted":
                 with explained_save(self.out / "model", done.step), write_aside(self.out / "model") as aside:

@@ -28,8 +28,8 @@ class Horizon:
     def total_steps(self, step: int, tokens: int, seconds: float) -> float:
         """How many steps the whole run is going to have, as far as one can tell after `step` of them.
 
-        The number is exact where steps or epochs are the limit. Tokens and minutes are extrapolated from what the steps so far have used, anew before each step,
-        so the schedule lands where the limit is. Before the first step nothing is known of those two, and they count as far away.
+        The number is exact where steps or epochs are the limit. Tokens and minutes are extrapolated from what the steps so far have used, anew before
+        each step, so the schedule lands where the limit is. Before the first step nothing is known of those two, and they count as far away.
         """
         if step == 0:
             return self.steps

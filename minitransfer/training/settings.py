@@ -51,7 +51,8 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if all(getattr(self, name) is None for name in LIMITS):
-            raise ValueError("no limit for this run; it needs to know when to stop: give steps, epochs, tokens or minutes (or several: the first that is reached counts)")
+            raise ValueError("no limit for this run; it needs to know when to stop: give steps, epochs, tokens or minutes (of several, the first "
+                             "that is reached counts)")
         for name in (*LIMITS, "lr", "eps", "micro_batches", "max_grad_norm", "eval_every", "save_every", "log_every", "patience"):
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name}={value}; it has to be above zero: give a positive number" + (", or leave it out" if name in LIMITS else ""))
@@ -63,7 +64,7 @@ class TrainSettings:
         choose("schedule", self.schedule, SCHEDULES)
         choose("precision", self.precision, PRECISIONS)
         if self.best is not None and (len(self.best.split()) != 2 or self.best.split()[1] not in ("lower", "higher")):
-            raise ValueError(f'best={self.best!r}; it is a metric and the direction that is better: write for example "loss lower" or "accuracy higher"')
+            raise ValueError(f'best={self.best!r}; it is a metric and the better direction: write for example "loss lower" or "accuracy higher"')
         if self.patience is not None and self.best is None:
             raise ValueError(f'patience={self.patience} without best; stopping early needs a metric to watch: add for example best="loss lower"')
 
@@ -77,5 +78,6 @@ class TrainSettings:
         for name in values:
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                raise KeyError(f"no setting is called {name!r}" + (f" (did you mean {near[0]!r}?)" if near else "") + f"; the settings are {', '.join(known)}")
+                hint = f"did you mean {near[0]!r}?" if near else "leave it out, or take one of these"
+                raise KeyError(f"no setting is called {name!r}; the settings are {', '.join(known)}: {hint}")
         return cls(**values)

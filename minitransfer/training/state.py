@@ -1,4 +1,4 @@
-"""What a run needs to go on: the parameters it trains, the optimizer's moments, and a page of JSON. Randomness and data are functions of (seed, step)."""
+"""What a run needs to go on: the parameters it trains, the optimizer's moments, a page of JSON. Randomness and data are functions of (seed, step)."""
 from __future__ import annotations
 
 import hashlib
@@ -12,11 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..nn.model import Model
 from ..weights.files import read_json, recover, write_aside, write_json
 from .settings import FREE, TrainSettings
 
 PARAMETERS, MOMENTS, STATE = "parameters.safetensors", "optimizer.safetensors", "train_state.json"
-Save = Callable[[nn.Module, Path], None]
+Save = Callable[[Model, Path], None]
 
 
 @dataclass
@@ -64,7 +65,7 @@ def explained_save(folder: Path, step: int) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         before = f"the previous save in {folder} is intact" if folder.exists() else "nothing was saved there before"
-        raise OSError(f"step {step} could not be saved in {folder} ({error}); a save needs room for the whole of it beside the previous one, and {before}: "
+        raise OSError(f"step {step} could not be saved in {folder} ({error}); a save needs room beside the previous one, and {before}: "
                       "free some space and go on with resume=True") from error
 
 
@@ -90,11 +91,11 @@ def explained_load(folder: Path) -> Iterator[None]:
                          "restore them, or start a new run in another folder") from error
 
 
-def save_state(folder: Path, model: nn.Module, save: Save, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
-               progress: Progress, whole: dict[str, dict]) -> None:
+def save_state(folder: Path, model: Model, save: Save, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer,
+               scaler: torch.amp.GradScaler, progress: Progress, whole: dict[str, dict]) -> None:
     """Write a save that takes the place of the previous one as a whole.
 
-    The files that `save` writes are for users; the run itself goes on from the tensors under the model's own names, which no adapter and no family changes.
+    The files that `save` writes are for users; the run itself goes on from tensors under the model's own names, whatever adapters are in it.
     """
     moments = {f"{name}.{key}": value.detach().cpu().contiguous() for name, p in trained.items() for key, value in optimizer.state[p].items()}
     with explained_save(folder, progress.step), write_aside(folder) as aside:
@@ -104,7 +105,8 @@ def save_state(folder: Path, model: nn.Module, save: Save, trained: dict[str, nn
         write_json(aside / STATE, {"progress": asdict(progress), "scaler": scaler.state_dict(), "run": whole})
 
 
-def load_state(folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, whole: dict[str, dict]) -> Progress | None:
+def load_state(folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
+               whole: dict[str, dict]) -> Progress | None:
     """Put a save back. Returns: how far it was; None if there is no save.
 
     Raises: ValueError that lists what differs, if this is another run than the one that was saved, or if the save's files were damaged.
@@ -113,8 +115,8 @@ def load_state(folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.
         return None
     state = read_json(folder / STATE)
     if faults := differences(state["run"], whole):
-        raise ValueError(f"the run in {folder.parent} is another one; to go on, everything has to be as it was. Give what it had, or start a new run in another folder:\n  "
-                         + "\n  ".join(faults))
+        raise ValueError(f"the run in {folder.parent} was another one; to go on, everything has to be as it was: give what it had, or start a new "
+                         "run in another folder:\n  " + "\n  ".join(faults))
     load_parameters(trained, folder)
     with explained_load(folder):
         moments = load_file(folder / MOMENTS)

@@ -24,10 +24,10 @@ def flops_per_step(model: Model, tokens: int, targets: int, length: int) -> floa
 
     tokens (6 N + 12 L D length) + targets 6 N_head
 
-    N counts the matrices of the blocks, 6 N their products and 12 L D length the attention scores and sums, over whole rows even where a mask makes a part of
-    them needless. N_head counts the matrices of the head with the vocabulary; only targets reach it.
-    Source:     Chowdhery et al. 2022 (PaLM), appendix B. Deviations: embeddings are looked up, not multiplied, and are not counted; the head is counted per target;
-                frozen matrices count 4 instead of 6, even below the last trainable block, where backward stops.
+    N counts the matrices of the blocks, 6 N their products and 12 L D length the attention scores and sums, over whole rows even where a mask makes a
+    part of them needless. N_head counts the matrices of the head with the vocabulary; only targets reach it.
+    Source: Chowdhery et al. 2022 (PaLM), appendix B. Deviations: embeddings are looked up, not multiplied, and are not counted; the head is counted
+            per target; frozen matrices count 4 instead of 6, even below the last trainable block, where backward stops.
     """
     c = model.config
     body = operations(model.blocks) + 12 * c.n_layers * c.d_model * length
@@ -39,7 +39,7 @@ def flops_per_step(model: Model, tokens: int, targets: int, length: int) -> floa
 
 @functools.cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of the largest rate this device reaches on a square matrix product in `dtype`, measured once per process, in well under a second."""
+    """The best rate, in operations per second, of this device on a square matrix product in `dtype`; measured once per process."""
     n, tries = (8192, 5) if device.type == "cuda" else (1024, 5)
     a = torch.ones(n, n, device=device, dtype=dtype)
     best = 0.0

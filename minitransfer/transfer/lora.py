@@ -34,7 +34,7 @@ class LoRALinear(nn.Module):
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
-    def __init__(self, base: nn.Linear, r: int, alpha: float, dropout: float = 0.0, rslora: bool = False, A: nn.Parameter | None = None):
+    def __init__(self, base: nn.Linear, r: int, alpha: int | float, dropout: int | float = 0.0, rslora: bool = False, A: nn.Parameter | None = None):
         super().__init__()
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
@@ -145,19 +145,30 @@ def swap(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def insert_lora(model: nn.Module, group: tuple[str, ...], r: int, alpha: float, dropout: float, rslora: bool = False) -> None:
+def check_groups(model: nn.Module, groups: list[tuple[str, ...]]) -> None:
+    """Every Linear is free, and those that are to share an A read inputs of one width."""
+    for group in groups:
+        linears = [model.get_submodule(name) for name in group]
+        if carrying := [name for name, one in zip(group, linears, strict=True) if isinstance(one, LoRALinear)]:
+            raise ValueError(f"{carrying[0]} already carries LoRA; a Linear has one: "
+                             "call remove_adapters(model) first, or merge_lora and save the model")
+        if len({one.in_features for one in linears}) > 1:
+            raise ValueError(f"{'+'.join(group)} joins Linears of different inputs; one A reads one input: "
+                             "join Linears that stand side by side, such as q+k+v")
+
+
+def insert_lora(model: nn.Module, group: tuple[str, ...], r: int, alpha: int | float, dropout: int | float, rslora: bool = False) -> None:
     """Swap the Linears of one group for LoRALinears that share an A (of zeros: the caller fills it)."""
     shared: nn.Parameter | None = None
     for name in group:
         base = model.get_submodule(name)
-        if not isinstance(base, nn.Linear):
-            raise ValueError(f"{name} already carries LoRA; a Linear has one: call remove_adapters(model) first, or merge_lora and save the model")
+        assert isinstance(base, nn.Linear)
         layer = LoRALinear(base, r, alpha, dropout, rslora, A=shared)
         shared = layer.lora_A
         swap(model, name, layer.train(base.training))
 
 
-def add_lora(model: Model, r: int = 8, alpha: float = 16, dropout: float = 0.0, targets: str | list[str] = "q,v", rslora: bool = False,
+def add_lora(model: Model, r: int = 8, alpha: int | float = 16, dropout: int | float = 0.0, targets: str | list[str] = "q,v", rslora: bool = False,
              seed: int = 0) -> TrainableReport:
     """Insert LoRA into a loaded model, freeze everything but the new matrices and a task's head, and leave the outputs as they were, bit for bit.
 
@@ -171,6 +182,7 @@ def add_lora(model: Model, r: int = 8, alpha: float = 16, dropout: float = 0.0, 
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}; it is a probability in [0, 1): give 0.0 to switch it off")
     groups = match_targets(model, targets)
+    check_groups(model, groups)
     generator = torch.Generator().manual_seed(seed)
     for group in groups:
         insert_lora(model, group, r, alpha, dropout, rslora)

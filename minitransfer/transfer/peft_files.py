@@ -43,7 +43,7 @@ def head_tensors(model: Model, names: set[str]) -> tuple[dict[str, Tensor], list
     ours_of = {theirs: ours[0] for theirs, _, ours in rules(model)}
     for tie in family_of(model).WEIGHTS:      # PEFT restores a module as a whole: what is tied inside it goes along
         if isinstance(tie, Tied) and tie.theirs.split(".")[0] in modules and tie.to in ours_of:
-            tensors[ROOT + tie.theirs] = parameters[ours_of[tie.to]].detach()
+            tensors[ROOT + tie.theirs] = parameters[ours_of[tie.to]].detach().clone()
     return tensors, modules
 
 
@@ -129,7 +129,7 @@ def read_adapter(folder: Path) -> tuple[dict, dict[str, Tensor], dict[str, list[
     return config, tensors, note
 
 
-def pattern_value(patterns: dict | None, name: str, default: float) -> float:
+def pattern_value(patterns: dict | None, name: str, default: int | float) -> int | float:
     """The entry of a rank_pattern or alpha_pattern that matches the end of `name`, as PEFT matches it."""
     return next((value for key, value in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
 
@@ -189,12 +189,13 @@ class Fit:
         A, B = both["A"], both["B"]
         rows = sum(self.model.get_parameter(name + ".weight").shape[0] for name in site.ours)
         width = self.model.get_parameter(site.ours[0] + ".weight").shape[1]
-        r = int(pattern_value(self.config.get("rank_pattern"), site.theirs, self.config.get("r", 0)))
+        whole = file_name(self.model, site.theirs, site.ours[0])
+        r = int(pattern_value(self.config.get("rank_pattern"), whole, self.config.get("r", 0)))
         if A.shape != (r, width) or B.shape != (rows, r):
             self.faults.append(f"shape: {site.theirs} has A {tuple(A.shape)} and B {tuple(B.shape)}; rank {r} (adapter_config.json) on this base "
                                f"needs {(r, width)} and {(rows, r)}")
             return
-        pair = Pair(A, B, pattern_value(self.config.get("alpha_pattern"), site.theirs, self.config.get("lora_alpha", r)))
+        pair = Pair(A, B, pattern_value(self.config.get("alpha_pattern"), whole, self.config.get("lora_alpha", r)))
         parted_pair = Pair(A, B, pair.alpha, tuple(self.note[site.theirs])) if site.theirs in self.note else pair
         self.pairs[site.theirs] = parted_pair if block_structured(site, parted_pair) else pair
 

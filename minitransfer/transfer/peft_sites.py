@@ -15,7 +15,7 @@ from torch import Tensor
 from ..families.rules import Op, Rule
 from ..nn.model import Model
 from ..weights.save import family_of
-from .lora import LoRALinear
+from .lora import LoRALinear, linear_names
 
 ROOT = "base_model.model."
 
@@ -53,12 +53,12 @@ def rules(model: Model) -> Iterator[tuple[str, Rule, list[str]]]:
 
 
 def sites(model: Model) -> dict[str, Site]:
-    """Every matrix of the model's family, by its name in the file."""
-    found = {}
+    """Every Linear, or fused group of Linears, of the model, by its name in the file."""
+    linears, found = set(linear_names(model)), {}
     for theirs, rule, ours in rules(model):
-        if theirs.endswith(".weight"):
-            name = theirs.removesuffix(".weight")
-            found[name] = Site(name, tuple(one.removesuffix(".weight") for one in ours), rule.op)
+        name, modules = theirs.removesuffix(".weight"), tuple(one.removesuffix(".weight") for one in ours)
+        if linears.issuperset(modules):
+            found[name] = Site(name, modules, rule.op)
     return found
 
 
@@ -74,7 +74,7 @@ class Pair:
 
     A: Float[Tensor, "R in"]
     B: Float[Tensor, "rows R"]
-    alpha: float
+    alpha: int | float
     ranks: tuple[int, ...] | None = None
 
     @property
@@ -110,12 +110,12 @@ def joined(site: Site, layers: dict[str, LoRALinear], model: Model) -> Pair | No
     return Pair(torch.cat([layer.lora_A.detach() for layer in present]), site.join(parts), first.alpha * R / first.r, ranks)
 
 
-def parted(site: Site, pair: Pair) -> list[tuple[tuple[str, ...], int, float, Tensor, list[Tensor]]]:
+def parted(site: Site, pair: Pair) -> list[tuple[tuple[str, ...], int, int | float, Tensor, list[Tensor]]]:
     """The inverse of `joined`: for each A of ours, the Linears it serves, r, alpha, A, and a B for each of them."""
     parts = site.cut(pair.B)
     if pair.ranks is None:
         return [(site.ours, pair.r, pair.alpha, pair.A, parts)]
-    found: list[tuple[tuple[str, ...], int, float, Tensor, list[Tensor]]] = []
+    found: list[tuple[tuple[str, ...], int, int | float, Tensor, list[Tensor]]] = []
     start = 0
     for name, part, rank in zip(site.ours, parts, pair.ranks, strict=True):
         if rank:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+STALE = ".stale.json"      # in a folder whose files are about to move: names to remove after that
+
 
 def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -26,15 +28,18 @@ def read_json(path: Path) -> dict:
     return value
 
 
+def keep_on_disk(path: Path) -> None:
+    """Ask the disk to keep a file, or a folder's list of names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def flush(folder: Path) -> None:
-    """Ask the disk to keep every file of `folder`, and the folder's own list of names."""
     for path in (*folder.rglob("*"), folder):
-        if path.is_file() or path.is_dir():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        keep_on_disk(path)
 
 
 def aside(folder: Path, kind: str) -> Path:
@@ -42,9 +47,36 @@ def aside(folder: Path, kind: str) -> Path:
 
 
 def recover(folder: Path) -> Path:
-    """Undo a swap that was cut off between its two renames: the previous folder comes back."""
-    if not folder.exists() and aside(folder, "old").exists():
-        aside(folder, "old").rename(folder)
+    """End what a kill cut off: a folder that was moved away comes back, files that were complete but not all in their places go there."""
+    real = folder.resolve()
+    if not real.exists() and aside(real, "old").exists():
+        aside(real, "old").rename(real)
+    if aside(real, "ready").exists():
+        move_in(aside(real, "ready"), real)
+    return folder
+
+
+def move_in(ready: Path, folder: Path) -> None:
+    """Put the files of `ready` in their places, then remove the stale ones it lists. Done again from the start, it ends the same."""
+    folder.mkdir(exist_ok=True)
+    for path in sorted(ready.iterdir()):
+        if path.name == STALE:
+            continue
+        if (folder / path.name).is_dir():
+            shutil.rmtree(folder / path.name)
+        os.replace(path, folder / path.name)
+    for name in json.loads((ready / STALE).read_text()) if (ready / STALE).exists() else ():
+        (folder / name).unlink(missing_ok=True)
+    keep_on_disk(folder)
+    shutil.rmtree(ready)
+
+
+def check_writable(folder: Path) -> Path:
+    """Raises: OSError for a name that is a file's, or a folder we may not write in: said before work is done, not after."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, a folder is needed")
+    if folder.exists() and not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} may not be written")
     return folder
 
 
@@ -54,7 +86,7 @@ def write_aside(folder: str | Path) -> Iterator[Path]:
 
     For folders that are ours alone: what was in `folder` is gone afterwards. A kill between the two renames is undone by `recover`.
     """
-    folder = recover(Path(folder).absolute())
+    folder = check_writable(recover(Path(folder).resolve()))        # behind a link: the link stays, what it points to is swapped
     new, old = aside(folder, "new"), aside(folder, "old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -68,31 +100,28 @@ def write_aside(folder: str | Path) -> Iterator[Path]:
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
+    keep_on_disk(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
 def replace_files(folder: str | Path, stale: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Yield an empty folder whose files then replace those of the same name in `folder`, one rename each; other files there stay.
+    """Yield an empty folder whose files then replace those of the same name in `folder`; other files there stay.
 
-    Files of `folder` that match a pattern of `stale` and were not written again are removed last.
+    Files of `folder` that match a pattern of `stale` and were not written again are removed last. On any error `folder` is as it was.
+    The files are moved one by one, so a kill among the moves leaves new beside old: `recover` moves the rest.
     """
-    folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    new = aside(folder, "new")
+    folder = check_writable(recover(Path(folder).resolve()))
+    new, ready = aside(folder, "new"), aside(folder, "ready")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir()
+    new.mkdir(parents=True)
     try:
         yield new
+        gone = {path.name for pattern in stale for path in folder.glob(pattern)} - {path.name for path in new.iterdir()}
+        (new / STALE).write_text(json.dumps(sorted(gone)))
         flush(new)
-        written = {path.name for path in new.iterdir()}
-        for name in sorted(written):
-            if (folder / name).is_dir():
-                shutil.rmtree(folder / name)
-            os.replace(new / name, folder / name)
-        for path in {path for pattern in stale for path in folder.glob(pattern)}:
-            if path.name not in written:
-                path.unlink()
-        flush(folder)
-    finally:
+        new.rename(ready)                           # from here on the new files are the ones that count
+    except BaseException:
         shutil.rmtree(new, ignore_errors=True)
+        raise
+    move_in(ready, folder)

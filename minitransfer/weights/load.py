@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -12,15 +13,15 @@ from torch import Tensor
 from ..config import choose
 from ..families import read_config
 from ..families.rules import Ignored, Rule, Tied, pattern
-from ..nn.heads import HEAD_NAMES, POOLINGS
-from ..nn.model import Model
+from ..nn.heads import CLASSIFIES, HEAD_NAMES, POOLINGS
+from ..nn.model import Model, initialise
 from .files import read_json
 from .report import LoadReport
 from .sources import resolve
-from .tensors import check_finite, read_tensors
+from .tensors import DTYPES, check_finite, read_tensors
 
 WRAPPERS = ("_orig_mod.", "module.")                # torch.compile and DistributedDataParallel put these before every name
-SHARED = ({"masked", "masked+next"},)               # heads whose parameters mean the same under the same name
+SHARED = {"masked", "masked+next"}                  # heads whose common parameters mean the same
 
 
 def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | None = None, dtype: torch.dtype = torch.float32,
@@ -38,13 +39,21 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     file_head = family.HEADS.get((hf.get("architectures") or [""])[0], "none")
     head = automatic(file_head, folder) if head == "auto" else head
     choose("head", head, ("auto", *HEAD_NAMES))
-    file_labels = [name for _, name in sorted(((int(i), name) for i, name in hf.get("id2label", {}).items()))] or [f"LABEL_{i}" for i in range(2)]
-    same_head = (head == file_head or {head, file_head} in SHARED) and labels in (None, file_labels)
-    model = Model(config, head, (labels or file_labels) if head in ("sequence", "token") else None, **pooling_of(folder), seed=None)
+    classes = labels_of(hf) if head in CLASSIFIES and labels is None else labels
+    same_head = (head == file_head or {head, file_head} == SHARED) and (head not in CLASSIFIES or classes == labels_of(hf))
+    model = Model(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}), seed=None)
     model.source_config = hf
     model.load_report = LoadReport(str(source))
-    Filling(model, family, same_head, seed).run(read_tensors(folder))
+    Filling(model, family, same_head, head == file_head, seed).run(read_tensors(folder))
     return model.to(dtype).eval()
+
+
+def labels_of(hf: dict) -> list[str]:
+    """The classes a config.json names, in order; what transformers leaves out is two classes without names."""
+    names = hf.get("id2label") or {str(i): f"LABEL_{i}" for i in range(hf.get("num_labels", 2))}
+    if not isinstance(names, dict) or not all(str(i).isdecimal() for i in names):
+        raise ValueError(f"id2label={names!r} in config.json; needed is a table from numbers to names: correct the file, or pass labels=[...]")
+    return [str(names[i]) for i in sorted(names, key=int)]
 
 
 def automatic(file_head: str, folder: Path) -> str:
@@ -53,15 +62,22 @@ def automatic(file_head: str, folder: Path) -> str:
 
 
 def pooling_of(folder: Path) -> dict:
-    """The pooling and normalisation that sentence-transformers' own files ask for."""
+    """The pooling and normalisation that sentence-transformers' own files ask for.
+
+    Raises: ValueError for a pooling or a module (a Dense layer after it, say) that we do not have: without it the vectors would be others.
+    """
     if not (folder / "1_Pooling" / "config.json").is_file():
         return {}
+    modules = (folder / "modules.json").read_text(encoding="utf-8") if (folder / "modules.json").is_file() else "[]"
+    kinds = re.findall(r'"type":\s*"[^"]*?(\w+)"', modules)
+    if strangers := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise ValueError(f"{folder / 'modules.json'} has {', '.join(strangers)}; we compute Transformer, Pooling and Normalize only: "
+                         'use another checkpoint, or head="none" for its states')
     wanted = read_json(folder / "1_Pooling" / "config.json")
     flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
     chosen = [name for flag, name in flags.items() if wanted.get(flag)] or [str(wanted.get("pooling_mode", "mean"))]
     choose("pooling", chosen[0] if len(chosen) == 1 else "+".join(chosen), POOLINGS)
-    modules = (folder / "modules.json").read_text(encoding="utf-8") if (folder / "modules.json").is_file() else ""
-    return {"pooling": chosen[0], "normalise": "Normalize" in modules}
+    return {"pooling": chosen[0], "normalise": "Normalize" in kinds}
 
 
 @dataclass
@@ -70,7 +86,8 @@ class Filling:
 
     model: Model
     family: ModuleType
-    same_head: bool                 # the file's head is the one wanted: its parameters are loaded
+    same_head: bool                 # parameters of the file's head are loaded
+    whole_head: bool                # and it has every one that is wanted
     seed: int
     filled: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
@@ -82,7 +99,7 @@ class Filling:
             self.take(key, tensor, parameters)
         self.compare_ties(parameters)
         self.start_fresh(parameters)
-        self.faults += [f"missing: {name}" for name in parameters if name not in self.filled]
+        self.faults += [f"missing: {name} (in a file: {self.name_in_file(name)})" for name in parameters if name not in self.filled]
         if self.faults:
             raise ValueError(f"{self.report.source} does not fit the model its config.json describes:\n  " + "\n  ".join(self.faults)
                              + "\ntake the config.json that belongs to these weights, or fetch both again")
@@ -100,6 +117,10 @@ class Filling:
             if name.endswith(old):
                 name = name.removesuffix(old) + new
         return name
+
+    def name_in_file(self, ours: str) -> str:
+        i = next((part for part in ours.split(".") if part.isdecimal()), None)
+        return next((r.names(i)[0] for r in self.family.WEIGHTS if isinstance(r, Rule) and ours in r.names(i)[1]), "nowhere")
 
     def take(self, key: str, tensor: Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:
         name = self.name_of(key)
@@ -122,7 +143,12 @@ class Filling:
         if ours[0].startswith("pooler.") and self.model.pooler is None:
             self.report.dropped.append(key)
             return
-        for one, value in zip(ours, rule.op.read(tensor, len(ours)), strict=True):
+        values = list(rule.op.read(tensor, len(ours))) if tensor.dtype in DTYPES and tensor.ndim in (1, 2) else []
+        if len(values) != len(ours):
+            self.faults.append(f"shape: {key} is {tuple(tensor.shape)} of {tensor.dtype}, needed is {' + '.join(ours)} in a floating-point type")
+            self.filled.update(ours)
+            return
+        for one, value in zip(ours, values, strict=True):
             if one not in parameters:
                 self.faults.append(f"unexpected: {key} (the config has no {one})")
             elif one in self.filled:
@@ -137,33 +163,29 @@ class Filling:
 
     def compare_ties(self, parameters: dict[str, torch.nn.Parameter]) -> None:
         for key, tensor, to in self.ties:
-            ours = next(r for r in self.family.WEIGHTS if isinstance(r, Rule) and r.theirs == to).ours
-            if ours.startswith("head.") and ours not in self.report.loaded:
-                if ours in parameters and ours not in self.filled and self.same_head and parameters[ours].shape == tensor.shape:
-                    parameters[ours].data.copy_(tensor)          # some files keep the tied copy only
-                    self.filled.add(ours)
-                    self.report.loaded.append(ours)
-                else:
-                    self.report.dropped.append(key)
+            rule = next(r for r in self.family.WEIGHTS if isinstance(r, Rule) and r.theirs == to)
+            ours = rule.ours
+            if ours.startswith("head.") and not (self.same_head and ours in parameters):
+                self.report.dropped.append(key)
+            elif ours not in self.filled:                        # some files keep the tied copy only
+                self.apply(rule, None, key, tensor, parameters)
             elif not torch.equal(parameters[ours].data, tensor.to(parameters[ours].dtype)):
                 self.faults.append(f"tied: {key} differs from {to}, but this family uses one tensor for both")
             else:
                 self.report.ignored[key] = f"the same tensor as {to}"
 
     def start_fresh(self, parameters: dict[str, torch.nn.Parameter]) -> None:
-        """A head the file does not have is new; a pooler it does not have is left out, or new where the head reads it."""
-        missing = [name for name in parameters if name not in self.filled and name.startswith(("head.", "pooler."))]
-        if not missing or (self.same_head and any(name.startswith("head.") for name in missing)):
-            return                                               # half a head is an error, not a reason to start over
-        head, labels, model = self.model.head_name, self.model.labels, self.model
-        if head in ("none", "embedding"):
-            model.pooler = None
-        else:
-            kept = model.pooler if not any(name.startswith("pooler.") for name in missing) else None
-            heads_own = model.head if not any(name.startswith("head.") for name in missing) else None
-            model.pooler = kept
-            model.set_head(head, labels, seed=self.seed)
-            if heads_own is not None:
-                model.head = heads_own
-            self.report.new += missing
-        self.filled.update(missing)
+        """A head the file does not have is new, with the pooler it reads; a pooler that nothing reads is left out. Half of one is an error."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for part in ("head", "head.next_sentence", "pooler"):
+            names = [name for name in parameters if name.startswith(part + ".")]
+            if not names or not self.filled.isdisjoint(names):
+                continue
+            if part == "pooler" and self.model.head_name in ("none", "embedding"):
+                self.model.pooler = None
+            elif self.whole_head:
+                continue                                         # a file that says it has this head has to have all of it
+            else:
+                initialise(self.model.get_submodule(part), self.model.config, generator)
+                self.report.new += names
+            self.filled.update(names)

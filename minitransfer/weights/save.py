@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -29,11 +30,11 @@ def save_pretrained(model: Model, folder: str | Path, dtype: torch.dtype | None 
     """Write config.json and the weights under the names the model's family uses; transformers reads them with its own from_pretrained.
 
     Args:   dtype: of the saved tensors (default: the model's own); max_shard_bytes: larger checkpoints are split, with an index.
-    Raises: ValueError if no family can describe the model, if an adapter is still in it, or if the disk is full (what was in `folder` is kept).
+    Raises: ValueError if no family can describe the model or its head, if an adapter is still in it, or if the disk is full (what was in `folder` is kept).
     """
     config, parts = config_json(model, dtype), sharded(model, dtype, max_shard_bytes)
-    with replace_files(folder, STALE) as aside:
-        try:
+    try:
+        with replace_files(folder, STALE) as aside:
             write_json(aside / "config.json", config)
             if len(parts) == 1:
                 save_file(parts[0], aside / SINGLE, metadata={"format": "pt"})
@@ -41,14 +42,17 @@ def save_pretrained(model: Model, folder: str | Path, dtype: torch.dtype | None 
                 write_shards(parts, aside)
             if isinstance(model.head, EmbeddingHead):
                 write_pooling(model.head, model.config.d_model, aside)
-        except OSError as e:
-            raise ValueError(f"{folder} could not be written ({e}); what was there before is unchanged: free some space, or choose another folder") from e
+    except (OSError, SafetensorError) as e:
+        raise ValueError(f"{folder} could not be written ({e}); what was there before is unchanged: free some space, or choose another folder") from e
 
 
 def config_json(model: Model, dtype: torch.dtype | None) -> dict:
     """The config.json: what the file had before, with what the model is now."""
     family = family_of(model)
-    architecture = next(name for name, head in family.HEADS.items() if head == ("none" if model.head_name == "embedding" else model.head_name))
+    head = "none" if model.head_name == "embedding" else model.head_name
+    architecture = next((name for name, one in family.HEADS.items() if one == head), None)
+    if architecture is None:
+        raise ValueError(f'a {family.MODEL_TYPE} with head="{head}"; its files know {", ".join(dict.fromkeys(family.HEADS.values()))}: put one of these on with set_head')
     config = {**model.source_config, **family.config_to_hf(model.config), "architectures": [architecture]}
     for name in ("dtype", "torch_dtype"):
         config.pop(name, None)

@@ -1,13 +1,14 @@
 """Where a checkpoint comes from: a folder, a name under checkpoints/, or an id on the hub."""
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 from .files import recover
 
 PATTERNS = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "1_Pooling/*")
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def bundled() -> Path:
@@ -24,14 +25,16 @@ def resolve(source: str | Path, revision: str | None = None, patterns: tuple[str
             with HF_HUB_OFFLINE=1 from the cache only); revision: a branch, tag or commit of the hub; patterns: the files wanted from the hub.
     Raises: ValueError if there is no such folder, name or id, or the hub cannot be reached.
     """
-    folder = recover(Path(source).expanduser())
+    names = sorted(path.name for path in bundled().glob("*") if path.is_dir())
+    if not str(source):
+        raise ValueError(f"an empty source; needed is a folder, a bundled name ({', '.join(names) or 'none'}) or a hub id: give one of these")
+    folder = recover(Path(os.path.expanduser(source)))      # not Path.expanduser: an unknown ~user is a name like any other
     if folder.is_dir():
         return folder
     if folder.is_file():
         raise ValueError(f"{folder} is a file; a checkpoint is a folder with config.json and model.safetensors: give its folder")
-    if (bundled() / str(source)).is_dir() and HUB_ID.fullmatch(str(source)):
+    if str(source) in names:
         return bundled() / str(source)
-    names = sorted(path.name for path in bundled().glob("*") if path.is_dir())
     if not HUB_ID.fullmatch(str(source)):
         raise ValueError(f"no folder {source}; needed is a folder, a bundled name ({', '.join(names) or 'none'}) or a hub id: check the path")
     return from_hub(str(source), revision, patterns, names)
@@ -39,9 +42,11 @@ def resolve(source: str | Path, revision: str | None = None, patterns: tuple[str
 
 def from_hub(source: str, revision: str | None, patterns: tuple[str, ...], names: list[str]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+    except HFValidationError as e:
+        raise ValueError(f"no folder and no bundled checkpoint ({', '.join(names) or 'none'}) is called {source!r}, and it cannot be a hub id ({e}): check the path") from None
     except RevisionNotFoundError:
         raise ValueError(f"the hub has no revision {revision!r} of {source}; needed is a branch, tag or commit of it: look at the model's page") from None
     except RepositoryNotFoundError:

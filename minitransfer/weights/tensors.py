@@ -11,6 +11,7 @@ from torch import Tensor
 from .files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)     # of weights; integers and 8-bit floats are codes that need a scale
 
 
 def shards(folder: Path) -> dict[Path, set[str] | None]:

@@ -1,0 +1,67 @@
+"""How the bundled checkpoints were made: python checkpoints/pretrain.py mini-bert DATA --minutes 85
+
+DATA is a folder with gutenberg/, wikipedia_en/ and wikitext2/ (train and validation files). Trains the tokenizer, then the model, and leaves a run folder;
+`--finish` turns the run's best weights into checkpoints/NAME, in 16-bit floats and with the dropout that fine-tuning wants.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+
+import torch
+
+import minitransfer as mt
+from minitransfer.text import Tokenizer, read_texts
+from minitransfer.training import pretrain
+
+SIZES = {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 4, "d_ff": 1024, "max_len": 128, "dropout": 0.0}
+DECODER = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False, "final_norm": True, "pooler": False}
+MODELS = {"mini-bert": ("masked", "wordpiece", {}), "mini-gpt": ("causal", "byte_bpe", DECODER)}
+HERE = Path(__file__).parent
+
+
+def sources(data: Path) -> list[Path]:
+    return [data / "gutenberg/train.jsonl.gz", data / "wikipedia_en/train.jsonl.gz", data / "wikitext2/train.txt.gz"]
+
+
+def held_out(data: Path) -> list[str]:
+    """The beginning of each validation book, and every third validation article."""
+    def rows(name: str) -> list[str]:
+        with gzip.open(data / name, "rt", encoding="utf-8") as file:
+            return [json.loads(line)["text"] for line in file]
+    return [book[:20_000] for book in rows("gutenberg/validation.jsonl.gz")] + rows("wikipedia_en/validation.jsonl.gz")[::3]
+
+
+def run(name: str, data: Path, out: Path, minutes: float, resume: bool) -> None:
+    objective, kind, changes = MODELS[name]
+    if not (out / "tokenizer").exists():
+        Tokenizer.train(read_texts(sources(data)), kind, vocab_size=SIZES["vocab_size"], max_len=SIZES["max_len"]).save_pretrained(out / "tokenizer")
+    tok = Tokenizer.from_pretrained(out / "tokenizer")
+    model = mt.Model(mt.ModelConfig(**{**SIZES, **changes}), objective, seed=0)
+    model.attention = "reference"                       # on short rows the written-out path was the faster one on a CPU
+    pretrain(model, tok, sources(data), objective, validation=held_out(data), out=out / "run", resume=resume, length=128, batch_size=16, minutes=minutes,
+             lr=1e-3, warmup=0.04, beta2=0.98, weight_decay=0.01, eval_every=3000, save_every=1000, log_every=100, seed=0, progress=False)
+
+
+def finish(name: str, out: Path) -> None:
+    """The run's result as a bundled checkpoint: float16 holds these weights in 11 bits of mantissa, in half the bytes."""
+    model, tok = mt.Model.from_pretrained(out / "run/model"), Tokenizer.from_pretrained(out / "tokenizer")
+    model.config = dataclasses.replace(model.config, dropout=0.1, attn_dropout=0.1, embed_dropout=0.1)
+    model.save_pretrained(HERE / name, dtype=torch.float16)
+    tok.save_pretrained(HERE / name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=MODELS)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--minutes", type=float, default=85)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--finish", action="store_true")
+    arguments = parser.parse_args()
+    folder = arguments.out or Path("runs") / arguments.name
+    finish(arguments.name, folder) if arguments.finish else run(arguments.name, arguments.data, folder, arguments.minutes, arguments.resume)

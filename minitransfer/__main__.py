@@ -1,0 +1,6 @@
+"""`python -m minitransfer <verb>`."""
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,145 @@
+"""What is in a checkpoint, from its descriptions and the heads of its files: no weight is read, so it is quick for any size."""
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from ..families import FAMILIES, read_config
+from ..nn.model import Model
+from ..text import Tokenizer
+from ..transfer.groups import layer_groups
+from ..weights.files import read_json
+from ..weights.sources import resolve
+from ..weights.tensors import shards
+
+ADAPTER_FACTS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save")
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found, by subject. A subject that could not be read holds the reason as `{"problem": ...}`; one that is not there is left out. Prints as a list."""
+
+    source: str
+    folder: Path
+    found: dict[str, dict[str, Any]]
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.folder})"]
+        for subject, values in self.found.items():
+            lines.append(subject)
+            width = max(map(len, values), default=0)
+            lines += [f"  {name:<{width}}  {shown(value)}" for name, value in values.items()]
+        return "\n".join(lines)
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(shown, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def inspect(source: str | Path, revision: str | None = None) -> Inspection:
+    """Describe a checkpoint: family, architecture, parameters by layer group, files and dtypes, head, labels, tokenizer, adapter and task.
+
+    Args:    source: a folder, a name under checkpoints/ or a hub id.
+    Raises:  ValueError if there is no such source, or nothing in its folder describes a model.
+    """
+    folder = resolve(source, revision)
+    if (folder / "model").is_dir() and not (folder / "config.json").is_file():
+        folder = folder / "model"                          # a run keeps its result there
+    parts: dict[str, tuple[bool, Callable[[Path], dict[str, Any]]]] = {
+        "model": ((folder / "config.json").is_file(), model_facts),
+        "config": ((folder / "config.json").is_file(), config_facts),
+        "parameters": ((folder / "config.json").is_file(), parameter_facts),
+        "files": (any(folder.glob(pattern) for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin")), file_facts),
+        "tokenizer": (any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")), tokenizer_facts),
+        "adapter": ((folder / "adapter_config.json").is_file(), adapter_facts),
+        "task": ((folder / "task.json").is_file(), lambda f: read_json(f / "task.json"))}
+    found = {subject: attempted(read, folder) for subject, (there, read) in parts.items() if there}
+    if not found:
+        raise ValueError(f"{folder} holds no config.json, adapter_config.json, tokenizer or weights; needed is the folder of a model, an adapter or a run: check the path")
+    return Inspection(str(source), folder, found)
+
+
+def attempted(read: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str, Any]:
+    """What `read` finds, or why it cannot: one broken file does not hide the others."""
+    try:
+        return read(folder)
+    except (ValueError, KeyError, OSError) as e:
+        return {"problem": str(e.args[0] if isinstance(e, KeyError) else e).splitlines()[0]}
+
+
+def head_of(hf: dict) -> str:
+    architecture = (hf.get("architectures") or [""])[0]
+    return FAMILIES[hf["model_type"]].HEADS.get(architecture, "none") if hf.get("model_type") in FAMILIES else "unknown"
+
+
+def labels_of(hf: dict) -> list[str]:
+    return [name for _, name in sorted((int(i), str(name)) for i, name in hf.get("id2label", {}).items())]
+
+
+def model_facts(folder: Path) -> dict[str, Any]:
+    hf = read_json(folder / "config.json")
+    known = hf.get("model_type") in FAMILIES
+    facts = {"family": f"{hf.get('model_type')}" + ("" if known else f" (not one of {', '.join(FAMILIES)})"), "architecture": (hf.get("architectures") or ["not given"])[0],
+             "head": head_of(hf)}
+    return facts | ({"labels": labels_of(hf)} if facts["head"] in ("sequence", "token") else {})
+
+
+def config_facts(folder: Path) -> dict[str, Any]:
+    """The architecture, as fields of ModelConfig."""
+    return read_config(read_json(folder / "config.json"))[1].to_dict()
+
+
+def parameter_facts(folder: Path) -> dict[str, Any]:
+    """Parameters by layer group; memory is reserved for them and never touched."""
+    hf = read_json(folder / "config.json")
+    _, config = read_config(hf)
+    head = head_of(hf)
+    model = Model(config, head, (labels_of(hf) or ["LABEL_0", "LABEL_1"]) if head in ("sequence", "token") else None, seed=None)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    groups = {group: sum(sizes[name] for name in names) for group, names in layer_groups(model).items()}
+    return groups | {"total": sum(groups.values())}
+
+
+def file_facts(folder: Path) -> dict[str, Any]:
+    """Every file of weights with its size, and how many numbers of which dtype they hold."""
+    pickled = {path.name: f"{path.stat().st_size:,} bytes, pickled: convert it with `minitransfer convert`" for path in sorted(folder.glob("*.bin"))}
+    if not any(re.fullmatch(r"model(-.*)?\.safetensors(\.index\.json)?", path.name) for path in folder.iterdir()):
+        return {path.name: f"{path.stat().st_size:,} bytes" for path in sorted(folder.glob("*.safetensors"))} | pickled
+    facts: dict[str, Any] = {}
+    numbers: Counter[str] = Counter()
+    tensors = 0
+    for path in shards(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():                    # noqa: SIM118
+                    one = file.get_slice(name)
+                    size = 1
+                    for n in one.get_shape():
+                        size *= n
+                    numbers[DTYPES.get(one.get_dtype(), one.get_dtype())] += size
+                    tensors += 1
+        except SafetensorError as e:
+            raise ValueError(f"{path.name} cannot be read as safetensors ({e}): fetch it again") from None
+        facts[path.name] = f"{path.stat().st_size:,} bytes"
+    return facts | {"tensors": tensors} | {f"{dtype} numbers": n for dtype, n in numbers.items()} | pickled
+
+
+def tokenizer_facts(folder: Path) -> dict[str, Any]:
+    tok = Tokenizer.from_pretrained(folder)
+    roles = {role: getattr(tok, f"{role}_id") for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos")}
+    return {"kind": type(tok.backend.model).__name__, "tokens": tok.vocab_size, "longest input": tok.max_len or "not given",
+            "special tokens": [f"{role} {tok.tokens([i])[0]} = {i}" for role, i in roles.items() if i is not None], "fingerprint": tok.fingerprint[:16]}
+
+
+def adapter_facts(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "adapter_config.json")
+    return {name: config[name] for name in ADAPTER_FACTS if config.get(name) is not None}

@@ -1,0 +1,66 @@
+"""The verbs that look at files or show the engine: convert, inspect, demo."""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..checks import inspect as look
+from ..weights.convert import convert as convert_files
+from .texts import positive, print_json
+from .verb import Verb
+
+
+def convert_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a folder with pytorch_model.bin (or its shards and their index), or one .bin or .pt file")
+    parser.add_argument("out", nargs="?", help="the folder to write to [the folder of the source; the old file stays]")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def convert(args: argparse.Namespace) -> int:
+    done = convert_files(args.source, args.out)
+    if args.json:
+        print_json({"folder": str(done.folder), "files": list(done.files), "tensors": done.tensors, "bytes": done.bytes, "tied": done.tied})
+    else:
+        print(done)
+    return 0
+
+
+def inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a folder, a bundled name such as mini-bert, or a hub id")
+    parser.add_argument("--revision", help="a branch, tag or commit of the hub")
+    parser.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+
+def inspect(args: argparse.Namespace) -> int:
+    found = look(args.source, args.revision)
+    if args.json:
+        print_json({"source": found.source, "folder": str(found.folder), **found.found})
+    else:
+        print(found)
+    return 0
+
+
+def demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="mini-bert", help="the pretrained encoder: a bundled name, a folder or a hub id [mini-bert]")
+    parser.add_argument("--generator", default="mini-gpt", help="the pretrained decoder that continues texts at the end; none leaves this out [mini-gpt]")
+    parser.add_argument("--out", default="runs/demo", metavar="FOLDER", help="where report.html is written [runs/demo]")
+    parser.add_argument("--rows", type=positive, metavar="N", help="train on the first N reviews only [all]")
+    parser.add_argument("--epochs", type=positive, metavar="N", help="passes over the reviews, the same for every strategy")
+    parser.add_argument("--seed", type=int, default=0, help="of fresh weights, order and dropout [0]")
+    parser.add_argument("--dry-run", action="store_true", help="everything once with 24 reviews and one epoch: does it run here?")
+
+
+def demo(args: argparse.Namespace) -> int:
+    from .. import demo as show
+    settings = {name: getattr(args, name) for name in ("rows", "epochs") if getattr(args, name) is not None} | ({"rows": 24, "epochs": 1} if args.dry_run else {})
+    result = show.run(args.model, args.generator if args.generator != "none" else None, Path(args.out), seed=args.seed, **settings)
+    print(result)
+    return 0
+
+
+CONVERT = Verb("convert", "Turn an old checkpoint (pytorch_model.bin) into safetensors, the only form the engine reads.",
+               "minitransfer convert downloads/bert-base-uncased\nminitransfer convert downloads/bert-base-uncased models/bert-base-uncased", convert_arguments, convert)
+INSPECT = Verb("inspect", "Describe a checkpoint without loading it: family, architecture, parameters by layer group, files, head, labels, tokenizer, adapter.",
+               "minitransfer inspect mini-bert\nminitransfer inspect runs/reviews --json", inspect_arguments, inspect)
+DEMO = Verb("demo", "Compare ways to tune a small pretrained model on reviews, and write a report. Needs no network and no GPU.",
+            "minitransfer demo\nminitransfer demo --rows 100 --seed 1 --out runs/demo-100", demo_arguments, demo)

@@ -1,0 +1,119 @@
+"""Texts in, rows out: what the verbs that use a model share."""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ..nn.model import Model
+from ..text import Tokenizer
+from .verb import UsageError
+
+T = TypeVar("T")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a folder (of a run, or of a model), a bundled name such as mini-bert, or a hub id")
+
+
+def add_texts(parser: argparse.ArgumentParser, what: str = "text") -> None:
+    parser.add_argument("texts", nargs="*", metavar=what, help=f"one {what} a word; without any, {what}s are read from --file, or line by line from the standard input")
+    parser.add_argument("--file", metavar="FILE", help=f"a file with one {what} a line, or .tsv, .csv, .jsonl (also .gz) with columns")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tab-separated values")
+    add_machine(parser)
+
+
+def add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="texts computed together [32]")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: a GPU if there is one [auto]")
+
+
+def positive(word: str) -> int:
+    if (number := int(word)) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not 1 or more")
+    return number
+
+
+def model_folder(source: str) -> str:
+    """The folder of a run stands for the model in it."""
+    inside = Path(source).expanduser() / "model"
+    return str(inside) if inside.is_dir() and not (inside.parent / "config.json").is_file() else source
+
+
+def device_of(name: str) -> torch.device:
+    """Raises: ValueError for a device that PyTorch does not know or this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device {name!r} cannot be used ({str(e).splitlines()[0]}); needed is cpu, cuda or cuda:1: choose one, or auto") from None
+
+
+def load(args: argparse.Namespace, head: str = "auto") -> tuple[Model, Tokenizer]:
+    """The model and the tokenizer that a verb was pointed to, on its device."""
+    source = model_folder(args.model)
+    return Model.from_pretrained(source, head=head).to(device_of(args.device)), Tokenizer.from_pretrained(source)
+
+
+def rows(args: argparse.Namespace, columns: tuple[str, ...] = ("text",)) -> Iterator[tuple[str, ...]]:
+    """The texts a verb was given, one tuple each. With two columns, words and lines hold them with a tab between.
+
+    Raises: UsageError for texts from two places; ValueError for a line without the tab; what `read_rows` raises.
+    """
+    if args.texts and args.file:
+        raise UsageError("texts as words and from --file; one of the two is meant: remove the other")
+    if args.file and {".tsv", ".csv", ".jsonl", ".conll"} & set(Path(args.file).suffixes):
+        from ..text.readers import read_rows
+        for row in read_rows(args.file):
+            yield tuple(cell(row, name, args.file) for name in columns)
+        return
+    for number, line in enumerate(args.texts or lines(args.file), 1):
+        parts = tuple(line.split("\t", len(columns) - 1)) if len(columns) > 1 else (line,)
+        if len(parts) < len(columns):
+            raise ValueError(f"text {number} is {line!r}; two texts with a tab between are needed ({', '.join(columns)}): add the second one")
+        yield parts
+
+
+def cell(row: dict, name: str, where: str) -> str:
+    if name not in row:
+        raise KeyError(f"{where} has no column {name!r}; it has {', '.join(map(repr, row))}: name one of them")
+    return str(row[name])
+
+
+def lines(path: str | None) -> Iterator[str]:
+    """Lines without their ends, of a file or of the standard input."""
+    if path is None:
+        if sys.stdin.isatty():
+            print("minitransfer: one text a line; Ctrl-D ends", file=sys.stderr)
+        for line in sys.stdin:
+            yield line.rstrip("\r\n")
+        return
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            for line in file:
+                yield line.rstrip("\r\n")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path} is not UTF-8 text ({e.reason}); one text a line is needed: convert it, for example with `iconv -f latin1 -t utf-8`") from None
+
+
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of up to `size` items: what was read is answered before more is read."""
+    items = iter(items)
+    while part := list(islice(items, size)):
+        yield part
+
+
+def print_tabbed(*cells: Any) -> None:
+    """One line of tab-separated values; tabs and line breaks inside a value become spaces."""
+    print("\t".join(" ".join(str(value).split()) if isinstance(value, str) else str(value) for value in cells), flush=True)
+
+
+def print_json(value: dict) -> None:
+    print(json.dumps(value, ensure_ascii=False), flush=True)
