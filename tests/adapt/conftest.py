@@ -11,7 +11,7 @@ import transformers
 
 from minitransfer.nn.model import Model
 
-from ..reference import HEADS, close, perturbed
+from tests.reference import HEADS, close, perturbed
 
 
 @dataclass

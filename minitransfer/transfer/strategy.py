@@ -1,0 +1,62 @@
+"""What a way to adapt a model is: a few facts and functions, read by `finetune`. A new one is a page that returns one of these; no loop changes."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..nn.model import Model
+from ..objectives import Objective
+from .groups import TrainableReport, set_trainable, trainable_report
+
+
+def nothing(model: Model, seed: int) -> None:
+    """Inserts nothing."""
+
+
+def one_rate(model: Model) -> Callable[[str], float]:
+    """Every parameter at the run's learning rate."""
+    return lambda name: 1.0
+
+
+def unchanged(model: Model, objective: Objective) -> Objective:
+    """The task's own loss."""
+    return objective
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A way to adapt a model.
+
+    Args: trains:    model -> the names of the parameters that train at some time of the run. All others are frozen and in no optimizer.
+          insert:    (model, seed) -> puts modules in. Called once, on a loaded model with its head in place, before `trains`.
+          rate:      model -> (name of a parameter -> what the learning rate is multiplied by for it).
+          now:       (model, epochs done) -> the names, out of `trains`, that train from here on; None: all of them, always. A pure function of
+                     both, so that a run can be resumed; what joins late starts with fresh moments.
+          objective: (model, the task's objective) -> the objective to train on: a penalty added, another batch mixed in.
+          settings:  of TrainSettings, used where the caller says nothing.
+          save:      (model, folder) -> writes what a user needs beside the base.
+    """
+
+    name: str
+    trains: Callable[[Model], Iterable[str]]
+    insert: Callable[[Model, int], object] = nothing
+    rate: Callable[[Model], Callable[[str], float]] = one_rate
+    now: Callable[[Model, float], Iterable[str]] | None = None
+    objective: Callable[[Model, Objective], Objective] = unchanged
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    save: Callable[[Model, Path], None] = Model.save_pretrained
+
+    def apply(self, model: Model, seed: int = 0) -> TrainableReport:
+        """Insert, and freeze what does not train. Returns: the report of what does.
+
+        Raises: ValueError if nothing trains.
+        """
+        self.insert(model, seed)
+        set_trainable(model, set(self.trains(model)))
+        report = trainable_report(model)
+        if report.trainable == 0:
+            raise ValueError(f"strategy {self.name!r} leaves nothing to train in a model with head={model.head_name!r}: "
+                             "put a task's head on it with set_head, or choose a strategy that trains the body")
+        return report
