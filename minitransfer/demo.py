@@ -4,6 +4,7 @@ The same reviews, the same number of passes over them and the same test rows for
 """
 from __future__ import annotations
 
+import ctypes
 import gc
 import platform
 import shlex
@@ -24,7 +25,7 @@ from .tasks.metrics import wilson
 from .text import Tokenizer
 from .text.readers import read_rows
 from .training.log import package_versions
-from .training.memory import peak_memory, release_memory, reset_peak, resident_memory
+from .training.memory import peak_memory, reset_peak
 
 FILLS = ("She opened the [MASK] and went in.", "The food was [MASK] and we will come back.", "He was born in the [MASK] of London.")
 PROMPTS = ("The old man", "In the morning", "The city is")
@@ -116,11 +117,18 @@ def tf_idf(train: list[dict], validation: list[dict], test: list[dict]) -> Outco
 
 
 def start_measuring(device: torch.device) -> int | None:
-    """Give freed memory back, then read how much is held and start the peak anew."""
+    """Give freed memory back, start the peak anew, and return what is held: bytes of tensors on a GPU, of the process on a CPU (None: not Linux)."""
     gc.collect()
-    release_memory()
+    if device.type == "cuda":
+        reset_peak(device)
+        return torch.cuda.memory_allocated(device)
+    if not (status := Path("/proc/self/status")).exists():
+        return None
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)      # glibc's; training told it to keep what is freed, and each way shall start from the same
+    if trim is not None:
+        trim(0)
     reset_peak(device)
-    return resident_memory(device)
+    return next((1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS")), None)
 
 
 def used_since(before: int | None, device: torch.device) -> int | None:

@@ -75,7 +75,8 @@ def checked(values: dict[str, Any], keys: dict[str, Key], where: str) -> dict[st
     """`values` by their types. Raises: KeyError for a name that is no key, with the nearest; ValueError for a value of another type."""
     for name in values:
         if name not in keys:
-            raise KeyError(f"{where} sets {name!r}, and no setting has this name{nearest(name, keys)}; there are {', '.join(sorted(keys))}: correct or remove it")
+            near = nearest(name, keys) or f"; there are {', '.join(sorted(keys))}"
+            raise KeyError(f"{where} sets {name!r}, and no setting has this name{near}: correct or remove it")
     return {name: typed(name, value, keys[name].kind) for name, value in values.items()}
 
 

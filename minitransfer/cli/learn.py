@@ -120,7 +120,7 @@ class Job:
         """Print what came out; of a dry run, load what it saved first."""
         values = asdict(result) if isinstance(result, TrainResult) else more
         wanted = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory")
-        line = {name: values[name] for name in wanted if values.get(name) is not None} | more
+        line = {name: values[name] for name in wanted if values.get(name) not in (None, {})} | more
         if self.dry:
             print("minitransfer: dry run: training, evaluation, saving and loading work; nothing was kept", file=sys.stderr)
             print_json({"dry_run": True, **line})

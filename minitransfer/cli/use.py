@@ -5,7 +5,9 @@ import argparse
 
 import torch
 
-from .. import generate as generation
+from ..generate import embed as vectors_of
+from ..generate import fill as fill_masks
+from ..generate import generate as continued
 from .texts import add_model, add_texts, chunks, load, print_json, print_tabbed, rows
 from .verb import UsageError, Verb
 
@@ -49,8 +51,8 @@ def generate(args: argparse.Namespace) -> int:
     for part in chunks((row[0] for row in rows(args) for _ in range(args.samples)), args.batch_size):
         batch = tok(part, padding_side="left")
         ids, keep = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
-        out = generation.generate(model, ids, keep, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty,
-                                  stop=() if tok.eos_id is None else (tok.eos_id,), generator=dice)
+        out = continued(model, ids, keep, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty,
+                        stop=() if tok.eos_id is None else (tok.eos_id,), generator=dice)
         for prompt, row, n in zip(part, out, keep.sum(1), strict=True):
             start = ids.shape[1]                                                   # padding is on the left: what is new starts here in every row
             text = tok.decode(row[start - int(n):])
@@ -70,7 +72,7 @@ def fill_arguments(parser: argparse.ArgumentParser) -> None:
 def fill(args: argparse.Namespace) -> int:
     model, tok = load(args)
     for number, (text,) in enumerate(rows(args), 1):
-        masks = generation.fill(model, tok, text, args.top)
+        masks = fill_masks(model, tok, text, args.top)
         if args.json:
             print_json({"text": text, "masks": [[{"token": token, "probability": round(p, 6)} for token, p in best] for best in masks]})
             continue
@@ -93,7 +95,7 @@ def embed(args: argparse.Namespace) -> int:
     model, tok = load(args, head="embedding")
     kept = []
     for part in chunks((row[0] for row in rows(args, (args.text,))), args.batch_size):
-        vectors = generation.embed(model, tok, part, args.batch_size)
+        vectors = vectors_of(model, tok, part, args.batch_size)
         if args.out:
             kept.append(vectors)
             continue

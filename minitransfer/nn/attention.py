@@ -6,9 +6,11 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..config import ModelConfig, choose
+from ..ops.dense_attention import dense_attention
+from ..ops.dropout import dropout
 from ..ops.tiled_attention import tiled_attention
 from .cache import LayerCache
 from .masks import Mask
@@ -40,6 +42,12 @@ def attend_sdpa(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: F
     some = allowed.any(-1, keepdim=True)                                         # (B, 1, T, 1); PyTorch's backends disagree on empty rows
     out = scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~some, dropout_p=rate)
     return out * some
+
+
+def dense_is_faster(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], rate: float) -> bool:
+    """On a CPU PyTorch's fused kernel has no fast path for 16-bit numbers or dropout; past a million pairs a text, holding them costs too much memory."""
+    slow_path = rate > 0 or q.dtype in (torch.bfloat16, torch.float16)
+    return q.device.type == "cpu" and slow_path and 1 < q.shape[2] * k.shape[2] <= 1024 * 1024
 
 
 class Attention(nn.Module):
@@ -79,6 +87,9 @@ class Attention(nn.Module):
         if self.backend == "tiled":
             limited = mask.causal or mask.restricts()
             return tiled_attention(q, k, v, (lambda i, j: mask.part(i, j, q.device)) if limited else (lambda i, j: None), dropout=rate), None, None
+        if self.backend == "auto" and dense_is_faster(q, k, rate):
+            limited = mask.causal or mask.restricts()
+            return dense_attention(q, k, v, mask.dense(q.shape[2], k.shape[2], q.device) if limited else None, rate), None, None
         return attend_sdpa(q, k, v, mask, rate), None, None
 
     def use(self, backend: str) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.dropout import Dropout
 from .attention import Attention
 from .cache import LayerCache
 from .feedforward import FeedForward
@@ -28,7 +29,7 @@ class Block(nn.Module):
         super().__init__()
         self.attn, self.mlp = Attention(c), FeedForward(c)
         self.norm_attn, self.norm_mlp = (nn.LayerNorm(c.d_model, c.norm_eps) for _ in range(2))
-        self.dropout = nn.Dropout(c.dropout)
+        self.dropout = Dropout(c.dropout)
         self.pre_norm = c.norm_position == "pre"
 
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False) -> tuple[Float[Tensor, "B T D"], Seen]:

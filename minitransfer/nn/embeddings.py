@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.dropout import Dropout
 
 
 class Embeddings(nn.Module):
@@ -17,7 +18,7 @@ class Embeddings(nn.Module):
         self.positions = nn.Embedding(c.max_len, c.d_model)
         self.types = nn.Embedding(c.n_token_types, c.d_model) if c.n_token_types else None
         self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.embed_norm else None
-        self.dropout = nn.Dropout(c.rate("embed_dropout"))
+        self.dropout = Dropout(c.rate("embed_dropout"))
 
     def forward(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"], types: Int[Tensor, "B T"] | None) -> Float[Tensor, "B T D"]:
         """Raises: ValueError for an id outside a table, before anything is computed from it."""

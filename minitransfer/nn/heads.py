@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from ..config import ModelConfig, choose
+from ..ops.dropout import Dropout
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from .feedforward import ACTIVATIONS
 
@@ -99,7 +100,7 @@ class SequenceHead(nn.Module):
     def __init__(self, c: ModelConfig, n_labels: int):
         super().__init__()
         self.last = c.causal
-        self.dropout = nn.Dropout(c.rate("head_dropout"))
+        self.dropout = Dropout(c.rate("head_dropout"))
         self.classifier = nn.Linear(c.d_model, n_labels, bias=not c.causal)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
@@ -119,7 +120,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, c: ModelConfig, n_labels: int):
         super().__init__()
-        self.dropout = nn.Dropout(c.rate("head_dropout"))
+        self.dropout = Dropout(c.rate("head_dropout"))
         self.classifier = nn.Linear(c.d_model, n_labels)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T n"]:

@@ -5,7 +5,7 @@ should not be handed a T x S mask.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Int
@@ -23,6 +23,7 @@ class Mask:
     causal: bool = False
     window: int | None = None                           # |query - key| < window
     documents: Int[Tensor, "B S"] | None = None         # tokens see their own document only
+    made: dict = field(default_factory=dict, compare=False, repr=False)     # the whole matrix, once made: every block asks for it
 
     def restricts(self) -> bool:
         """Whether anything is forbidden at all beyond what `causal` says."""
@@ -45,7 +46,9 @@ class Mask:
 
     def dense(self, T: int, S: int, device: torch.device) -> Bool[Tensor, "#B 1 T S"]:
         """The whole matrix."""
-        return self.part(range(S - T, S), range(S), device)
+        if (T, S) not in self.made:
+            self.made[T, S] = self.part(range(S - T, S), range(S), device)
+        return self.made[T, S]
 
 
 def positions_from(keep: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:

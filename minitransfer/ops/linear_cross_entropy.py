@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy, linear
 
 def reference(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
     """The same number with all logits at once."""
-    return cross_entropy(linear(x, weight, bias).float(), targets, reduction="sum")
+    logits = linear(x, weight, bias)
+    return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
 
 
 def cost(N: int, V: int, D: int, chunk: int, bytes_per_number: int = 4) -> dict[str, int]:

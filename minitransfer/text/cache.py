@@ -1,7 +1,7 @@
 """A corpus as token ids on disk: made once, memory-mapped ever after.
 
-A cache is a folder named after the hash of the documents and of the tokenizer, so a changed file or another vocabulary gives another folder and nothing has to
-be invalidated:
+A cache is a folder named after the hash of the documents and of the tokenizer, so a changed file or another vocabulary gives another folder and nothing
+has to be invalidated:
 
     tokens.bin      ids of all documents one after the other, without special tokens; uint16 if the vocabulary fits, else uint32
     offsets.bin     int64, document i is tokens[offsets[i]:offsets[i + 1]]
@@ -108,7 +108,7 @@ def _write(tok: Tokenizer, parts: Iterator[tuple[str, bool]], folder: Path, cont
                     n_documents, begun = n_documents + 1, n_tokens
         _sync(tokens)
         _sync(offsets)
-    meta = {"format": FORMAT, "dtype": dtype.str, "n_tokens": n_tokens, "n_documents": n_documents, "content": content, "fingerprint": tok.fingerprint}
+    meta = {"dtype": dtype.str, "n_tokens": n_tokens, "n_documents": n_documents, "content": content, "fingerprint": tok.fingerprint}
     with (folder / "meta.json").open("wb") as file:
         file.write(json.dumps(meta, indent=2).encode())
         _sync(file)

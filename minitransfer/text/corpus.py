@@ -4,28 +4,30 @@
                      "blank_line"  text between blank lines (the convention of BERT's pretraining files; the default)
                      "line"        each line, blank ones skipped
                      "file"        the whole file: a book, a play, anything whose parts belong together
-    .jsonl, .json    one JSON object a line, its `field` is a document
+    .jsonl           one JSON object a line, its `field` is a document
     a folder         its files of these kinds, in the order of their names; or a dataset saved with `save_to_disk`
     a list of str    each a document
     datasets object  its column `field`
-    "pydoc"          the docstrings of the running Python's standard library, one module a document (pydoc_corpus.py)
+    "pydoc"          the docstrings of the running Python's standard library; a document is a module (pydoc_corpus.py)
     "name[:split]"   a data set of the hub, through `datasets`; split "train" unless given
 
 Any file may be compressed (.gz). A list may also hold several paths (`pathlib.Path` objects, to tell them from texts).
 """
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from .lines import json_lines, kind_of, lines, missing, not_there
+from .pydoc_corpus import pydoc_documents, pydoc_files
 
 DOCUMENTS = ("blank_line", "line", "file")
 BLOCK = 1 << 16         # characters: a longer document is passed on in parts, so that none has to fit in memory
-KINDS = (".txt", ".jsonl", ".json")
+KINDS = (".txt", ".jsonl")
+PYDOC = "pydoc"
 # the last place where a space follows a word: no standard tokenizer joins what stands on its two sides
 CUT = re.compile(r".*\S(?=\s)", re.DOTALL)
 
@@ -47,7 +49,7 @@ def read_texts(source: Any, field: str = "text", documents: str = "blank_line") 
 
 
 def read_parts(source: Any, field: str = "text", documents: str = "blank_line") -> Iterator[tuple[str, bool]]:
-    """(part, whether its document ends here): documents in parts of about BLOCK characters, cut before a space, so that tokens are those of the whole."""
+    """(part, whether its document ends here): documents in parts of about BLOCK characters, cut before a space so that tokens are those of the whole."""
     if documents not in DOCUMENTS:
         raise ValueError(f"documents={documents!r}; it is one of {', '.join(map(repr, DOCUMENTS))}")
     found = False
@@ -60,11 +62,11 @@ def read_parts(source: Any, field: str = "text", documents: str = "blank_line") 
 
 
 def describe(source: Any) -> str:
-    return str(source) if isinstance(source, (str, Path)) else f"a {type(source).__name__} of {len(source)} items" if isinstance(source, Sequence) else f"a {type(source).__name__}"
+    return str(source) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
 
 
 def resolve(source: Any) -> list[Any]:
-    """A list of items that are each a Path of a file, a list of texts, or a datasets object."""
+    """Items that are each the Path of a file, a list of texts, a datasets object, or PYDOC."""
     if isinstance(source, Path) or (isinstance(source, str) and source):
         return _named(source)
     if hasattr(source, "column_names") and hasattr(source, "features"):
@@ -74,19 +76,21 @@ def resolve(source: Any) -> list[Any]:
             return [file for item in source for file in _named(item)]
         for i, item in enumerate(source):
             if not isinstance(item, str):
-                raise ValueError(f"item {i} of the corpus is {item!r} ({type(item).__name__}); a list holds texts (str), or files (pathlib.Path), not both: convert it")
+                raise ValueError(f"item {i} of the corpus is {item!r} ({type(item).__name__}); a list holds texts (str) or files (pathlib.Path), "
+                                 "not both: convert it")
         return [source]
-    raise ValueError(f"a corpus cannot be read from a {type(source).__name__}: give a file, a folder, a list of str, a datasets object, 'pydoc', or the name of a hub data set "
-                     "(an iterator can be read only once: make a list of it or write it to a .jsonl file)")
+    raise ValueError(f"a corpus cannot be read from a {type(source).__name__}; it is a file, a folder, a list of str, a datasets object, 'pydoc', or the "
+                     "name of a hub data set: convert it (an iterator can be read only once: make a list of it, or write it to a .jsonl file)")
 
 
 def content_hash(source: Any, field: str, documents: str) -> str:
     """blake2b of everything the documents depend on: file contents or texts, never names or dates."""
     digest = hashlib.blake2b(f"{field}\0{documents}".encode(), digest_size=32)
     for item in resolve(source):
-        if isinstance(item, Path):
-            with item.open("rb") as file:
-                digest.update("".join(item.suffixes).encode() + hashlib.file_digest(file, "blake2b").digest())
+        if isinstance(item, Path) or item == PYDOC:
+            for path in pydoc_files() if item == PYDOC else [item]:
+                with path.open("rb") as file:
+                    digest.update(kind_of(path).encode() + hashlib.file_digest(file, "blake2b").digest())
         else:
             for text, _ in _parts(item, field, documents):
                 one = text.encode("utf-8", "surrogatepass")
@@ -94,58 +98,14 @@ def content_hash(source: Any, field: str, documents: str) -> str:
     return digest.hexdigest()
 
 
-def open_text(path: Path) -> IO[bytes]:
-    """The bytes of a file, decompressed if it ends in .gz."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: check the path (the current folder is {Path.cwd()})")
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-
-
-def lines(path: Path) -> Iterator[str]:
-    """Lines with their ends, decoded strictly."""
-    with open_text(path) as file:
-        try:
-            for number, raw in enumerate(file, 1):
-                if b"\0" in raw:
-                    raise ValueError(f"{path}, line {number}: binary data, not text: give a text file in UTF-8 (.txt, .jsonl, or one of them with .gz)")
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as why:
-                    raise ValueError(f"{path}, line {number}: not UTF-8 ({why.reason} at byte {why.start} of the line): "
-                                     "convert it, for example with `iconv -f latin1 -t utf-8`") from why
-                yield text.replace("\r\n", "\n")
-        except (EOFError, gzip.BadGzipFile) as why:
-            raise ValueError(f"{path} is not a whole .gz file ({why}): fetch it again, or rename it if it is not compressed") from why
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of a file with one JSON object a line."""
-    for number, line in enumerate(lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as why:
-            raise ValueError(f"{path}, line {number}: not JSON ({why}); a .jsonl file has one whole object on each line: mend the line, or rewrite the file that way") from why
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: a {type(row).__name__}; each line should be an object like {{\"text\": \"...\"}}: mend the line")
-        yield number, row
-
-
-def missing(field: str, there: Sequence[str], where: str) -> KeyError:
-    """The error for a column that is not there, with the one that was probably meant."""
-    import difflib
-    near = difflib.get_close_matches(field, there, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else "name one of them"
-    return KeyError(f"{where} has no {field!r}; it has {', '.join(map(repr, there)) or 'no columns'}: {hint}")
-
-
 def _parts(item: Any, field: str, documents: str) -> Iterator[tuple[str, bool]]:
     if isinstance(item, Path):
-        if ".txt" in item.suffixes:
+        if kind_of(item) == ".txt":
             yield from _txt(item, documents)
             return
         texts: Iterator[tuple[str, Any]] = ((f"{item}, line {n}", _pick(row, field, f"{item}, line {n}")) for n, row in json_lines(item))
+    elif item == PYDOC:
+        texts = (("a docstring", text) for text in pydoc_documents())
     elif hasattr(item, "column_names"):
         if field not in item.column_names:
             raise missing(field, item.column_names, "the data set")
@@ -211,17 +171,17 @@ def _named(source: str | Path) -> list[Any]:
             return [_whole(_datasets().load_from_disk(str(path)), str(source))]
         files = sorted(p for p in path.rglob("*") if p.is_file() and _is_text(p) and not p.name.startswith("."))
         if not files:
-            raise ValueError(f"{source} has no file of a known kind: a corpus folder holds .txt or .jsonl files (or either with .gz): name one of them, or convert yours")
+            raise ValueError(f"{source} has no file of a known kind; a corpus folder holds .txt or .jsonl files (or either with .gz): convert yours")
         return list(files)
     if path.is_file():
         if not _is_text(path):
-            raise ValueError(f"{source} is of no known kind ({path.suffix or 'no suffix'}): a corpus is .txt or .jsonl (or either with .gz): rename or convert it")
+            raise ValueError(f"{source} is of no known kind ({path.suffix or 'no suffix'}); a corpus is .txt or .jsonl (or either with .gz): "
+                             "rename or convert it")
         return [path]
     if isinstance(source, Path) or path.suffix == ".gz" or _is_text(path) or source.count("/") > 1:
-        raise ValueError(f"{source} does not exist: check the path (the current folder is {Path.cwd()})")
-    if source == "pydoc":
-        from .pydoc_corpus import read_pydoc
-        return [[row["text"] for row in read_pydoc()]]
+        raise not_there(source)
+    if source == PYDOC:
+        return [PYDOC]
     name, _, split = source.partition(":")
     try:
         return [_datasets().load_dataset(name, split=split or "train")]
@@ -231,7 +191,7 @@ def _named(source: str | Path) -> list[Any]:
 
 
 def _is_text(path: Path) -> bool:
-    return (Path(path.stem).suffix if path.suffix == ".gz" else path.suffix) in KINDS
+    return kind_of(path) in KINDS
 
 
 def _whole(found: Any, source: str) -> Any:

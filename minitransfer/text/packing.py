@@ -6,8 +6,8 @@ A row of 12 for an encoder (`[` and `]` are [CLS] and [SEP]), and for a decoder 
     document_ids   0 0 0 0 0 0 1 1 1 1 1 -1      0 0 0 0 0 1 1 1 1 1 1 2
     position_ids   0 1 2 3 4 5 0 1 2 3 4  0      0 1 2 3 4 0 1 2 3 4 5 0
 
-A document goes on in the next row where the row ends; there it starts again at position 0. Attention stays inside equal `document_ids`, so a row gives the same
-numbers as its pieces alone.
+A document goes on in the next row where the row ends; there it starts again at position 0. Attention stays inside equal `document_ids`, so a row gives
+the same numbers as its pieces alone.
 """
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class PackedBatches:
     Args:    length: tokens per row, specials included.
              batch_size: rows per batch.
              seed: draws the order of the rows.
-             causal: False: pieces are `[CLS] text [SEP]`. True: documents end with `eos` (and begin with `bos`, if that is another token), nothing else is added.
+             causal: False: pieces are `[CLS] text [SEP]`. True: documents end with `eos` (and begin with `bos` if that is another token).
     Yields:  input_ids (B, T), document_ids (B, T) counted per row, -1 at padding, position_ids (B, T) from 0 in each piece, all int64;
              and attention_mask (B, T) bool if there is padding.
     Raises:  ValueError if the tokenizer lacks the special tokens or is not the one of the cache, or for sizes that hold nothing.
@@ -46,7 +46,8 @@ class PackedBatches:
         lacking = [name for name, i in needed.items() if i is None]
         if lacking:
             other = "a masked objective" if causal else "the causal objective"
-            raise ValueError(f"this tokenizer has no {' and no '.join(lacking)} token, which packing for causal={causal} puts around documents: use {other}, or another tokenizer")
+            raise ValueError(f"this tokenizer has no {' and no '.join(lacking)} token; packing for causal={causal} puts it around documents: "
+                             f"use {other}, or another tokenizer")
         if length < (2 if causal else 3) or batch_size < 1:
             raise ValueError(f"length={length}, batch_size={batch_size}: a row needs {2 if causal else 3} tokens or more, a batch at least one row")
         self.cache, self.length, self.batch_size, self.seed, self.causal = cache, length, batch_size, seed, causal
@@ -123,8 +124,8 @@ class PackedBatches:
 def _plan(offsets: np.ndarray, length: int, per_document: int, per_piece: int, least: int) -> np.ndarray:
     """(document, offset) where each row begins.
 
-    Documents follow one another; a row ends when it is full, or when so little room is left that the next document would begin with fewer than `least` tokens
-    (a shorter document that fits is taken whole). The rows that a long document fills alone are added in one step.
+    Documents follow one another; a row ends when it is full, or when so little room is left that the next document would begin with fewer than `least`
+    tokens (a shorter document that fits is taken whole). The rows that a long document fills alone are added in one step.
     """
     rows = array("q")
     full = length - per_piece

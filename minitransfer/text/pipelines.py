@@ -8,7 +8,7 @@ A pipeline turns a text into ids in five steps; the classes below the names are 
     unigram     the same pieces, chosen by likelihood instead of by merges
     character   "Hello"        ->  H e l l o
 
-Sources: WordPiece: Devlin et al. 2018, section 3 (the library's training merges by frequency, not by likelihood); BPE: Sennrich et al. 2016, section 3.2;
+Sources: WordPiece: Wu et al. 2016, section 4.1 (the library's training merges by frequency, not by likelihood); BPE: Sennrich et al. 2016, section 3.2;
 byte-level BPE: Radford et al. 2019, section 2.2; unigram: Kudo 2018, section 3.2.
 """
 from __future__ import annotations
@@ -53,7 +53,8 @@ FORMATS = {"wordpiece": BERT, "byte_bpe": GPT2, "bpe": PIECES, "unigram": PIECES
 def mark_specials(backend: Tokenizer, format: Format) -> None:
     """Keep the special tokens in one piece wherever they occur in a text."""
     known = backend.get_vocab()
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in dict.fromkeys(format.tokens.values()) if token in known])
+    present = [token for token in dict.fromkeys(format.tokens.values()) if token in known]
+    backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in present])
 
 
 def bert(model: models.Model, lowercase: bool, chinese: bool = True, strip_accents: bool | None = None) -> Tokenizer:

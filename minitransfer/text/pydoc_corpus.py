@@ -39,7 +39,8 @@ def read_pydoc(modules: Sequence[str] | None = None, shortest: int = 40) -> list
             rows += [{"text": text, "label": parts[0], "name": name} for name, text in _docstrings(path, dotted) if len(text) >= shortest]
     lacking = sorted(set(modules or ()) - {row["label"] for row in rows})
     if lacking:
-        raise ValueError(f"no docstrings of {', '.join(map(repr, lacking))} in this Python's library; name modules written in Python, such as 'argparse' or 'email'")
+        raise ValueError(f"no docstrings of {', '.join(map(repr, lacking))} in this Python's library; modules written in Python are needed: "
+                         "name some such as 'argparse' or 'email'")
     return rows
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,17 +25,40 @@ from .pipelines import Format
 from .tokenizer_train import train
 
 PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+CHUNK = 1024            # texts tokenised at a time where their encodings are not kept
+
+
+Row = Sequence[int] | np.ndarray
 
 
 class TruncationWarning(UserWarning):
     """Texts were longer than allowed and lost their ends."""
 
 
+@dataclass
+class Cut:
+    """What truncation to `limit` tokens took away."""
+
+    limit: int | None
+    texts: int = 0
+    tokens: int = 0         # before truncation
+    long: int = 0           # texts
+    lost: int = 0           # tokens
+    longest: int = 0        # tokens
+
+    def warn(self) -> None:
+        if self.lost:
+            warnings.warn(f"{self.long} of {self.texts} texts are longer than {self.limit} tokens (the longest has {self.longest}): {self.lost} of "
+                          f"{self.tokens} tokens ({self.lost / self.tokens:.1%}) were cut from their ends; use a larger max_length if the model allows it, "
+                          "or split the texts", TruncationWarning, stacklevel=4)
+
+
 class Tokenizer:
     """A vocabulary, the rules that cut a text into its tokens, and the roles of the special tokens.
 
-    `pad_id mask_id cls_id sep_id bos_id eos_id unk_id` are the ids of the roles, None where the format has no such token. GPT-2 has no padding token: its
-    batches are padded with any id, since padding is told by `attention_mask` and never by an id (a model that took `eos` for padding would never learn to stop).
+    `pad_id mask_id cls_id sep_id bos_id eos_id unk_id` are the ids of the roles, None where the format has no such token. GPT-2 has no padding token:
+    its batches are padded with any id, since padding is told by `attention_mask` and never by an id (a model that took `eos` for padding would never
+    learn to stop).
     """
 
     def __init__(self, backend: Backend, format: Format):
@@ -57,8 +80,8 @@ class Tokenizer:
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> Tokenizer:
         """Load a tokenizer.
 
-        Args:    source: a folder with tokenizer.json, or vocab.txt (BERT), or vocab.json and merges.txt (GPT-2); a name under checkpoints/; or a hub id.
-                 A vocab.txt is read with lower-casing as tokenizer_config.json says (BERT's default: on); without any configuration it is on when no
+        Args:    source: a folder with tokenizer.json, or vocab.txt (BERT), or vocab.json and merges.txt (GPT-2); a name under checkpoints/; or a hub
+                 id. A vocab.txt is read with lower-casing as tokenizer_config.json says (BERT's default: on); without any configuration it is on when no
                  piece of the vocabulary has an upper-case letter.
         Raises:  ValueError if there is no tokenizer at `source`, or its files are broken.
         """
@@ -118,11 +141,13 @@ class Tokenizer:
 
     def tokens(self, ids: Iterable[int] | Tensor) -> list[str]:
         """The pieces themselves, as the vocabulary writes them."""
-        found = [self.backend.id_to_token(int(i)) for i in ids]
-        if None in found:
-            bad = [int(i) for i in ids][found.index(None)]
-            raise ValueError(f"id {bad} is not in this vocabulary of {self.vocab_size}: these ids were made by another tokenizer, or by a model with a larger output")
-        return found
+        return [self._token(int(i)) for i in ids]
+
+    def _token(self, i: int) -> str:
+        token = self.backend.id_to_token(i)
+        if token is None:
+            raise ValueError(f"id {i} is not in this vocabulary; ids are below {self.vocab_size}: use the tokenizer that made them (or that the model was made with)")
+        return token
 
     def encodings(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None) -> list[Encoding]:
         """One `tokenizers.Encoding` per text or pair, with specials: `.ids .tokens .offsets .word_ids .sequence_ids .type_ids`.
@@ -133,32 +158,44 @@ class Tokenizer:
 
         Raises:  ValueError for something that is not a text, pairs of another number, or a max_length without room for a token of text.
         """
-        _check(texts, "texts")
-        if pairs is not None:
-            _check(pairs, "pairs")
-            if len(pairs) != len(texts):
-                raise ValueError(f"{len(texts)} texts and {len(pairs)} pairs; each text needs one: pass lists of the same length")
-        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        found = self.backend.encode_batch(inputs)
-        limit = self.max_len if max_length is None else max_length
-        return found if limit is None else self._truncated(inputs, found, limit, pair=pairs is not None)
+        _check(texts, pairs)
+        cut = Cut(self.max_len if max_length is None else max_length)
+        found = self._encode(list(texts) if pairs is None else list(zip(texts, pairs, strict=True)), cut)
+        cut.warn()
+        return found
 
-    def _truncated(self, inputs: list, found: list[Encoding], limit: int, pair: bool) -> list[Encoding]:
-        extra = self.backend.num_special_tokens_to_add(pair)
-        if limit <= extra:
-            raise ValueError(f"max_length={limit} leaves no room for text: this format adds {extra} special tokens; use {extra + 1} or more")
-        long = [i for i, e in enumerate(found) if len(e) > limit]
-        if not long:
+    def encode_rows(self, texts: Sequence[str], pairs: Sequence[str] | None = None,
+                    max_length: int | None = None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Ids and token type ids of many texts, as `encodings` gives them but without offsets: small enough to keep a whole data set."""
+        _check(texts, pairs)
+        cut = Cut(self.max_len if max_length is None else max_length)
+        ids, types = [], []
+        inputs = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        for start in range(0, len(inputs), CHUNK):
+            for e in self._encode(inputs[start:start + CHUNK], cut):
+                ids.append(np.array(e.ids, np.int32))
+                types.append(np.array(e.type_ids, np.int8))
+        cut.warn()
+        return ids, types
+
+    def _encode(self, inputs: list, cut: Cut) -> list[Encoding]:
+        found = self.backend.encode_batch(inputs)
+        if cut.limit is None or not inputs:
             return found
-        self.backend.enable_truncation(limit, strategy="longest_first")
-        try:
-            cut = self.backend.encode_batch([inputs[i] for i in long])
-        finally:
-            self.backend.no_truncation()
-        lost, total = sum(len(found[i]) for i in long) - sum(map(len, cut)), sum(map(len, found))
-        warnings.warn(f"{len(long)} of {len(found)} texts are longer than {limit} tokens (the longest has {max(len(found[i]) for i in long)}): {lost} of {total} tokens "
-                      f"({lost / total:.1%}) were cut from their ends; use a larger max_length if the model allows it, or split the texts", TruncationWarning, stacklevel=4)
-        for i, e in zip(long, cut, strict=True):
+        extra = self.backend.num_special_tokens_to_add(isinstance(inputs[0], tuple))
+        if cut.limit <= extra:
+            raise ValueError(f"max_length={cut.limit} leaves no room for text: this format adds {extra} special tokens; use {extra + 1} or more")
+        long = [i for i, e in enumerate(found) if len(e) > cut.limit]
+        if long:
+            self.backend.enable_truncation(cut.limit, strategy="longest_first")
+            try:
+                shorter = self.backend.encode_batch([inputs[i] for i in long])
+            finally:
+                self.backend.no_truncation()
+            cut.longest = max(cut.longest, *(len(found[i]) for i in long))
+            cut.lost += sum(len(found[i]) - len(e) for i, e in zip(long, shorter, strict=True))
+        cut.texts, cut.tokens, cut.long = cut.texts + len(found), cut.tokens + sum(map(len, found)), cut.long + len(long)
+        for i, e in zip(long, shorter if long else [], strict=True):
             found[i] = e
         return found
 
@@ -173,7 +210,7 @@ class Tokenizer:
         found = self.encodings([texts] if isinstance(texts, str) else texts, [pairs] if isinstance(pairs, str) else pairs, max_length)
         return self.collate([e.ids for e in found], [e.type_ids for e in found], padding_side)
 
-    def collate(self, ids: Sequence[Sequence[int]], type_ids: Sequence[Sequence[int]] | None = None, padding_side: str = "right") -> dict[str, Tensor]:
+    def collate(self, ids: Sequence[Row], type_ids: Sequence[Row] | None = None, padding_side: str = "right") -> dict[str, Tensor]:
         """Rows of ids, padded to the longest: the same dict as `__call__`."""
         if padding_side not in ("right", "left"):
             raise ValueError(f"padding_side={padding_side!r}; it is 'right' or 'left'")
@@ -195,9 +232,12 @@ class Tokenizer:
         return next((i for i in (self.pad_id, self.eos_id) if i is not None), 0)
 
 
-def _check(texts: Sequence[str], name: str) -> None:
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise ValueError(f"{name} is a {type(texts).__name__}; a list of str is needed")
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise ValueError(f"{name}[{i}] is {text!r} ({type(text).__name__}); each item is one str: drop or fill empty cells first")
+def _check(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+    for name, some in (("texts", texts), ("pairs", [] if pairs is None else pairs)):
+        if isinstance(some, str) or not isinstance(some, Sequence):
+            raise ValueError(f"{name} is a {type(some).__name__}; a list of str is needed: wrap it in a list")
+        for i, text in enumerate(some):
+            if not isinstance(text, str):
+                raise ValueError(f"{name}[{i}] is {text!r} ({type(text).__name__}); each item is one str: drop or fill empty cells first")
+    if pairs is not None and len(pairs) != len(texts):
+        raise ValueError(f"{len(texts)} texts and {len(pairs)} pairs; each text needs one: pass lists of the same length")

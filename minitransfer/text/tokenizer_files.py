@@ -56,15 +56,17 @@ def write(backend: Tokenizer, format: Format, folder: Path) -> None:
 
 
 def hf_class(backend: Tokenizer) -> str:
-    """The class of transformers that rebuilds exactly this pipeline: BERT's and GPT-2's rebuild theirs from the vocabulary and would drop any change."""
+    """The class of transformers that gives exactly this pipeline: BERT's and GPT-2's rebuild theirs from the vocabulary and would drop any change."""
     spec = json.loads(backend.to_str())
     model = {k: v for k, v in spec.pop("model").items() if k not in ("vocab", "merges")}
     norm = spec["normalizer"] or {}
     if model["type"] == "WordPiece" and norm.get("type") == "BertNormalizer":
-        twin = pipelines.bert(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"), norm["lowercase"], norm["handle_chinese_chars"], norm["strip_accents"])
+        model_twin = models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")
+        twin = pipelines.bert(model_twin, norm["lowercase"], norm["handle_chinese_chars"], norm["strip_accents"])
         if _same(spec, model, twin) and _types_differ(backend):
             return "BertTokenizerFast"
-    if model["type"] == "BPE" and _same(spec, model, pipelines.byte_level(models.BPE())) and (spec["post_processor"] or {"type": "ByteLevel"})["type"] == "ByteLevel":
+    around = (spec["post_processor"] or {"type": "ByteLevel"})["type"]
+    if model["type"] == "BPE" and around == "ByteLevel" and _same(spec, model, pipelines.byte_level(models.BPE())):
         return "GPT2TokenizerFast"
     return "PreTrainedTokenizerFast"
 
@@ -81,7 +83,8 @@ def _tokenizer_json(path: Path, config: dict) -> Tokenizer:
     try:
         backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as why:       # the library raises a bare Exception
-        raise ValueError(f"{path} is not a tokenizer that this version of `tokenizers` can read ({why}): fetch the file again, or save it with a newer version") from why
+        raise ValueError(f"{path} is not a tokenizer that this version of `tokenizers` can read ({why}); a whole tokenizer.json is needed: fetch it again, "
+                         "or install a newer version") from why
     # Files carry the truncation and padding of whoever saved them last; ours come with each call.
     backend.no_truncation()
     backend.no_padding()
@@ -97,7 +100,8 @@ def _vocab_txt(path: Path, config: dict) -> Tokenizer:
         vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
     unk = _content(config.get("unk_token")) or "[UNK]"
     if unk not in vocab:
-        raise ValueError(f"{path} has no {unk!r}; a WordPiece vocabulary needs the token for unknown words: add the line, or name it as unk_token in tokenizer_config.json")
+        raise ValueError(f"{path} has no {unk!r}; a WordPiece vocabulary needs the token for unknown words: add the line, or name the token as unk_token "
+                         "in tokenizer_config.json")
     lower = config.get("do_lower_case")
     if lower is None:
         specials = {_content(v) for k, v in config.items() if k.endswith("_token")} | set(BERT.tokens.values())

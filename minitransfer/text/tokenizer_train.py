@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -39,6 +40,7 @@ def _fit(texts: Iterable[str], kind: str, size: int, lowercase: bool, specials: 
         found = sorted({c for text in texts for c in (text.lower() if lowercase else text)})
         vocab = {token: i for i, token in enumerate((specials + found)[:size])}
         return pipelines.characters(models.WordLevel(vocab, unk_token="<unk>"), lowercase)
+    trainer: Any
     if kind == "wordpiece":
         backend = pipelines.bert(models.WordPiece(unk_token="[UNK]"), lowercase)
         trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=min_count, continuing_subword_prefix="##", **shared)

@@ -33,7 +33,7 @@ def steps(run: Run, feed: Feed, objective: Objective, ctrl_c: Interrupt, on_step
         lr = lr_at(done.step, run.horizon.total_steps(*done.used()), settings)
         set_lr(optimizer, lr)
         generator = seed_step(settings.seed, done.step, model.device)
-        loss_sum, counted, tokens, length = torch.zeros((), device=model.device), 0, 0, 0
+        loss_sum, counted, tokens, length = torch.zeros((), device=model.device), torch.zeros((), dtype=torch.long), 0, 0
         for batch, n_tokens in feed.step(done.step):
             with precision.autocast():
                 loss, n = objective(model, batch, generator)
@@ -72,7 +72,8 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
           on_step: Callable[[dict], None] | None = None, save: Save | None = None, data: dict[str, str] | None = None) -> TrainResult:
     """Train the parameters of `model` that are in `groups` (default: all that require a gradient) until the first limit of `settings`.
 
-    Everything random is drawn from (seed, step): with `resume`, a run that was stopped or killed ends with the same bits on a CPU as one that was not.
+    Everything random is drawn from (seed, step): with `resume`, a run that was stopped or killed ends with the same bits on a CPU as one that was
+    not.
     Exceptions: a limit in minutes (weights and optimizer go on exactly, the learning rate follows the clock), and another number of threads (sums
     are taken in another order).
 

@@ -60,7 +60,7 @@ class Run:
         if self.out is not None:
             self.out.mkdir(parents=True, exist_ok=True)
             if not resume and recover(self.out / "last").exists():
-                raise ValueError(f"{self.out} already holds a run; a new one would write over it: pass resume=True to go on, or choose another folder")
+                raise ValueError(f"{self.out} already holds a run; a new one would write over it: pass resume=True to go on, or another out")
             if (found := load_state(self.out / "last", self.trained, self.optimizer, self.precision.scaler, self.whole)) is not None:
                 self.progress, self.saved = found, found.step
             else:

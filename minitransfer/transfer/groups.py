@@ -138,9 +138,14 @@ def set_trainable(model: nn.Module, names: list[str] | set[str]) -> None:
 
 
 def fresh_names(model: Model) -> list[str]:
-    """The parameters that have to train whatever else is frozen: the task's head, and what the checkpoint did not have (see load_report.new)."""
-    new = set(model.load_report.new) if model.load_report else set()
-    return [name for name, _ in model.named_parameters() if name in new or (name.startswith("head.") and model.head_name in TASK_HEADS)]
+    """The parameters that have to train whatever else is frozen: the task's head, a pooler under it or another head that no checkpoint filled."""
+    loaded, task = None if model.load_report is None else set(model.load_report.loaded), model.head_name in TASK_HEADS
+
+    def fresh(name: str) -> bool:
+        if name.startswith("head."):
+            return task or (loaded is not None and name not in loaded)
+        return task and name.startswith("pooler.") and (loaded is None or name not in loaded)
+    return [name for name, _ in model.named_parameters() if fresh(name)]
 
 
 def freeze(model: nn.Module, addresses: str | list[str] | tuple[str, ...]) -> TrainableReport:

@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Callable
 
 from ..nn.model import Model
+from .base import Strategy
 from .groups import fresh_names, layer_groups
 from .lora import add_lora, lora_names
 from .peft_files import save_adapter
-from .strategy import Strategy
 
 
 def full() -> Strategy:
@@ -30,7 +30,8 @@ def last(k: int) -> Strategy:
     def trains(model: Model) -> list[str]:
         blocks = len(model.blocks)
         if not 1 <= k <= blocks:
-            raise ValueError(f"strategy 'last:{k}' on a model of {blocks} blocks; it trains the last k of them: give 1 to {blocks}, or use 'head' or 'full'")
+            raise ValueError(f"strategy 'last:{k}' on a model of {blocks} blocks; it trains the last k of them: "
+                             f"give 1 to {blocks}, or use 'head' or 'full'")
         frozen = {"embed", *(f"blocks.{i}" for i in range(blocks - k))}
         return [name for group, names in layer_groups(model).items() if group not in frozen for name in names]
     return Strategy(f"last:{k}", trains)

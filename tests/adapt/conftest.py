@@ -10,7 +10,6 @@ import torch
 import transformers
 
 from minitransfer.nn.model import Model
-
 from tests.reference import HEADS, close, perturbed
 
 

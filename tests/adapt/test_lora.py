@@ -16,6 +16,7 @@ from minitransfer.transfer.lora import (
     remove_adapters,
     unmerge_lora,
 )
+from minitransfer.weights.report import LoadReport
 
 SIZES = {"vocab_size": 101, "d_model": 28, "n_layers": 3, "n_heads": 4, "d_ff": 53, "max_len": 37}
 
@@ -25,6 +26,7 @@ def small(head: str = "sequence", **changes) -> Model:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.1)
+    model.load_report = LoadReport("a test", loaded=[name for name, _ in model.named_parameters()])     # as if all of it came from a file
     return model
 
 
@@ -97,10 +99,16 @@ def test_only_a_b_and_the_head_train_and_the_rest_keeps_its_bits():
     assert {name for name, p in model.named_parameters() if not torch.equal(p, before[name])} == names
 
 
-def test_vocabulary_heads_stay_as_they_were_pretrained():
+def test_what_no_checkpoint_filled_trains_along():
+    """A pretrained vocabulary head stays; a head or pooler that is new would otherwise stay random."""
     model = small("masked")
     add_lora(model)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == set(lora_names(model))
+    model = small("masked")
+    model.set_head("sequence", labels=["a", "b"])
+    add_lora(model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad} - set(lora_names(model))
+    assert trained == {"pooler.weight", "pooler.bias", "head.classifier.weight", "head.classifier.bias"}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -179,7 +179,8 @@ FAULTS = [
     (lambda f: change_tensors(f, lambda t: t.update({Q + ".lora_A.weight": torch.full((3, 28), torch.nan)})), "values that are NaN"),
     (lambda f: change_tensors(f, lambda t: t.update({Q.replace("query", "quarry") + ".lora_A.weight": torch.zeros(3, 28)})),
      r"unexpected: .*quarry.* \(nearest: .*query"),
-    (lambda f: change_tensors(f, lambda t: t.update({Q.replace("layer.1", "layer.9") + ".lora_B.weight": torch.zeros(3, 28)})), "unexpected: .*layer.9"),
+    (lambda f: change_tensors(f, lambda t: t.update({Q.replace("layer.1", "layer.9") + ".lora_B.weight": torch.zeros(3, 28)})),
+     "unexpected: .*layer.9"),
     (lambda f: change_tensors(f, lambda t: t.update({"base_model.model.classifier.weight": torch.zeros(7, 28)})),
      r"classifier.weight is \(7, 28\), head.classifier.weight is \(3, 28\)"),
     (lambda f: change_tensors(f, lambda t: [t.pop(name) for name in list(t) if "lora_" in name]), "empty: it holds no lora_A"),
@@ -201,7 +202,8 @@ def test_a_file_that_does_not_fit_is_one_error_and_changes_nothing(twin, tmp_pat
 def test_an_adapter_for_another_base_or_head_names_both(twin, tmp_path):
     one, other = twin(SEQUENCE), twin(TOKEN)
     saved(one, tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"made for .*BertForSequenceClassification\) does not fit this model \(.*BertModel\)(.|\n)*head: .*classifier"):
+    message = r"made for .*BertForSequenceClassification\) does not fit this model \(.*BertModel\)(.|\n)*head: .*classifier"
+    with pytest.raises(ValueError, match=message):
         load_adapter(twin(NONE).ours(), tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"unexpected: .*bert.encoder"):
         load_adapter(twin(GPT2_SEQUENCE).ours(), tmp_path / "adapter")

@@ -1,0 +1,89 @@
+"""What a task is: rows in, a head, batches, metrics and predictions out. `finetune` and `predict` know no more of a task than this."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..nn.heads import IGNORE
+from ..nn.model import Model
+from ..objectives.base import body_inputs
+from ..text import Tokenizer
+from ..training import Batches
+from ..training.evaluate import Evaluation
+from .metrics import Confusion
+
+
+class Task(Protocol):
+    """One kind of question. Its settings are the columns to read; it is saved as `name` and `columns`, and made again from them."""
+
+    name: str
+    head: str               # of the model
+    best: str               # the metric that picks the weights to keep, and its direction
+
+    @property
+    def columns(self) -> dict[str, Any]: ...
+
+    def labels(self, train: Sequence[dict], validation: Sequence[dict]) -> list[str]:
+        """The classes of the training rows, after both were checked."""
+
+    def batches(self, rows: Sequence[dict], tok: Tokenizer, labels: Sequence[str], batch_size: int | None, max_tokens: int | None,
+                max_length: int | None, seed: int) -> Batches: ...
+
+    def predict(self, model: Model, tok: Tokenizer, texts: Sequence[Any], pairs: Sequence[str] | None, batch_size: int, max_length: int | None) -> list: ...
+
+
+def supervised(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
+    """The head's own loss on the labels of the batch."""
+    return model.head.loss(model.body(**body_inputs(batch, batch["input_ids"])), batch["labels"])
+
+
+def classification(batches: Batches) -> Evaluation:
+    """An evaluation for `train`: one epoch of batches, each target one decision. Gives `Confusion.metrics` and the loss per target in nats."""
+    def evaluate(model: Model) -> dict[str, float]:
+        confusion, loss_sum = Confusion(len(model.labels or ())), 0.0
+        for k in range(len(batches)):
+            batch = {name: t.to(model.device) for name, t in batches[k].items()}
+            body = model.body(**body_inputs(batch, batch["input_ids"]))
+            loss_sum += float(model.head.loss(body, batch["labels"])[0])
+            asked = batch["labels"] != IGNORE
+            confusion.add(batch["labels"][asked], model.head(body).argmax(-1)[asked])
+        return confusion.metrics() | {"loss": loss_sum / max(confusion.n, 1)}
+    return evaluate
+
+
+def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, batch_size: int) -> dict[int, Tensor]:
+    """Row number -> the probabilities the head gives it, (n,) or (T, n) without padding. Rows of similar length are computed together.
+
+    Raises: ValueError for a text without a token.
+    """
+    if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
+        raise ValueError(f"text {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: leave empty texts out")
+    found: dict[int, Tensor] = {}
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = tok.collate([ids[i] for i in rows], [type_ids[i] for i in rows])
+            probabilities = model(**{name: t.to(model.device) for name, t in batch.items()}).logits.float().softmax(-1).cpu()
+            found |= {i: one if one.dim() == 1 else one[: len(ids[i])] for i, one in zip(rows, probabilities, strict=True)}
+    model.train(training)
+    return found
+
+
+def longest(model: Model, tok: Tokenizer, max_length: int | None) -> int:
+    """The number of tokens after which texts are cut: what was asked for, else what both the tokenizer and the model can take.
+
+    Raises: ValueError for a max_length beyond the model, or a tokenizer with more tokens than the model's table.
+    """
+    limit, rows = model.config.max_len, model.config.vocab_size
+    if max_length is not None and max_length > limit:
+        raise ValueError(f"max_length={max_length}; this model reads at most {limit} tokens: use {limit} or less")
+    if tok.vocab_size > rows:
+        raise ValueError(f"a tokenizer of {tok.vocab_size} tokens and a model with {rows} rows in its token table; every token needs a row: "
+                         f"use the tokenizer the model was made with, or model.resize_vocabulary({tok.vocab_size})")
+    return max_length or min(limit, tok.max_len or limit)

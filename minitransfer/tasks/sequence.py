@@ -1,0 +1,99 @@
+"""One label for a whole text, or for a pair of texts."""
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any, ClassVar
+
+from ..nn.model import Model
+from ..text import LabelledBatches, Tokenizer
+from ..text.readers import column
+from .base import in_batches
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest label of a text, its probability, and those of all labels."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+def label_set(names: Sequence[str]) -> list[str]:
+    """The labels that occur, in order: as numbers if all are whole numbers, else as text."""
+    found = set(names)
+    return sorted(found, key=int) if all(name.lstrip("-").isdecimal() for name in found) else sorted(found)
+
+
+def label_names(rows: Sequence[dict], label: str, split: str) -> list[str]:
+    """Each row's label as text. Raises: ValueError for a row without one."""
+    values = column(rows, label)
+    for i, value in enumerate(values):
+        if value is None or not str(value).strip():
+            raise ValueError(f"{split} row {i} has no label (its {label!r} is {value!r}); every row needs one: fill it in, or drop the row")
+    return [str(value) for value in values]
+
+
+def check_unseen(names: Sequence[str], known: Sequence[str], split: str = "validation") -> None:
+    """Raises: ValueError for a label that the training rows do not have."""
+    for i, name in enumerate(names):
+        if name not in known:
+            raise ValueError(f"{split} row {i} has the label {name!r}; the training rows have {', '.join(map(repr, known))}, and a model cannot answer what it "
+                             "never saw: correct the label, drop the row, or add training rows with it")
+
+
+def warn_if_cut(names: Sequence[str]) -> None:
+    """Warn about rows that stand sorted by label and stop short in the last one: a slice from the top of a sorted file."""
+    runs, counts = [label for label, _ in groupby(names)], Counter(names)
+    if len(names) >= 10 and len(runs) == len(counts) > 1 and 2 * counts[runs[-1]] < min(counts[label] for label in runs[:-1]):
+        warnings.warn(f"the training rows stand sorted by label and the last label, {runs[-1]!r}, has {counts[runs[-1]]} of {len(names)} rows: this looks like the "
+                      "top of a sorted file; draw the rows with sample_rows(rows, n, by=label) instead of slicing", UserWarning, stacklevel=4)
+
+
+@dataclass(frozen=True)
+class SequenceTask:
+    """Rows with a text (and a second one) and a label."""
+
+    name: ClassVar[str] = "sequence"
+    head: ClassVar[str] = "sequence"
+    best: ClassVar[str] = "accuracy higher"
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def labels(self, train: Sequence[dict], validation: Sequence[dict]) -> list[str]:
+        """Sorted, from the training rows alone.
+
+        Raises: ValueError for a row without a label, training rows of one label, or a label in validation that training lacks.
+        Warns:  about training rows that look like the top of a file sorted by label.
+        """
+        names = label_names(train, self.label, "training")
+        found = label_set(names)
+        if len(found) == 1:
+            raise ValueError(f"all {len(names)} training rows have the label {found[0]!r}; there is nothing to tell apart: the rows may be the top of a file sorted "
+                             "by label, draw them with sample_rows(rows, n, by=label)")
+        warn_if_cut(names)
+        check_unseen(label_names(validation, self.label, "validation"), found)
+        return found
+
+    def batches(self, rows: Sequence[dict], tok: Tokenizer, labels: Sequence[str], batch_size: int | None, max_tokens: int | None,
+                max_length: int | None, seed: int) -> LabelledBatches:
+        return LabelledBatches(rows, tok, labels, self.text, self.pair, self.label, batch_size, max_tokens, max_length, seed)
+
+    def predict(self, model: Model, tok: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int,
+                max_length: int | None) -> list[Prediction]:
+        ids, type_ids = tok.encode_rows(texts, pairs, max_length)
+        found, names = in_batches(model, tok, ids, type_ids, batch_size), model.labels or []
+        answers = []
+        for i in range(len(ids)):
+            best = int(found[i].argmax())
+            answers.append(Prediction(names[best], float(found[i][best]), dict(zip(names, found[i].tolist(), strict=True))))
+        return answers

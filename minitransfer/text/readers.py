@@ -1,0 +1,147 @@
+"""Rows with labels, from the usual files.
+
+    .csv              first line names the columns; fields may be quoted, and then hold line breaks
+    .tsv              first line names the columns; no quoting: a quotation mark is a character like any other (as in GLUE)
+    .jsonl            one JSON object a line
+    .conll, .conllu   one word a line, sentences between blank lines: {"words": [...], "tags": [...]}
+    a list of dicts, or a datasets object (class numbers become their names)
+
+Any file may be compressed (.gz).
+"""
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .lines import json_lines, kind_of, lines, missing
+
+KINDS = (".csv", ".tsv", ".jsonl", ".conll", ".conllu")
+
+
+def read_rows(source: Any, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of `source`, in order.
+
+    Args:    source: see the head of this file.
+             columns: names for a .csv or .tsv without a first line of names.
+    Raises:  ValueError for a missing, empty or broken file (with the line), or a source of another kind.
+    """
+    if isinstance(source, (str, Path)):
+        return _read_file(Path(source), columns)
+    if hasattr(source, "column_names") and hasattr(source, "features"):
+        if isinstance(source, dict):
+            raise ValueError(f"a data set with several splits ({', '.join(source)}); one is needed: pass source[{next(iter(source))!r}]")
+        names = {c: f.names for c, f in source.features.items() if type(f).__name__ == "ClassLabel"}
+        rows = [{c: names[c][v] if c in names and v is not None and v >= 0 else v for c, v in row.items()} for row in source]
+    elif isinstance(source, Sequence) and all(isinstance(row, dict) for row in source):
+        rows = list(source)
+    else:
+        raise ValueError(f"rows cannot be read from a {type(source).__name__}; they come from a file ({', '.join(KINDS)}, or one with .gz), a list of dicts, "
+                         "or a datasets object: convert it")
+    if not rows:
+        raise ValueError("no rows: the source is empty; at least one row is needed: check where it comes from")
+    return rows
+
+
+def column(rows: Sequence[dict], name: str) -> list[Any]:
+    """One column of rows.
+
+    Raises:  KeyError naming the nearest column if a row does not have it.
+    """
+    for i, row in enumerate(rows):
+        if name not in row:
+            raise missing(name, list(row), f"row {i}")
+    return [row[name] for row in rows]
+
+
+def sample_rows(rows: Sequence[dict], n: int, seed: int = 0, by: str | None = None) -> list[dict]:
+    """`n` rows drawn without replacement, in their old order; a slice from the top of a file sorted by label would hold one label only.
+
+    Args:    by: a column whose shares are kept, each to within one row; None: a plain draw.
+    Raises:  ValueError if there are not n rows.
+    """
+    if not 0 < n <= len(rows):
+        raise ValueError(f"n={n} of {len(rows)} rows; it is between 1 and the number of rows: choose a smaller n")
+    order = np.random.default_rng(seed).permutation(len(rows))
+    if by is not None:
+        # the k-th of m rows of a group stands at (k + 1/2) / m; the first n in this order have every group's share
+        values = [str(v) for v in column(rows, by)]
+        _, group, counts = np.unique([values[i] for i in order], return_inverse=True, return_counts=True)
+        rank = np.empty(len(rows))
+        for g in range(len(counts)):
+            rank[group == g] = (np.arange(counts[g]) + 0.5) / counts[g]
+        order = order[np.argsort(rank, kind="stable")]
+    return [rows[i] for i in sorted(order[:n])]
+
+
+def _read_file(path: Path, columns: Sequence[str] | None) -> list[dict[str, Any]]:
+    kind = kind_of(path)
+    if kind not in KINDS:
+        raise ValueError(f"{path} is of no known kind ({path.suffix or 'no suffix'}); rows come from {', '.join(KINDS)} (or one of them with .gz): "
+                         "rename or convert it")
+    if kind == ".jsonl":
+        rows = [row for _, row in json_lines(path)]
+    elif kind in (".conll", ".conllu"):
+        rows = list(_conll(path))
+    else:
+        rows = list(_table(path, _csv(path) if kind == ".csv" else _tsv(path), columns))
+    if not rows:
+        raise ValueError(f"{path} holds no rows; at least one is needed: check that it is the file you mean")
+    return rows
+
+
+def _table(path: Path, records: Iterable[tuple[int, list[str]]], columns: Sequence[str] | None) -> Iterator[dict[str, str]]:
+    for number, record in records:
+        if columns is None:
+            columns = record
+            if len(set(columns)) != len(columns):
+                raise ValueError(f"{path}, line {number}: two columns have one name ({', '.join(columns)}); all names differ: mend the first line, "
+                                 "or pass columns=[...] if it is not a line of names")
+        elif len(record) != len(columns):
+            raise ValueError(f"{path}, line {number}: {len(record)} fields where {len(columns)} are needed ({', '.join(columns)}): mend the line "
+                             "(a .csv quotes fields that hold commas, a .tsv has no tabs inside a field)")
+        else:
+            yield dict(zip(columns, record, strict=True))
+
+
+def _tsv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    return ((number, line.rstrip("\n").split("\t")) for number, line in enumerate(lines(path), 1) if line.strip())
+
+
+def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    before = csv.field_size_limit(sys.maxsize)          # 131,072 characters unless told; a long article is longer
+    try:
+        reader = csv.reader(lines(path), strict=True)
+        for record in reader:
+            if record:
+                yield reader.line_num, record
+    except csv.Error as why:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV ({why}); a field that holds a quotation mark is quoted, with the mark doubled: "
+                         "mend it, or name the file .tsv if it is separated by tabs") from why
+    finally:
+        csv.field_size_limit(before)
+
+
+def _conll(path: Path) -> Iterator[dict[str, list[str]]]:
+    universal = kind_of(path) == ".conllu"
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate(lines(path), 1):
+        fields = line.rstrip("\n").split("\t") if universal else line.split()
+        if not line.strip():
+            if words:
+                yield {"words": words, "tags": tags}
+                words, tags = [], []
+        elif line.startswith("-DOCSTART-") or (universal and (line.startswith("#") or not fields[0].isdigit())):
+            continue                                    # comments, and the joined forms 1-2 and empty nodes 1.1 of CoNLL-U
+        elif len(fields) < (4 if universal else 2):
+            raise ValueError(f"{path}, line {number}: {line.strip()!r} has {len(fields)} columns; a word and its tag are needed: mend the line")
+        else:
+            words.append(fields[1] if universal else fields[0])
+            tags.append(fields[3] if universal else fields[-1])
+    if words:
+        yield {"words": words, "tags": tags}

@@ -1,0 +1,650 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Attention by hand
+#
+# Attention is the one step of a transformer in which positions exchange information. Here it is built from one sentence and four lines of tensor algebra,
+# then compared with the engine: with `minitransfer.nn.attention.attend`, with a whole block of a pretrained model, with the tiled version that never holds
+# the full matrix, and with the key/value cache. Every comparison prints its largest difference.
+#
+# You need: matrix products and the idea of a probability distribution. Reading time: about 15 minutes. Letters for shapes are those of the whole project:
+#
+# | letter | meaning | letter | meaning |
+# |---|---|---|---|
+# | `B` | texts in a batch | `H` | heads |
+# | `T` | query positions (who looks) | `Dh` | width of a head |
+# | `S` | key positions (who is looked at) | `D` | width of the model, `H * Dh` |
+
+# %%
+import math
+
+import matplotlib.pyplot as plt
+import torch
+
+import minitransfer as mt
+from minitransfer.nn.attention import attend
+from minitransfer.nn.masks import Mask
+from minitransfer.ops.tiled_attention import tiled_attention
+
+torch.manual_seed(0)
+torch.set_grad_enabled(False)           # nothing is trained in this notebook
+plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False})
+BLUE, ORANGE, GREY = "#2f6fb2", "#d9722b", "#b9bec6"
+
+
+def largest_difference(a, b):
+    """The largest absolute difference; entries that are -inf in both count as equal."""
+    return torch.where(a == b, 0.0, (a - b).abs()).max().item()
+
+
+def draw(ax, matrix, rows, columns, title, signed=False):
+    """A matrix as coloured cells: blue = large; with `signed`, blue = positive and orange = negative; grey = forbidden (-inf)."""
+    top = matrix[matrix.isfinite()].abs().max().item()
+    colours = plt.get_cmap("PuOr" if signed else "Blues").with_extremes(bad=GREY)
+    image = ax.imshow(matrix.masked_fill(~matrix.isfinite(), math.nan), cmap=colours, vmin=-top if signed else 0, vmax=top)
+    ax.set_xticks(range(len(columns)), columns, rotation=90)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(title)
+    return image
+
+
+# %% [markdown]
+# ## 1. From a sentence to scores
+#
+# Six words, five different ones: "the" comes twice. Each different word gets a vector; random numbers will do for now, since the mechanism does not depend
+# on them. There is nothing about order in these vectors yet: both "the" have the same row.
+
+# %%
+words = "the cat sat on the mat".split()
+T, D = len(words), 8
+table = {word: torch.randn(D) for word in sorted(set(words))}
+x = torch.stack([table[word] for word in words])            # (T, D)
+print("x", tuple(x.shape), "| the two rows of 'the' are equal:", torch.equal(x[0], x[4]))
+
+# %% [markdown]
+# Each position is turned into three vectors by three matrices: a **query** (what it looks for), a **key** (what it can be found by) and a **value** (what it
+# hands over when found). In a trained model these matrices are learned; nothing else in attention is.
+
+# %%
+Dh = 8
+w_q, w_k, w_v = (torch.randn(D, Dh) / math.sqrt(D) for _ in range(3))
+q, k, v = x @ w_q, x @ w_k, x @ w_v                         # (T, Dh) each
+
+# %% [markdown]
+# The **score** of a pair is the dot product of the query of one position with the key of the other. One of them by hand, then all of them as one product.
+
+# %%
+by_hand = sum(float(q[2, i] * k[1, i]) for i in range(Dh))  # how much "sat" looks for "cat"
+raw = q @ k.T                                               # (T, S), here S = T
+print(f"sat -> cat by hand {by_hand:+.4f}, in the matrix {raw[2, 1]:+.4f}")
+assert math.isclose(by_hand, raw[2, 1], abs_tol=1e-5)
+
+# %% [markdown]
+# ## 2. Why the scores are divided by sqrt(Dh)
+#
+# Let the entries of a query and a key be independent with mean 0 and variance 1. Each product of two entries has variance 1, and a dot product adds `Dh` of
+# them, so its variance is `Dh`: wide heads have large scores. Softmax turns large scores into a distribution with nearly everything on one key, and there it
+# has almost no slope: the sum over all keys of the slope $\partial p_i/\partial s_i = p_i(1-p_i)$ goes to 0, and with it the gradient that could repair the choice.
+#
+# Measured, with 32 keys and 2,000 random queries:
+
+# %%
+def softmax_facts(scores):
+    """Largest probability and total slope of the softmax, averaged over rows."""
+    p = scores.softmax(-1)
+    return p.amax(-1).mean().item(), (p * (1 - p)).sum(-1).mean().item()
+
+
+widths = [4, 16, 64, 256]
+print("          raw scores                        divided by sqrt(Dh)")
+print("  Dh   variance  largest p  slope        variance  largest p  slope")
+facts = {}
+for width in widths:
+    queries, keys = torch.randn(2000, 1, width), torch.randn(2000, 32, width)
+    scores = (queries * keys).sum(-1)                       # (2000, 32)
+    scaled = scores / math.sqrt(width)
+    facts[width] = softmax_facts(scores), softmax_facts(scaled)
+    (p0, s0), (p1, s1) = facts[width]
+    print(f"{width:4}   {scores.var():8.2f}  {p0:9.3f}  {s0:5.3f}        {scaled.var():8.2f}  {p1:9.3f}  {s1:5.3f}")
+
+# %% [markdown]
+# The variance of the raw scores follows `Dh`; divided by its root it stays at 1, and neither the largest probability nor the slope depends on the width any
+# more. One query of width 64 before and after:
+
+# %%
+query, keys = torch.randn(64), torch.randn(32, 64)
+fig, axes = plt.subplots(1, 2, figsize=(8, 2.1), sharey=True)
+for ax, scores, title, colour in ((axes[0], keys @ query, "raw scores: one key takes nearly all", ORANGE), (axes[1], keys @ query / 8, "divided by sqrt(64) = 8", BLUE)):
+    ax.bar(range(32), scores.softmax(-1), color=colour)
+    ax.set(title=title, xlabel="key", ylim=(0, 1))
+axes[0].set_ylabel("probability");
+
+# %%
+scores = q @ k.T / math.sqrt(Dh)                            # (T, S): the scores of our sentence
+
+# %% [markdown]
+# ## 3. Softmax: scores become weights
+#
+# Exponentials make everything positive, dividing by the row's sum makes the row sum to 1. Subtracting the row's maximum first changes nothing in exact
+# arithmetic (it cancels) and everything in floating point: `exp(100)` does not fit into 32 bits.
+
+# %%
+def softmax(scores):
+    weights = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return weights / weights.sum(-1, keepdim=True)
+
+
+big = torch.tensor([100.0, 99.0])
+print("without subtracting:", torch.exp(big) / torch.exp(big).sum(), "  with:", softmax(big))
+probs = softmax(scores)                                     # (T, S)
+print("row sums:", probs.sum(-1))
+assert torch.allclose(probs, torch.softmax(scores, -1), atol=1e-6)
+
+# %% [markdown]
+# ## 4. The weighted sum
+#
+# The output of a position is the average of all values with its row of weights. Nothing is invented: each component of the output lies between the smallest
+# and the largest value that any position offered. Rows and columns below are positions; a row says where that word looks.
+
+# %%
+out = probs @ v                                             # (T, Dh)
+assert bool((out >= v.amin(0) - 1e-6).all() and (out <= v.amax(0) + 1e-6).all())
+
+fig, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
+fig.colorbar(draw(axes[0], scores, words, words, "scores", signed=True), ax=axes[0], shrink=0.8)
+fig.colorbar(draw(axes[1], probs, words, words, "probabilities (each row sums to 1)"), ax=axes[1], shrink=0.8)
+axes[0].set_ylabel("query: who looks")
+axes[0].set_xlabel("key: who is looked at");
+
+# %% [markdown]
+# The rows of the two "the" are equal, and so are their columns: without positions attention cannot tell them apart. Section 10 comes back to this.
+#
+# ## 5. Masks: one convention
+#
+# Some positions must not be looked at: padding, because it is not text, and for a decoder the future, because it is what has to be predicted. In this project
+# a mask is always **bool, True = may attend, broadcastable to (B, H, T, S)**, masks are combined with `&`, and applied once: the forbidden scores become
+# $-\infty$ before the softmax, so their weights are exactly 0.
+
+# %%
+keep = torch.tensor([[True, True, True, True, False, False],     # a text of four tokens and two of padding on the right
+                     [False, False, True, True, True, True]])    # the same on the left                           (B, S)
+padding = keep[:, None, None, :]                                 # (B, 1, 1, S): no head and no query sees padding
+causal = torch.ones(T, T, dtype=torch.bool).tril()               # (T, S): key j <= query i
+both = padding & causal                                          # (B, 1, T, S)
+
+fig, axes = plt.subplots(1, 4, figsize=(8.5, 2.3), layout="constrained")
+for ax, mask, title in zip(axes, (padding[0, 0].expand(T, T), causal, both[0, 0], both[1, 0]),
+                           ("padding (right)", "causal", "both, padded right", "both, padded left"), strict=True):
+    draw(ax, mask.float(), range(T), range(T), title)
+axes[0].set(ylabel="query", xlabel="key");
+
+# %% [markdown]
+# Look at the picture on the right: queries 0 and 1 may look nowhere. A softmax over nothing but $-\infty$ is 0/0:
+
+# %%
+hidden = scores.masked_fill(~both[1, 0], -math.inf)
+print("softmax of query 0:", hidden.softmax(-1)[0])
+
+# %% [markdown]
+# One NaN spreads to every position in the next block. The rule here: **a query with nothing to attend gets zeros.** So that the softmax has something finite to
+# work on, the scores of such a row are set to 0, and its weights are multiplied away afterwards.
+#
+# This is all of attention:
+
+# %%
+def attention_by_hand(q, k, v, mask):
+    """q (..., T, Dh), k and v (..., S, Dh), mask broadcastable to (..., T, S), True = may attend. Returns the mixed values and the weights."""
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])         # (..., T, S)
+    scores = scores.masked_fill(~mask, -math.inf)
+    scores = scores.masked_fill(~mask.any(-1, keepdim=True), 0.0)     # empty rows: any finite number
+    probs = softmax(scores) * mask                                    # exactly 0 where forbidden
+    return probs @ v, probs
+
+
+masked_out, masked_probs = attention_by_hand(q, k, v, both[1, 0])
+print("weights of query 0:", masked_probs[0], " output:", masked_out[0])
+print("weights of query 3:", masked_probs[3])
+
+# %% [markdown]
+# The engine keeps the facts from which a mask follows, and makes the matrix on demand. It is the same matrix:
+
+# %%
+assert torch.equal(Mask(keep=keep, causal=True).dense(T, T, torch.device("cpu")), both)
+
+# %% [markdown]
+# ## 6. Heads
+#
+# One softmax per position is one choice per position. **Heads** make several at once: the `D` numbers of a query are cut into `H` pieces of `Dh = D / H`, each
+# piece has its own scores and its own softmax, and the results are laid side by side again. No number is added by this: `H * Dh = D`.
+
+# %%
+B, H, D, T = 2, 4, 32, 6
+Dh = D // H
+flat = torch.randn(B, T, D)
+heads = flat.unflatten(-1, (H, Dh)).transpose(1, 2)             # (B, T, D) -> (B, T, H, Dh) -> (B, H, T, Dh)
+together = heads.transpose(1, 2).flatten(2)                     # and back: (B, T, D)
+print(tuple(flat.shape), "->", tuple(heads.shape), "->", tuple(together.shape))
+assert torch.equal(flat, together)
+
+q, k, v = (torch.randn(B, H, T, Dh) for _ in range(3))
+mine, my_probs = attention_by_hand(q, k, v, both)               # (B, H, T, Dh), (B, H, T, S)
+each = torch.stack([attention_by_hand(q[:, h], k[:, h], v[:, h], both[:, 0])[0] for h in range(H)], dim=1)
+print("all heads at once against one after the other:", largest_difference(mine, each))
+
+# %% [markdown]
+# ## 7. The same numbers as the engine
+#
+# First the function, with the hardest mask (causal, left padding, two queries that may look nowhere):
+
+# %%
+theirs, their_probs, their_scores = attend(q, k, v, both)
+print(f"outputs {largest_difference(mine, theirs):.1e}, probabilities {largest_difference(my_probs, their_probs):.1e}")
+assert torch.allclose(mine, theirs, atol=1e-6) and torch.allclose(my_probs, their_probs, atol=1e-6)
+
+# %% [markdown]
+# Then a whole block of a pretrained model, `mini-bert`, on two real texts of different length. A block of this family is
+#
+# ```
+# x = norm(x + attention(x))        # positions exchange information
+# x = norm(x + mlp(x))              # each position works on its own
+# ```
+#
+# Loading gives the embeddings (`hidden_states[0]`) and what each block made of them (`hidden_states[1]`, ...).
+
+# %%
+tok = mt.Tokenizer.from_pretrained("mini-bert")
+model = mt.Model.from_pretrained("mini-bert").eval()
+sentence = "The old man opened the door and walked into the garden."
+batch = tok([sentence, "It was dark."])
+seen = model(**batch, output_hidden_states=True, output_attentions=True)
+tokens = tok.tokens(batch["input_ids"][0])
+print({name: tuple(t.shape) for name, t in batch.items()})
+print("blocks:", len(model.blocks), "| heads:", model.config.n_heads, "| D:", model.config.d_model, "| Dh:", model.config.d_head)
+for ids in batch["input_ids"]:
+    print(" ".join(tok.tokens(ids)))
+
+# %%
+def layer_norm(x, norm):
+    """Mean 0 and variance 1 over the D numbers of each position, then a learned scale and shift."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt(centred.square().mean(-1, keepdim=True) + norm.eps) * norm.weight + norm.bias
+
+
+def linear(x, layer):
+    return x @ layer.weight.T + layer.bias
+
+
+def block_by_hand(x, block, mask, d_head):
+    q, k, v = (linear(x, layer).unflatten(-1, (-1, d_head)).transpose(1, 2) for layer in (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj))
+    mixed, probs = attention_by_hand(q, k, v, mask)                                          # (B, H, T, Dh)
+    x = layer_norm(x + linear(mixed.transpose(1, 2).flatten(2), block.attn.o_proj), block.norm_attn)
+    inner = torch.nn.functional.gelu(linear(x, block.mlp.up_proj))                           # (B, T, F)
+    return layer_norm(x + linear(inner, block.mlp.down_proj), block.norm_mlp), probs         # (B, T, D)
+
+
+x = seen.hidden_states[0]                                                                    # (B, T, D)
+mask = batch["attention_mask"][:, None, None, :]                                             # (B, 1, 1, S)
+print("block  hidden states  probabilities")
+for i, block in enumerate(model.blocks):
+    x, probs = block_by_hand(x, block, mask, model.config.d_head)
+    print(f"{i:5}  {largest_difference(x, seen.hidden_states[i + 1]):13.1e}  {largest_difference(probs, seen.attentions[i]):13.1e}")
+    assert torch.allclose(x, seen.hidden_states[i + 1], atol=1e-4) and torch.allclose(probs, seen.attentions[i], atol=1e-5)
+
+# %% [markdown]
+# The whole body of a pretrained encoder is reproduced by what stands above, block after block.
+#
+# ## 8. What a trained model looks at
+#
+# The probabilities of every head on the first text. Rows are queries, columns keys, in the order of the sentence.
+
+# %%
+def grid(attentions, titles):
+    L, H = len(attentions), attentions[0].shape[1]
+    fig, axes = plt.subplots(L, H, figsize=(1.75 * H, 1.8 * L), layout="constrained", squeeze=False)
+    for i, h in ((i, h) for i in range(L) for h in range(H)):
+        draw(axes[i, h], attentions[i][0, h], [], [], titles.format(i, h))
+
+
+grid(seen.attentions, "block {}, head {}")
+
+# %% [markdown]
+# Pictures invite stories, so here are the same matrices as numbers: which share of each head's attention goes to the token itself, to its neighbours, to the
+# two special tokens, and to the rest, averaged over the words of the sentence. The last column is what a head with equal weights would give.
+
+# %%
+def where_it_looks(probs):
+    """Shares of attention, (H, 5): self, previous, next, specials, elsewhere; averaged over the queries that are words."""
+    S = probs.shape[-1]
+    i, j = torch.arange(S)[:, None], torch.arange(S)[None]
+    special = (j == 0) | (j == S - 1)                                            # [CLS] and [SEP]
+    kinds = [(j == i) & ~special, (j == i - 1) & ~special, (j == i + 1) & ~special, special.expand(S, S)]
+    kinds.append(~torch.stack(kinds).any(0))
+    return torch.stack([(probs * kind).sum(-1)[..., 1:-1].mean(-1) for kind in kinds], dim=-1)
+
+
+shares = torch.cat([where_it_looks(a[0]) for a in seen.attentions])              # (L * H, 5)
+equal = where_it_looks(torch.full_like(seen.attentions[0][0, :1], 1 / len(tokens)))[0]
+names = [f"{i}.{h}" for i in range(len(model.blocks)) for h in range(model.config.n_heads)]
+print("block.head   self  previous   next  specials  elsewhere")
+for name, row in [*zip(names, shares, strict=True), ("equal", equal)]:
+    print(f"{name:>10}  {row[0]:5.2f}  {row[1]:8.2f}  {row[2]:5.2f}  {row[3]:8.2f}  {row[4]:9.2f}")
+
+# %% [markdown]
+# And one head in full: the one whose distributions are the most concentrated (lowest entropy). On the left its scores, on the right what the softmax makes of
+# them. A weight says which values were mixed; it does not say that the model's answer depends on them.
+
+# %%
+p = torch.cat([a[0] for a in seen.attentions])                                    # (L * H, T, S)
+entropy = -(p * p.clamp(min=1e-12).log2()).sum(-1).mean(-1)                       # (L * H,), in bits
+i, h = divmod(int(entropy.argmin()), model.config.n_heads)
+print(f"entropy in bits: lowest {entropy.min():.2f} (block {i}, head {h}), highest {entropy.max():.2f}, equal weights {math.log2(len(tokens)):.2f}")
+fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.3), layout="constrained")
+fig.colorbar(draw(axes[0], seen.scores[i][0, h], tokens, tokens, f"block {i}, head {h}: scores", signed=True), ax=axes[0], shrink=0.75)
+fig.colorbar(draw(axes[1], seen.attentions[i][0, h], tokens, tokens, "probabilities"), ax=axes[1], shrink=0.75)
+axes[0].set(ylabel="query", xlabel="key");
+
+# %% [markdown]
+# ## 9. Softmax without the whole row
+#
+# The matrix of weights has `T * S` entries per head: twice the text, four times the memory. It need not exist. Let the keys arrive in tiles and carry three things
+# per query: the largest score so far `m`, the sum of exponentials `l` and the unfinished output `o`, both relative to `m`. When a tile brings a larger
+# score, what was summed before is multiplied by `exp(m - new)`, as if the new maximum had been subtracted all along.
+
+# %%
+def online_attention(q, k, v, tile):
+    scale = 1 / math.sqrt(q.shape[-1])
+    m = torch.full((*q.shape[:-1], 1), -math.inf)                   # (..., T, 1) largest score so far
+    l, o = torch.zeros_like(m), torch.zeros_like(q)                 # sum of weights, weighted sum of values
+    for start in range(0, k.shape[-2], tile):
+        s = q @ k[..., start:start + tile, :].transpose(-2, -1) * scale          # (..., T, tile): all that is held of the matrix
+        new = torch.maximum(m, s.amax(-1, keepdim=True))
+        p, shrink = torch.exp(s - new), torch.exp(m - new)
+        l, o, m = shrink * l + p.sum(-1, keepdim=True), shrink * o + p @ v[..., start:start + tile, :], new
+    return o / l
+
+
+q, k, v = torch.randn(2, 3, 50, 16), torch.randn(2, 3, 70, 16), torch.randn(2, 3, 70, 16)
+everything = torch.ones(50, 70, dtype=torch.bool)
+whole, _ = attention_by_hand(q, k, v, everything)
+for tile in (1, 7, 32, 70):
+    print(f"tile of {tile:2}: {largest_difference(online_attention(q, k, v, tile), whole):.1e}", end="   ")
+print(f"\nthe engine's tiled_attention: {largest_difference(tiled_attention(q, k, v, tile=32), whole):.1e}")
+assert torch.allclose(online_attention(q, k, v, 7), whole, atol=1e-5) and torch.allclose(tiled_attention(q, k, v, tile=32), whole, atol=1e-5)
+
+# %% [markdown]
+# The first query while the keys arrive, ten at a time. `o / l` is at every moment the attention over the keys seen so far.
+
+# %%
+m, l = -math.inf, 0.0
+print("keys seen   largest m    sum l   total weight of the first ten keys")
+first_ten = 0.0
+for start in range(0, 70, 10):
+    s = (q[0, 0, 0] @ k[0, 0, start:start + 10].T / 4).double()
+    new = max(m, s.max().item())
+    l = math.exp(m - new) * l + torch.exp(s - new).sum().item()
+    first_ten = torch.exp(s - new).sum().item() if start == 0 else math.exp(m - new) * first_ten
+    m = new
+    print(f"{start + 10:9}   {m:9.3f}  {l:7.3f}   {first_ten / l:8.3f}")
+
+# %% [markdown]
+# What this saves, for one text, 12 heads of width 64 and 32-bit numbers: the matrix grows with the square of the text, the running sums with the text.
+
+# %%
+print("tokens   whole matrix   q, k, v, o, m, l and one tile of 128 x 128")
+for tokens_in_text in (128, 1024, 8192, 65536):
+    n = tokens_in_text
+    print(f"{n:6}   {12 * n * n * 4 / 1e6:9,.1f} MB   {(12 * n * (4 * 64 + 2) + 12 * 128 * 128) * 4 / 1e6:9,.1f} MB")
+
+# %% [markdown]
+# ## 10. Without positions, a set
+#
+# Change the order of the rows of `x`: queries, keys and values change their order with it, every dot product stays what it was, and so does every weighted sum.
+# Attention of a permuted text is the permuted attention of the text. It treats its input as a set.
+
+# %%
+x, order = torch.randn(6, 8), torch.tensor([3, 0, 5, 1, 4, 2])
+free = torch.ones(6, 6, dtype=torch.bool)
+
+
+def plain(x):
+    return attention_by_hand(x @ w_q, x @ w_k, x @ w_v, free)[0]
+
+
+print(f"plain(x[order]) against plain(x)[order]: {largest_difference(plain(x[order]), plain(x)[order]):.1e}")
+assert torch.allclose(plain(x[order]), plain(x)[order], atol=1e-6)
+
+# %% [markdown]
+# The rest of a block works on each position alone, so this holds for a whole encoder, whatever it was trained on. What tells a transformer about order are its
+# position vectors, and nothing else. The experiment: `mini-bert` reads two texts made of the same words, with its position table and with the table set to zero.
+
+# %%
+without = mt.Model.from_pretrained("mini-bert").eval()
+without.embed.positions.weight.zero_()
+one, two = (tok(text)["input_ids"] for text in ("the dog followed the man", "the man followed the dog"))
+first, second = tok.tokens(one[0]), tok.tokens(two[0])
+place = [second.index(token) for token in first]            # where each token of the first text stands in the second ("the": any of them)
+for name, body in (("with positions", model), ("without", without)):
+    a, b = body(one).last_hidden_state[0], body(two).last_hidden_state[0][place]        # (T, D) each, in the order of the first text
+    far = (a - b).norm(dim=-1) / a.norm(dim=-1)
+    print(f"{name:>15}: " + "  ".join(f"{token} {d:.2f}" for token, d in zip(first, far, strict=True)))
+assert far.max() < 1e-4
+
+# %% [markdown]
+# Each number is the distance between the vectors of a token in the two texts, relative to their length. Without positions who followed whom is gone: the
+# distances are zero.
+#
+# ## 11. What a decoder computes twice
+#
+# A decoder writes one token at a time, and runs again on the longer text each time. How much of that is new? Take a small decoder and an encoder that differs in the
+# causal mask only (random weights: what follows is true of any), let both read 11 tokens, then 12, and compare the keys of the first 11.
+
+# %%
+facts = dict(vocab_size=50, d_model=32, n_layers=3, n_heads=4, d_ff=64, max_len=64, n_token_types=0, pooler=False, init_std=0.2)
+decoder = mt.Model(mt.ModelConfig(**facts, causal=True), head="causal").eval()
+encoder = mt.Model(mt.ModelConfig(**facts, causal=False)).eval()
+ids = torch.randint(50, (1, 40))
+
+
+def keys_of(model, ids):
+    """What every k_proj gives for these ids: one (T, D) per block."""
+    found = []
+    hooks = [block.attn.k_proj.register_forward_hook(lambda module, inputs, output: found.append(output[0])) for block in model.blocks]
+    model(ids)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+print("largest change of the first 11 keys when a 12th token arrives")
+for name, body in (("decoder", decoder), ("encoder", encoder)):
+    changes = [largest_difference(long[:11], short) for short, long in zip(keys_of(body, ids[:, :11]), keys_of(body, ids[:, :12]), strict=True)]
+    print(f"  {name}: " + "  ".join(f"block {i}: {change:.0e}" for i, change in enumerate(changes)))
+
+# %% [markdown]
+# In the encoder every token sees the newcomer, so from the second block on everything changes. In the decoder nothing that was computed before can see it, so
+# keys and values of the past stay (up to rounding), and computing them again is wasted. Keep them, and a new token costs one query:
+
+# %%
+q, k, v = (torch.randn(1, 4, 12, 8) for _ in range(3))
+full, _ = attention_by_hand(q, k, v, torch.ones(12, 12, dtype=torch.bool).tril())
+kept_k, kept_v = k[:, :, :11], v[:, :, :11]                                           # from the steps before
+kept_k, kept_v = torch.cat([kept_k, k[:, :, 11:]], 2), torch.cat([kept_v, v[:, :, 11:]], 2)
+last, _ = attention_by_hand(q[:, :, 11:], kept_k, kept_v, torch.ones(1, 12, dtype=torch.bool))   # scores (1, 4, 1, 12): one row
+print("the new row against the last row of the whole matrix:", largest_difference(last, full[:, :, 11:]))
+
+# %% [markdown]
+# `mt.Cache` does this for every block. Count the rows that go through all `k_proj` while the decoder reads 8 tokens and then takes 32 more, one at a time:
+
+# %%
+def rows_through(model, run):
+    """How many positions the model's k_proj layers work on during run()."""
+    count = 0
+
+    def add(module, inputs, output):
+        nonlocal count
+        count += output.shape[1]
+    hooks = [block.attn.k_proj.register_forward_hook(add) for block in model.blocks]
+    result = run()
+    for hook in hooks:
+        hook.remove()
+    return count, result
+
+
+def from_scratch():
+    return torch.stack([decoder(ids[:, :t]).logits[:, -1] for t in range(8, 41)])
+
+
+def with_cache():
+    cache = mt.Cache(len(decoder.blocks))
+    logits = [decoder(ids[:, :8], cache=cache).logits[:, -1]]
+    logits += [decoder(ids[:, t:t + 1], cache=cache).logits[:, -1] for t in range(8, 40)]
+    return torch.stack(logits)
+
+
+many, slow = rows_through(decoder, from_scratch)
+few, quick = rows_through(decoder, with_cache)
+print(f"rows without cache {many}, with cache {few}: {many / few:.1f} times fewer; logits differ by at most {largest_difference(slow, quick):.0e}")
+assert torch.allclose(slow, quick, atol=1e-4) and few == 40 * len(decoder.blocks)
+
+# %% [markdown]
+# ## What to take with you
+#
+# * Attention is `softmax(q k^T / sqrt(Dh)) v`: dot products, weights that sum to 1, an average. The division keeps the softmax where it can learn.
+# * One mask convention: bool, True = may attend, combined with `&`, applied once; a row with nothing to attend gives zeros.
+# * The matrix of weights is a way to write it down, not something that has to exist: three running quantities per query are enough.
+# * Order comes from the position vectors, and from the causal mask. The causal mask is also why a decoder may keep its keys and values.
+#
+# ## Exercises
+#
+# Replace `raise NotImplementedError` and run the cell; `attempt` says whether the asserts hold. Solutions are in the last, folded cell.
+
+# %%
+def attempt(check, answer):
+    """Run the asserts of an exercise on an answer."""
+    try:
+        check(answer)
+    except NotImplementedError:
+        print(f"{answer.__name__}: not solved yet")
+    else:
+        print(f"{answer.__name__}: right")
+
+
+# %% [markdown]
+# **1. A window.** A bool mask (T, T) with which each token sees itself and the `window - 1` tokens before it.
+
+# %%
+def window_mask(T, window):
+    raise NotImplementedError
+
+
+def check_window(answer):
+    for T, window in ((5, 1), (6, 3), (7, 100)):
+        assert torch.equal(answer(T, window), Mask(causal=True, window=window).dense(T, T, torch.device("cpu"))[0, 0])
+
+
+attempt(check_window, window_mask)
+
+# %% [markdown]
+# **2. Shared keys and values.** Many decoders keep fewer key/value heads than query heads: with `H` query heads and `K` key/value heads, query head `h` uses
+# key/value head `h // (H // K)`. The cache becomes `H / K` times smaller. Compute attention for q (B, H, T, Dh) and k, v (B, K, S, Dh).
+
+# %%
+def grouped_attention(q, k, v, mask):
+    raise NotImplementedError
+
+
+def check_grouped(answer):
+    q, k, v = torch.randn(2, 6, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
+    mask = torch.rand(2, 1, 5, 7) > 0.3
+    for h in range(6):
+        assert torch.allclose(answer(q, k, v, mask)[:, h], attention_by_hand(q[:, h], k[:, h // 2], v[:, h // 2], mask[:, 0])[0], atol=1e-5)
+
+
+attempt(check_grouped, grouped_attention)
+
+# %% [markdown]
+# **3. Two halves.** Two machines have each seen half of the keys and hold `(m, l, o)` as in section 9. Combine them into the output over all keys.
+
+# %%
+def combine(m1, l1, o1, m2, l2, o2):
+    raise NotImplementedError
+
+
+def check_combine(answer):
+    s, v = torch.randn(5, 12) * 30, torch.randn(12, 4)
+    halves = []
+    for part in (slice(0, 5), slice(5, 12)):
+        m = s[:, part].amax(-1, keepdim=True)
+        p = torch.exp(s[:, part] - m)
+        halves += [m, p.sum(-1, keepdim=True), p @ v[part]]
+    assert torch.allclose(answer(*halves), s.softmax(-1) @ v, atol=1e-5)
+
+
+attempt(check_combine, combine)
+
+# %% [markdown]
+# **4. Order without positions.** Section 10 says that attention treats its input as a set. A decoder without position vectors still knows something about
+# order. Return two different orders of the rows of `x` (T, D), as lists of indices that end with the same index, for which `last_row` below is equal within 1e-5,
+# and a depth (number of layers, 1 or 2) at which it is not.
+
+# %%
+def last_row(x, layers):
+    """The last position after some layers of causal attention with residuals, without positions."""
+    for _ in range(layers):
+        x = x + attention_by_hand(x @ w_q, x @ w_k, x @ w_v, torch.ones(len(x), len(x), dtype=torch.bool).tril())[0]
+    return x[-1]
+
+
+def orders_and_depth():
+    raise NotImplementedError
+
+
+def check_orders(answer):
+    one, two, depth = answer()
+    x = torch.randn(5, 8)
+    assert sorted(one) == sorted(two) == list(range(5)) and one != two and one[-1] == two[-1]
+    assert torch.allclose(last_row(x[one], 1), last_row(x[two], 1), atol=1e-5)
+    assert not torch.allclose(last_row(x[one], depth), last_row(x[two], depth), atol=1e-3)
+
+
+attempt(check_orders, orders_and_depth)
+
+# %% jupyter={"source_hidden": true} tags=["solution", "hide-input"]
+# Solutions
+
+def window_solution(T, window):
+    i, j = torch.arange(T)[:, None], torch.arange(T)[None]
+    return (j <= i) & (i - j < window)
+
+
+def grouped_solution(q, k, v, mask):
+    shared = q.shape[1] // k.shape[1]
+    k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))      # not repeat: heads 0, 0, 1, 1, ... and not 0, 1, ..., 0, 1, ...
+    return attention_by_hand(q, k, v, mask)[0]
+
+
+def combine_solution(m1, l1, o1, m2, l2, o2):
+    m = torch.maximum(m1, m2)
+    a, b = torch.exp(m1 - m), torch.exp(m2 - m)
+    return (a * o1 + b * o2) / (a * l1 + b * l2)
+
+
+def orders_solution():
+    # one layer: the last row averages over the same set. Two layers: the rows it averages have seen different prefixes.
+    return [0, 1, 2, 3, 4], [3, 1, 0, 2, 4], 2
+
+
+for check, solution in ((check_window, window_solution), (check_grouped, grouped_solution), (check_combine, combine_solution), (check_orders, orders_solution)):
+    attempt(check, solution)
