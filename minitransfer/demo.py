@@ -22,8 +22,7 @@ from .nn.model import Model
 from .report import Html, Points, element, facts, interval_chart, key, line_chart, page, paragraph, prediction_case, section, table, write_page
 from .tasks import Prediction, finetune, predict
 from .tasks.metrics import wilson
-from .text import Tokenizer
-from .text.readers import read_rows
+from .text import Tokenizer, read_rows, sample_rows
 from .training.log import package_versions
 from .training.memory import peak_memory, reset_peak
 
@@ -142,7 +141,7 @@ def tune(way: Way, source: str, tok: Tokenizer, train: list[dict], validation: l
     if not way.pretrained:
         model = Model(model.config, "sequence", labels, seed=seed)
     result = finetune(model.to(device), tok, "sequence", train=train, validation=validation, strategy=way.strategy, epochs=epochs, lr=way.lr, seed=seed, batch_size=BATCH,
-                      log_every=4, progress=False)
+                      best=None, log_every=4, progress=False)
     memory = used_since(before, device)
     answers = predict(result.model, tok, [row["text"] for row in test])
     per_epoch = max(one["step"] for one in result.history) / epochs
@@ -210,11 +209,11 @@ def demo_page(result: DemoResult, test: list[dict]) -> Html:
 def run(model: str = "mini-bert", generator: str | None = "mini-gpt", out: str | Path = "runs/demo", rows: int | None = None, epochs: int = 8, seed: int = 0) -> DemoResult:
     """Compare the ways on the bundled reviews and write `out`/report.html.
 
-    Args:   model: a pretrained encoder; generator: a pretrained decoder, None leaves its lines out; rows: train on the first so many reviews (default: all).
+    Args:   model: a pretrained encoder; generator: a pretrained decoder, None leaves its lines out; rows: train on so many of the reviews (default: all).
     Raises: ValueError if a checkpoint cannot be found.
     """
     train, validation, test = (read_rows(samples.path(f"reviews.{split}.tsv")) for split in ("train", "validation", "test"))
-    train = train[:rows]
+    train = train if rows is None else sample_rows(train, rows, seed, by="label")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tok = Tokenizer.from_pretrained(model)
     began = time.perf_counter()

@@ -15,7 +15,7 @@ from .nn.cache import Cache
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
 from .ops.packed_linear import PackedLinear, available
-from .training.precision import DTYPES, choose_precision
+from .training.precision import Precision
 
 if TYPE_CHECKING:
     from .text.tokenizer import Tokenizer
@@ -77,7 +77,7 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
 
 def prepared(model: Model, precision: str) -> tuple[Model, torch.dtype]:
     """The model to generate with, and the dtype of its products."""
-    dtype = DTYPES[choose_precision(precision, model.device)]
+    dtype = Precision(precision, model).dtype
     if model.device.type == "cpu" and available() and dtype in (torch.float32, torch.bfloat16):
         return packed_copy(model, dtype), torch.float32                             # the packed products choose their own dtype
     return model, dtype

@@ -13,11 +13,13 @@
 # %% [markdown]
 # # Attention by hand
 #
-# Attention is the one step of a transformer in which positions exchange information. Here it is built from one sentence and four lines of tensor algebra,
-# then compared with the engine: with `minitransfer.nn.attention.attend`, with a whole block of a pretrained model, with the tiled version that never holds
-# the full matrix, and with the key/value cache. Every comparison prints its largest difference.
+# Attention is the one step of a transformer in which positions exchange information. Here it is built from one sentence
+# and four lines of tensor algebra, then compared with the engine: with `minitransfer.nn.attention.attend`, with a whole
+# block of a pretrained model, with the tiled version that never holds the full matrix, and with the key/value cache.
+# Every comparison prints its largest difference.
 #
-# You need: matrix products and the idea of a probability distribution. Reading time: about 15 minutes. Letters for shapes are those of the whole project:
+# You need: matrix products and the idea of a probability distribution. Reading time: about 15 minutes. Letters for
+# shapes are those of the whole project:
 #
 # | letter | meaning | letter | meaning |
 # |---|---|---|---|
@@ -47,24 +49,27 @@ def largest_difference(a, b):
     return torch.where(a == b, 0.0, (a - b).abs()).max().item()
 
 
-def draw(ax, matrix, rows, columns, title, signed=False):
-    """A matrix as coloured cells: blue = large; with `signed`, blue = positive and orange = negative; grey = forbidden (-inf)."""
-    top = matrix[matrix.isfinite()].abs().max().item()
-    colours = plt.get_cmap("PuOr" if signed else "Blues").with_extremes(bad=GREY)
-    image = ax.imshow(matrix.masked_fill(~matrix.isfinite(), math.nan), cmap=colours, vmin=-top if signed else 0, vmax=top)
-    ax.set_xticks(range(len(columns)), columns, rotation=90)
-    ax.set_yticks(range(len(rows)), rows)
+def draw(ax, matrix, rows, columns, title, signed=False, top=None):
+    """A matrix as coloured cells: darker blue = larger; with `signed`, red = negative; grey = forbidden (-inf or False)."""
+    allowed = matrix.isfinite() if matrix.dtype != torch.bool else matrix
+    top = top or matrix[allowed].abs().max().item()
+    colours = plt.get_cmap("RdBu" if signed else "Blues").with_extremes(bad=GREY)
+    image = ax.pcolormesh(matrix.float().masked_fill(~allowed, math.nan), cmap=colours, vmin=-top if signed else 0, vmax=top,
+                          edgecolors="white", linewidth=0.5)
+    ax.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=90)
+    ax.set_yticks([i + 0.5 for i in range(len(rows))], rows)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.set_title(title)
+    ax.set(title=title, aspect="equal", ylim=(len(matrix), 0))
     return image
 
 
 # %% [markdown]
 # ## 1. From a sentence to scores
 #
-# Six words, five different ones: "the" comes twice. Each different word gets a vector; random numbers will do for now, since the mechanism does not depend
-# on them. There is nothing about order in these vectors yet: both "the" have the same row.
+# Six words, five different ones: "the" comes twice. Each different word gets a vector; random numbers will do for now,
+# since the mechanism does not depend on them. There is nothing about order in these vectors yet: both "the" have the
+# same row.
 
 # %%
 words = "the cat sat on the mat".split()
@@ -74,8 +79,9 @@ x = torch.stack([table[word] for word in words])            # (T, D)
 print("x", tuple(x.shape), "| the two rows of 'the' are equal:", torch.equal(x[0], x[4]))
 
 # %% [markdown]
-# Each position is turned into three vectors by three matrices: a **query** (what it looks for), a **key** (what it can be found by) and a **value** (what it
-# hands over when found). In a trained model these matrices are learned; nothing else in attention is.
+# Each position is turned into three vectors by three matrices: a **query** (what it looks for), a **key** (what it can
+# be found by) and a **value** (what it hands over when found). In a trained model these matrices are learned; nothing
+# else in attention is.
 
 # %%
 Dh = 8
@@ -83,7 +89,8 @@ w_q, w_k, w_v = (torch.randn(D, Dh) / math.sqrt(D) for _ in range(3))
 q, k, v = x @ w_q, x @ w_k, x @ w_v                         # (T, Dh) each
 
 # %% [markdown]
-# The **score** of a pair is the dot product of the query of one position with the key of the other. One of them by hand, then all of them as one product.
+# The **score** of a pair is the dot product of the query of one position with the key of the other. One of them by
+# hand, then all of them as one product.
 
 # %%
 by_hand = sum(float(q[2, i] * k[1, i]) for i in range(Dh))  # how much "sat" looks for "cat"
@@ -94,9 +101,11 @@ assert math.isclose(by_hand, raw[2, 1], abs_tol=1e-5)
 # %% [markdown]
 # ## 2. Why the scores are divided by sqrt(Dh)
 #
-# Let the entries of a query and a key be independent with mean 0 and variance 1. Each product of two entries has variance 1, and a dot product adds `Dh` of
-# them, so its variance is `Dh`: wide heads have large scores. Softmax turns large scores into a distribution with nearly everything on one key, and there it
-# has almost no slope: the sum over all keys of the slope $\partial p_i/\partial s_i = p_i(1-p_i)$ goes to 0, and with it the gradient that could repair the choice.
+# Let the entries of a query and a key be independent with mean 0 and variance 1. Each product of two entries has
+# variance 1, and a dot product adds `Dh` of them, so its variance is `Dh`: wide heads have large scores. Softmax turns
+# large scores into a distribution with nearly everything on one key, and there it has almost no slope: the sum over all
+# keys of the slope $\partial p_i/\partial s_i = p_i(1-p_i)$ goes to 0, and with it the gradient that could repair the
+# choice.
 #
 # Measured, with 32 keys and 2,000 random queries:
 
@@ -120,16 +129,17 @@ for width in widths:
     print(f"{width:4}   {scores.var():8.2f}  {p0:9.3f}  {s0:5.3f}        {scaled.var():8.2f}  {p1:9.3f}  {s1:5.3f}")
 
 # %% [markdown]
-# The variance of the raw scores follows `Dh`; divided by its root it stays at 1, and neither the largest probability nor the slope depends on the width any
-# more. One query of width 64 before and after:
+# The variance of the raw scores follows `Dh`; divided by its root it stays at 1, and neither the largest probability
+# nor the slope depends on the width any more. One query of width 64 before and after:
 
 # %%
 query, keys = torch.randn(64), torch.randn(32, 64)
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.1), sharey=True)
-for ax, scores, title, colour in ((axes[0], keys @ query, "raw scores: one key takes nearly all", ORANGE), (axes[1], keys @ query / 8, "divided by sqrt(64) = 8", BLUE)):
-    ax.bar(range(32), scores.softmax(-1), color=colour)
+for ax, s, title, colour in ((axes[0], keys @ query, "raw scores", ORANGE), (axes[1], keys @ query / 8, "divided by sqrt(64) = 8", BLUE)):
+    ax.bar(range(32), s.softmax(-1), color=colour)
     ax.set(title=title, xlabel="key", ylim=(0, 1))
-axes[0].set_ylabel("probability");
+axes[0].set_ylabel("probability")
+plt.show()
 
 # %%
 scores = q @ k.T / math.sqrt(Dh)                            # (T, S): the scores of our sentence
@@ -137,8 +147,9 @@ scores = q @ k.T / math.sqrt(Dh)                            # (T, S): the scores
 # %% [markdown]
 # ## 3. Softmax: scores become weights
 #
-# Exponentials make everything positive, dividing by the row's sum makes the row sum to 1. Subtracting the row's maximum first changes nothing in exact
-# arithmetic (it cancels) and everything in floating point: `exp(100)` does not fit into 32 bits.
+# Exponentials make everything positive, dividing by the row's sum makes the row sum to 1. Subtracting the row's maximum
+# first changes nothing in exact arithmetic (it cancels) and everything in floating point: `exp(100)` does not fit into
+# 32 bits.
 
 # %%
 def softmax(scores):
@@ -155,8 +166,9 @@ assert torch.allclose(probs, torch.softmax(scores, -1), atol=1e-6)
 # %% [markdown]
 # ## 4. The weighted sum
 #
-# The output of a position is the average of all values with its row of weights. Nothing is invented: each component of the output lies between the smallest
-# and the largest value that any position offered. Rows and columns below are positions; a row says where that word looks.
+# The output of a position is the average of all values with its row of weights. Nothing is invented: each component of
+# the output lies between the smallest and the largest value that any position offered. Rows and columns below are
+# positions; a row says where that word looks.
 
 # %%
 out = probs @ v                                             # (T, Dh)
@@ -166,16 +178,23 @@ fig, axes = plt.subplots(1, 2, figsize=(7, 3), layout="constrained")
 fig.colorbar(draw(axes[0], scores, words, words, "scores", signed=True), ax=axes[0], shrink=0.8)
 fig.colorbar(draw(axes[1], probs, words, words, "probabilities (each row sums to 1)"), ax=axes[1], shrink=0.8)
 axes[0].set_ylabel("query: who looks")
-axes[0].set_xlabel("key: who is looked at");
+axes[0].set_xlabel("key: who is looked at")
+plt.show()
 
 # %% [markdown]
-# The rows of the two "the" are equal, and so are their columns: without positions attention cannot tell them apart. Section 10 comes back to this.
-#
+# The two "the" have the same row, the same column and so the same output: without positions attention cannot tell them
+# apart. Section 10 comes back to this.
+
+# %%
+assert torch.allclose(probs[0], probs[4]) and torch.allclose(probs[:, 0], probs[:, 4]) and torch.allclose(out[0], out[4])
+
+# %% [markdown]
 # ## 5. Masks: one convention
 #
-# Some positions must not be looked at: padding, because it is not text, and for a decoder the future, because it is what has to be predicted. In this project
-# a mask is always **bool, True = may attend, broadcastable to (B, H, T, S)**, masks are combined with `&`, and applied once: the forbidden scores become
-# $-\infty$ before the softmax, so their weights are exactly 0.
+# Some positions must not be looked at: padding, because it is not text, and for a decoder the future, because it is
+# what has to be predicted. In this project a mask is always **bool, True = may attend, broadcastable to (B, H, T, S)**,
+# masks are combined with `&`, and applied once: the forbidden scores become $-\infty$ before the softmax, so their
+# weights are exactly 0.
 
 # %%
 keep = torch.tensor([[True, True, True, True, False, False],     # a text of four tokens and two of padding on the right
@@ -187,19 +206,22 @@ both = padding & causal                                          # (B, 1, T, S)
 fig, axes = plt.subplots(1, 4, figsize=(8.5, 2.3), layout="constrained")
 for ax, mask, title in zip(axes, (padding[0, 0].expand(T, T), causal, both[0, 0], both[1, 0]),
                            ("padding (right)", "causal", "both, padded right", "both, padded left"), strict=True):
-    draw(ax, mask.float(), range(T), range(T), title)
-axes[0].set(ylabel="query", xlabel="key");
+    draw(ax, mask, range(T), range(T), title, top=1.6)
+axes[0].set(ylabel="query", xlabel="key")
+plt.show()
 
 # %% [markdown]
-# Look at the picture on the right: queries 0 and 1 may look nowhere. A softmax over nothing but $-\infty$ is 0/0:
+# Blue: may look; grey: may not. In the picture on the right queries 0 and 1 may look nowhere. A softmax over nothing
+# but $-\infty$ is 0/0:
 
 # %%
 hidden = scores.masked_fill(~both[1, 0], -math.inf)
 print("softmax of query 0:", hidden.softmax(-1)[0])
 
 # %% [markdown]
-# One NaN spreads to every position in the next block. The rule here: **a query with nothing to attend gets zeros.** So that the softmax has something finite to
-# work on, the scores of such a row are set to 0, and its weights are multiplied away afterwards.
+# One NaN spreads to every position in the next block. The rule here: **a query with nothing to attend gets zeros.** So
+# that the softmax has something finite to work on, the scores of such a row are set to 0, and its weights are
+# multiplied away afterwards.
 #
 # This is all of attention:
 
@@ -226,8 +248,9 @@ assert torch.equal(Mask(keep=keep, causal=True).dense(T, T, torch.device("cpu"))
 # %% [markdown]
 # ## 6. Heads
 #
-# One softmax per position is one choice per position. **Heads** make several at once: the `D` numbers of a query are cut into `H` pieces of `Dh = D / H`, each
-# piece has its own scores and its own softmax, and the results are laid side by side again. No number is added by this: `H * Dh = D`.
+# One softmax per position is one choice per position. **Heads** make several at once: the `D` numbers of a query are
+# cut into `H` pieces of `Dh = D / H`, each piece has its own scores and its own softmax, and the results are laid side
+# by side again. No number is added by this: `H * Dh = D`.
 
 # %%
 B, H, D, T = 2, 4, 32, 6
@@ -241,7 +264,7 @@ assert torch.equal(flat, together)
 q, k, v = (torch.randn(B, H, T, Dh) for _ in range(3))
 mine, my_probs = attention_by_hand(q, k, v, both)               # (B, H, T, Dh), (B, H, T, S)
 each = torch.stack([attention_by_hand(q[:, h], k[:, h], v[:, h], both[:, 0])[0] for h in range(H)], dim=1)
-print("all heads at once against one after the other:", largest_difference(mine, each))
+print(f"all heads at once against one after the other: {largest_difference(mine, each):.1e}")
 
 # %% [markdown]
 # ## 7. The same numbers as the engine
@@ -254,7 +277,8 @@ print(f"outputs {largest_difference(mine, theirs):.1e}, probabilities {largest_d
 assert torch.allclose(mine, theirs, atol=1e-6) and torch.allclose(my_probs, their_probs, atol=1e-6)
 
 # %% [markdown]
-# Then a whole block of a pretrained model, `mini-bert`, on two real texts of different length. A block of this family is
+# Then a whole block of a pretrained model, `mini-bert`, on two real texts of different length. A block of this family
+# is
 #
 # ```
 # x = norm(x + attention(x))        # positions exchange information
@@ -303,25 +327,27 @@ for i, block in enumerate(model.blocks):
     assert torch.allclose(x, seen.hidden_states[i + 1], atol=1e-4) and torch.allclose(probs, seen.attentions[i], atol=1e-5)
 
 # %% [markdown]
-# The whole body of a pretrained encoder is reproduced by what stands above, block after block.
+# From the embeddings up, a pretrained encoder is nothing but what stands above, once per block.
 #
 # ## 8. What a trained model looks at
 #
-# The probabilities of every head on the first text. Rows are queries, columns keys, in the order of the sentence.
+# The probabilities of every head on the first text, all on one scale. Rows are queries, columns keys, in the order of
+# the sentence.
 
 # %%
-def grid(attentions, titles):
-    L, H = len(attentions), attentions[0].shape[1]
-    fig, axes = plt.subplots(L, H, figsize=(1.75 * H, 1.8 * L), layout="constrained", squeeze=False)
-    for i, h in ((i, h) for i in range(L) for h in range(H)):
-        draw(axes[i, h], attentions[i][0, h], [], [], titles.format(i, h))
-
-
-grid(seen.attentions, "block {}, head {}")
+L, H = len(model.blocks), model.config.n_heads
+largest = max(a[0].max().item() for a in seen.attentions)
+fig, axes = plt.subplots(L, H, figsize=(1.75 * H, 1.75 * L), layout="constrained", squeeze=False)
+for i in range(L):
+    for h in range(H):
+        image = draw(axes[i, h], seen.attentions[i][0, h], [], [], f"block {i}, head {h}", top=largest)
+fig.colorbar(image, ax=axes, shrink=0.4, label="probability")
+plt.show()
 
 # %% [markdown]
-# Pictures invite stories, so here are the same matrices as numbers: which share of each head's attention goes to the token itself, to its neighbours, to the
-# two special tokens, and to the rest, averaged over the words of the sentence. The last column is what a head with equal weights would give.
+# Pictures invite stories, so here are the same matrices as numbers: which share of each head's attention goes to the
+# token itself, to its neighbours, to the two special tokens, and to the rest, averaged over the words of the sentence.
+# The last column is what a head with equal weights would give.
 
 # %%
 def where_it_looks(probs):
@@ -336,43 +362,46 @@ def where_it_looks(probs):
 
 shares = torch.cat([where_it_looks(a[0]) for a in seen.attentions])              # (L * H, 5)
 equal = where_it_looks(torch.full_like(seen.attentions[0][0, :1], 1 / len(tokens)))[0]
-names = [f"{i}.{h}" for i in range(len(model.blocks)) for h in range(model.config.n_heads)]
+names = [f"{i}.{h}" for i in range(L) for h in range(H)]
 print("block.head   self  previous   next  specials  elsewhere")
 for name, row in [*zip(names, shares, strict=True), ("equal", equal)]:
     print(f"{name:>10}  {row[0]:5.2f}  {row[1]:8.2f}  {row[2]:5.2f}  {row[3]:8.2f}  {row[4]:9.2f}")
 
 # %% [markdown]
-# And one head in full: the one whose distributions are the most concentrated (lowest entropy). On the left its scores, on the right what the softmax makes of
-# them. A weight says which values were mixed; it does not say that the model's answer depends on them.
+# And one head in full: the one whose distributions are the most concentrated (lowest entropy). On the left its scores,
+# on the right what the softmax makes of them. A weight says which values were mixed; it does not say that the model's
+# answer depends on them.
 
 # %%
 p = torch.cat([a[0] for a in seen.attentions])                                    # (L * H, T, S)
 entropy = -(p * p.clamp(min=1e-12).log2()).sum(-1).mean(-1)                       # (L * H,), in bits
-i, h = divmod(int(entropy.argmin()), model.config.n_heads)
+i, h = divmod(int(entropy.argmin()), H)
 print(f"entropy in bits: lowest {entropy.min():.2f} (block {i}, head {h}), highest {entropy.max():.2f}, equal weights {math.log2(len(tokens)):.2f}")
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.3), layout="constrained")
 fig.colorbar(draw(axes[0], seen.scores[i][0, h], tokens, tokens, f"block {i}, head {h}: scores", signed=True), ax=axes[0], shrink=0.75)
 fig.colorbar(draw(axes[1], seen.attentions[i][0, h], tokens, tokens, "probabilities"), ax=axes[1], shrink=0.75)
-axes[0].set(ylabel="query", xlabel="key");
+axes[0].set(ylabel="query", xlabel="key")
+plt.show()
 
 # %% [markdown]
 # ## 9. Softmax without the whole row
 #
-# The matrix of weights has `T * S` entries per head: twice the text, four times the memory. It need not exist. Let the keys arrive in tiles and carry three things
-# per query: the largest score so far `m`, the sum of exponentials `l` and the unfinished output `o`, both relative to `m`. When a tile brings a larger
-# score, what was summed before is multiplied by `exp(m - new)`, as if the new maximum had been subtracted all along.
+# The matrix of weights has `T * S` entries per head: twice the text, four times the memory. It need not exist. Let the
+# keys arrive in tiles and carry three things per query: the largest score so far `m`, the sum of exponentials `z` (the
+# engine calls it `l`) and the unfinished output `o`, both relative to `m`. When a tile brings a larger score, what was
+# summed before is multiplied by `exp(m - new)`, as if the new maximum had been subtracted all along.
 
 # %%
 def online_attention(q, k, v, tile):
     scale = 1 / math.sqrt(q.shape[-1])
     m = torch.full((*q.shape[:-1], 1), -math.inf)                   # (..., T, 1) largest score so far
-    l, o = torch.zeros_like(m), torch.zeros_like(q)                 # sum of weights, weighted sum of values
+    z, o = torch.zeros_like(m), torch.zeros_like(q)                 # sum of weights, weighted sum of values
     for start in range(0, k.shape[-2], tile):
         s = q @ k[..., start:start + tile, :].transpose(-2, -1) * scale          # (..., T, tile): all that is held of the matrix
         new = torch.maximum(m, s.amax(-1, keepdim=True))
         p, shrink = torch.exp(s - new), torch.exp(m - new)
-        l, o, m = shrink * l + p.sum(-1, keepdim=True), shrink * o + p @ v[..., start:start + tile, :], new
-    return o / l
+        z, o, m = shrink * z + p.sum(-1, keepdim=True), shrink * o + p @ v[..., start:start + tile, :], new
+    return o / z
 
 
 q, k, v = torch.randn(2, 3, 50, 16), torch.randn(2, 3, 70, 16), torch.randn(2, 3, 70, 16)
@@ -384,25 +413,27 @@ print(f"\nthe engine's tiled_attention: {largest_difference(tiled_attention(q, k
 assert torch.allclose(online_attention(q, k, v, 7), whole, atol=1e-5) and torch.allclose(tiled_attention(q, k, v, tile=32), whole, atol=1e-5)
 
 # %% [markdown]
-# The first query while the keys arrive, ten at a time. `o / l` is at every moment the attention over the keys seen so far.
+# The first query while the keys arrive, ten at a time. `o / z` is at every moment the attention over the keys seen so
+# far.
 
 # %%
-m, l = -math.inf, 0.0
-print("keys seen   largest m    sum l   total weight of the first ten keys")
+m, z = -math.inf, 0.0
+print("keys seen   largest m    sum z   total weight of the first ten keys")
 first_ten = 0.0
 for start in range(0, 70, 10):
     s = (q[0, 0, 0] @ k[0, 0, start:start + 10].T / 4).double()
     new = max(m, s.max().item())
-    l = math.exp(m - new) * l + torch.exp(s - new).sum().item()
+    z = math.exp(m - new) * z + torch.exp(s - new).sum().item()
     first_ten = torch.exp(s - new).sum().item() if start == 0 else math.exp(m - new) * first_ten
     m = new
-    print(f"{start + 10:9}   {m:9.3f}  {l:7.3f}   {first_ten / l:8.3f}")
+    print(f"{start + 10:9}   {m:9.3f}  {z:7.3f}   {first_ten / z:8.3f}")
 
 # %% [markdown]
-# What this saves, for one text, 12 heads of width 64 and 32-bit numbers: the matrix grows with the square of the text, the running sums with the text.
+# What this saves, for one text, 12 heads of width 64 and 32-bit numbers: the matrix grows with the square of the text,
+# the running sums with the text.
 
 # %%
-print("tokens   whole matrix   q, k, v, o, m, l and one tile of 128 x 128")
+print("tokens   whole matrix   q, k, v, o, m, z and one tile of 128 x 128")
 for tokens_in_text in (128, 1024, 8192, 65536):
     n = tokens_in_text
     print(f"{n:6}   {12 * n * n * 4 / 1e6:9,.1f} MB   {(12 * n * (4 * 64 + 2) + 12 * 128 * 128) * 4 / 1e6:9,.1f} MB")
@@ -410,8 +441,9 @@ for tokens_in_text in (128, 1024, 8192, 65536):
 # %% [markdown]
 # ## 10. Without positions, a set
 #
-# Change the order of the rows of `x`: queries, keys and values change their order with it, every dot product stays what it was, and so does every weighted sum.
-# Attention of a permuted text is the permuted attention of the text. It treats its input as a set.
+# Change the order of the rows of `x`: queries, keys and values change their order with it, every dot product stays what
+# it was, and so does every weighted sum. Attention of a permuted text is the permuted attention of the text. It treats
+# its input as a set.
 
 # %%
 x, order = torch.randn(6, 8), torch.tensor([3, 0, 5, 1, 4, 2])
@@ -426,8 +458,9 @@ print(f"plain(x[order]) against plain(x)[order]: {largest_difference(plain(x[ord
 assert torch.allclose(plain(x[order]), plain(x)[order], atol=1e-6)
 
 # %% [markdown]
-# The rest of a block works on each position alone, so this holds for a whole encoder, whatever it was trained on. What tells a transformer about order are its
-# position vectors, and nothing else. The experiment: `mini-bert` reads two texts made of the same words, with its position table and with the table set to zero.
+# The rest of a block works on each position alone, so this holds for a whole encoder, whatever it was trained on. What
+# tells a transformer about order are its position vectors, and nothing else. The experiment: `mini-bert` reads two
+# texts made of the same words, with its position table and with the table set to zero.
 
 # %%
 without = mt.Model.from_pretrained("mini-bert").eval()
@@ -442,13 +475,14 @@ for name, body in (("with positions", model), ("without", without)):
 assert far.max() < 1e-4
 
 # %% [markdown]
-# Each number is the distance between the vectors of a token in the two texts, relative to their length. Without positions who followed whom is gone: the
-# distances are zero.
+# Each number is the distance between the vectors of a token in the two texts, relative to their length. Without
+# positions who followed whom is gone: the distances are zero.
 #
 # ## 11. What a decoder computes twice
 #
-# A decoder writes one token at a time, and runs again on the longer text each time. How much of that is new? Take a small decoder and an encoder that differs in the
-# causal mask only (random weights: what follows is true of any), let both read 11 tokens, then 12, and compare the keys of the first 11.
+# A decoder writes one token at a time, and runs again on the longer text each time. How much of that is new? Take a
+# small decoder and an encoder that differs in the causal mask only (random weights: what follows is true of any), let
+# both read 11 tokens, then 12, and compare the keys of the first 11.
 
 # %%
 facts = dict(vocab_size=50, d_model=32, n_layers=3, n_heads=4, d_ff=64, max_len=64, n_token_types=0, pooler=False, init_std=0.2)
@@ -473,8 +507,9 @@ for name, body in (("decoder", decoder), ("encoder", encoder)):
     print(f"  {name}: " + "  ".join(f"block {i}: {change:.0e}" for i, change in enumerate(changes)))
 
 # %% [markdown]
-# In the encoder every token sees the newcomer, so from the second block on everything changes. In the decoder nothing that was computed before can see it, so
-# keys and values of the past stay (up to rounding), and computing them again is wasted. Keep them, and a new token costs one query:
+# In the encoder every token sees the newcomer, so from the second block on everything changes. In the decoder nothing
+# that was computed before can see it, so keys and values of the past stay (up to rounding), and computing them again is
+# wasted. Keep them, and a new token costs one query:
 
 # %%
 q, k, v = (torch.randn(1, 4, 12, 8) for _ in range(3))
@@ -482,10 +517,11 @@ full, _ = attention_by_hand(q, k, v, torch.ones(12, 12, dtype=torch.bool).tril()
 kept_k, kept_v = k[:, :, :11], v[:, :, :11]                                           # from the steps before
 kept_k, kept_v = torch.cat([kept_k, k[:, :, 11:]], 2), torch.cat([kept_v, v[:, :, 11:]], 2)
 last, _ = attention_by_hand(q[:, :, 11:], kept_k, kept_v, torch.ones(1, 12, dtype=torch.bool))   # scores (1, 4, 1, 12): one row
-print("the new row against the last row of the whole matrix:", largest_difference(last, full[:, :, 11:]))
+print(f"the new row against the last row of the whole matrix: {largest_difference(last, full[:, :, 11:]):.1e}")
 
 # %% [markdown]
-# `mt.Cache` does this for every block. Count the rows that go through all `k_proj` while the decoder reads 8 tokens and then takes 32 more, one at a time:
+# `mt.Cache` does this for every block. Count the rows that go through all `k_proj` while the decoder reads 8 tokens and
+# then takes 32 more, one at a time:
 
 # %%
 def rows_through(model, run):
@@ -521,14 +557,19 @@ assert torch.allclose(slow, quick, atol=1e-4) and few == 40 * len(decoder.blocks
 # %% [markdown]
 # ## What to take with you
 #
-# * Attention is `softmax(q k^T / sqrt(Dh)) v`: dot products, weights that sum to 1, an average. The division keeps the softmax where it can learn.
-# * One mask convention: bool, True = may attend, combined with `&`, applied once; a row with nothing to attend gives zeros.
-# * The matrix of weights is a way to write it down, not something that has to exist: three running quantities per query are enough.
-# * Order comes from the position vectors, and from the causal mask. The causal mask is also why a decoder may keep its keys and values.
+# * Attention is `softmax(q k^T / sqrt(Dh)) v`: dot products, weights that sum to 1, an average. The division keeps the
+#   softmax where it can learn.
+# * One mask convention: bool, True = may attend, combined with `&`, applied once; a row with nothing to attend gives
+#   zeros.
+# * The matrix of weights is a way to write it down, not something that has to exist: three running quantities per query
+#   are enough.
+# * Order comes from the position vectors, and from the causal mask. The causal mask is also why a decoder may keep its
+#   keys and values.
 #
 # ## Exercises
 #
-# Replace `raise NotImplementedError` and run the cell; `attempt` says whether the asserts hold. Solutions are in the last, folded cell.
+# Replace `raise NotImplementedError` and run the cell; `attempt` says whether the asserts hold. Solutions are in the
+# last, folded cell.
 
 # %%
 def attempt(check, answer):
@@ -557,8 +598,9 @@ def check_window(answer):
 attempt(check_window, window_mask)
 
 # %% [markdown]
-# **2. Shared keys and values.** Many decoders keep fewer key/value heads than query heads: with `H` query heads and `K` key/value heads, query head `h` uses
-# key/value head `h // (H // K)`. The cache becomes `H / K` times smaller. Compute attention for q (B, H, T, Dh) and k, v (B, K, S, Dh).
+# **2. Shared keys and values.** Many decoders keep fewer key/value heads than query heads: with `H` query heads and `K`
+# key/value heads, query head `h` uses key/value head `h // (H // K)`. The cache becomes `H / K` times smaller. Compute
+# attention for q (B, H, T, Dh) and k, v (B, K, S, Dh).
 
 # %%
 def grouped_attention(q, k, v, mask):
@@ -575,10 +617,11 @@ def check_grouped(answer):
 attempt(check_grouped, grouped_attention)
 
 # %% [markdown]
-# **3. Two halves.** Two machines have each seen half of the keys and hold `(m, l, o)` as in section 9. Combine them into the output over all keys.
+# **3. Two halves.** Two machines have each seen half of the keys and hold `(m, z, o)` as in section 9. Combine them
+# into the output over all keys.
 
 # %%
-def combine(m1, l1, o1, m2, l2, o2):
+def combine(m1, z1, o1, m2, z2, o2):
     raise NotImplementedError
 
 
@@ -595,9 +638,10 @@ def check_combine(answer):
 attempt(check_combine, combine)
 
 # %% [markdown]
-# **4. Order without positions.** Section 10 says that attention treats its input as a set. A decoder without position vectors still knows something about
-# order. Return two different orders of the rows of `x` (T, D), as lists of indices that end with the same index, for which `last_row` below is equal within 1e-5,
-# and a depth (number of layers, 1 or 2) at which it is not.
+# **4. Order without positions.** Section 10 says that attention treats its input as a set. A decoder without position
+# vectors still knows something about order. Return two different orders of the rows of `x` (T, D), as lists of indices
+# that end with the same index, for which `last_row` below is equal within 1e-5, and a depth (number of layers, 1 or 2)
+# at which it is not.
 
 # %%
 def last_row(x, layers):
@@ -635,10 +679,10 @@ def grouped_solution(q, k, v, mask):
     return attention_by_hand(q, k, v, mask)[0]
 
 
-def combine_solution(m1, l1, o1, m2, l2, o2):
+def combine_solution(m1, z1, o1, m2, z2, o2):
     m = torch.maximum(m1, m2)
     a, b = torch.exp(m1 - m), torch.exp(m2 - m)
-    return (a * o1 + b * o2) / (a * l1 + b * l2)
+    return (a * o1 + b * o2) / (a * z1 + b * z2)
 
 
 def orders_solution():
@@ -646,5 +690,7 @@ def orders_solution():
     return [0, 1, 2, 3, 4], [3, 1, 0, 2, 4], 2
 
 
-for check, solution in ((check_window, window_solution), (check_grouped, grouped_solution), (check_combine, combine_solution), (check_orders, orders_solution)):
-    attempt(check, solution)
+attempt(check_window, window_solution)
+attempt(check_grouped, grouped_solution)
+attempt(check_combine, combine_solution)
+attempt(check_orders, orders_solution)

@@ -12,9 +12,11 @@ from safetensors import SafetensorError, safe_open
 
 from ..families import FAMILIES, read_config
 from ..nn.model import Model
+from ..tasks.predict import tuned_folder
 from ..text import Tokenizer
 from ..transfer.groups import layer_groups
 from ..weights.files import read_json
+from ..weights.load import labels_of
 from ..weights.sources import resolve
 from ..weights.tensors import shards
 
@@ -51,9 +53,7 @@ def inspect(source: str | Path, revision: str | None = None) -> Inspection:
     Args:    source: a folder, a name under checkpoints/ or a hub id.
     Raises:  ValueError if there is no such source, or nothing in its folder describes a model.
     """
-    folder = resolve(source, revision)
-    if (folder / "model").is_dir() and not (folder / "config.json").is_file():
-        folder = folder / "model"                          # a run keeps its result there
+    folder = tuned_folder(source) if revision is None else resolve(source, revision)
     parts: dict[str, tuple[bool, Callable[[Path], dict[str, Any]]]] = {
         "model": ((folder / "config.json").is_file(), model_facts),
         "config": ((folder / "config.json").is_file(), config_facts),
@@ -81,10 +81,6 @@ def head_of(hf: dict) -> str:
     return FAMILIES[hf["model_type"]].HEADS.get(architecture, "none") if hf.get("model_type") in FAMILIES else "unknown"
 
 
-def labels_of(hf: dict) -> list[str]:
-    return [name for _, name in sorted((int(i), str(name)) for i, name in hf.get("id2label", {}).items())]
-
-
 def model_facts(folder: Path) -> dict[str, Any]:
     hf = read_json(folder / "config.json")
     known = hf.get("model_type") in FAMILIES
@@ -103,7 +99,7 @@ def parameter_facts(folder: Path) -> dict[str, Any]:
     hf = read_json(folder / "config.json")
     _, config = read_config(hf)
     head = head_of(hf)
-    model = Model(config, head, (labels_of(hf) or ["LABEL_0", "LABEL_1"]) if head in ("sequence", "token") else None, seed=None)
+    model = Model(config, head, labels_of(hf) if head in ("sequence", "token") else None, seed=None)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     groups = {group: sum(sizes[name] for name in names) for group, names in layer_groups(model).items()}
     return groups | {"total": sum(groups.values())}

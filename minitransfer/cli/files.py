@@ -44,7 +44,7 @@ def demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini-bert", help="the pretrained encoder: a bundled name, a folder or a hub id [mini-bert]")
     parser.add_argument("--generator", default="mini-gpt", help="the pretrained decoder that continues texts at the end; none leaves this out [mini-gpt]")
     parser.add_argument("--out", default="runs/demo", metavar="FOLDER", help="where report.html is written [runs/demo]")
-    parser.add_argument("--rows", type=positive, metavar="N", help="train on the first N reviews only [all]")
+    parser.add_argument("--rows", type=positive, metavar="N", help="train on N of the reviews only, as many of each label [all]")
     parser.add_argument("--epochs", type=positive, metavar="N", help="passes over the reviews, the same for every strategy")
     parser.add_argument("--seed", type=int, default=0, help="of fresh weights, order and dropout [0]")
     parser.add_argument("--dry-run", action="store_true", help="everything once with 24 reviews and one epoch: does it run here?")

@@ -4,9 +4,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from typing import Any
 from ..config import ModelConfig, choose
 from ..nn.model import Model
 from ..tasks import finetune as tune
-from ..tasks import predict
-from ..text import TokenCache, Tokenizer, read_texts, tokenize_corpus
+from ..tasks import load_tuned, predict
+from ..text import TokenCache, Tokenizer, read_rows, read_texts, sample_rows, tokenize_corpus
 from ..training import TrainResult, TrainSettings
 from ..training import adapt as go_on
 from ..training import pretrain as start
 from .keys import Key, gather, keys_of
-from .texts import device_of, model_folder, print_json
+from .texts import bundled_sample, device_of, model_source, print_json
 from .verb import UsageError, Verb
 
 KINDS = ("wordpiece", "byte_bpe", "bpe", "unigram", "character")
@@ -43,7 +42,7 @@ CORPUS_KEYS = {
     "batch_size": Key("int", 32, "rows per batch"),
 }
 PRETRAIN_KEYS = {
-    "corpus": Key("str | None", None, "a .txt or .jsonl file (also .gz), a folder of them, pydoc, or a data set of the hub"),
+    "corpus": Key("str | None", None, "a .txt or .jsonl file (also .gz), a folder of them, pydoc, samples/general.txt, or a data set of the hub"),
     "objective": Key("str", "masked", "masked (a bidirectional model) or causal"),
     "tokenizer": Key("str | None", None, f"a folder, name or hub id; or a kind to train on the corpus: {', '.join(KINDS)}; none: wordpiece, or byte_bpe if causal"),
     **CORPUS_KEYS, **RUN_KEYS}
@@ -56,11 +55,14 @@ ADAPT_KEYS = {
     "objective": Key("str | None", None, "masked or causal; none: that of the model's head"), **CORPUS_KEYS, **RUN_KEYS}
 FINETUNE_KEYS = {
     "model": ADAPT_KEYS["model"],
-    "train": Key("str | None", None, "rows with labels: .tsv, .csv or .jsonl (also .gz)"),
+    "train": Key("str | None", None, "rows with labels: .tsv, .csv, .jsonl or .conll (also .gz)"),
     "validation": Key("str | None", None, "rows to measure on during training"),
-    "strategy": Key("str", "full", "what trains: full, head, last:2 (the head and the top 2 blocks), lora"),
+    "task": Key("str", "sequence", "sequence (one label a text) or token (one label a word)"),
+    "strategy": Key("str", "full", "what trains: full, head, last:2 (the head and the top 2 blocks), lora, lora:16 (of rank 16)"),
     "text": Key("str", "text", "the column of the text"), "pair": Key("str | None", None, "the column of a second text"), "label": Key("str", "label", "the column of the label"),
-    "batch_size": Key("int | None", None, "rows per batch"), "max_length": Key("int | None", None, "tokens; longer texts are cut"), **RUN_KEYS}
+    "batch_size": Key("int | None", None, "rows per batch; none: 32, or as `max_tokens` allows"),
+    "max_tokens": Key("int | None", None, "tokens per batch, padding included, instead of batch_size"),
+    "max_length": Key("int | None", None, "longer texts are cut after so many tokens; none: what the model can read"), **RUN_KEYS}
 TRAIN_KEYS = keys_of(TrainSettings)
 
 
@@ -102,38 +104,42 @@ class Job:
 
     def corpus(self, tok: Tokenizer, name: str) -> TokenCache | None:
         """The corpus under a name, as ids; of a dry run its first documents."""
-        if (source := self[name]) is None:
+        if self[name] is None:
             return None
         if self.dry:
-            return tokenize_corpus(tok, self.first_documents(source), cache=self.folder)
-        return tokenize_corpus(tok, source, self["field"], documents=self["documents"])
+            return tokenize_corpus(tok, self.first_documents(name), cache=self.folder)
+        return tokenize_corpus(tok, bundled_sample(self[name]), self["field"], documents=self["documents"])
 
-    def first_documents(self, source: str) -> list[str]:
-        texts, characters = [], 0
-        for text in islice(read_texts(source, self["field"], self["documents"]), DRY_DOCUMENTS):
+    def documents(self, name: str) -> Iterator[str]:
+        return read_texts(bundled_sample(self[name]), self["field"], self["documents"])
+
+    def first_documents(self, name: str) -> list[str]:
+        texts: list[str] = []
+        characters = 0
+        for text in islice(self.documents(name), DRY_DOCUMENTS):
             texts.append(text[:DRY_CHARACTERS])
             if (characters := characters + len(text)) >= DRY_CHARACTERS:
                 break
         return texts
 
-    def finished(self, result: TrainResult | Any, more: dict[str, Any]) -> int:
-        """Print what came out; of a dry run, load what it saved first."""
-        values = asdict(result) if isinstance(result, TrainResult) else more
+    def finished(self, result: TrainResult, more: dict[str, Any] | None = None) -> int:
+        """Print what came out; of a dry run, that everything worked."""
         wanted = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory")
-        line = {name: values[name] for name in wanted if values.get(name) not in (None, {})} | more
+        line = {name: value for name in wanted if (value := getattr(result, name)) not in (None, {})} | (more or {})
         if self.dry:
             print("minitransfer: dry run: training, evaluation, saving and loading work; nothing was kept", file=sys.stderr)
             print_json({"dry_run": True, **line})
             return 0
-        print_json({"out": self["out"], "model": None if self["out"] is None else str(Path(self["out"]) / "model"), **line})
-        if values.get("stopped") == "interrupted":
-            print("minitransfer: interrupted" + (f"; saved in {self['out']}, go on with --resume" if self["out"] else ""), file=sys.stderr)
+        print_json({"out": self["out"], "model": str(Path(self["out"]) / "model"), **line})
+        if result.stopped == "interrupted":
+            print(f"minitransfer: interrupted; saved in {self['out']}, the same command with --resume goes on", file=sys.stderr)
             return 130
         return 0
 
-    def reloaded(self) -> tuple[Model, Tokenizer]:
-        assert self.folder is not None
-        return Model.from_pretrained(self.folder / "run" / "model"), Tokenizer.from_pretrained(self.folder / "run" / "model")
+    def check_saved(self) -> None:
+        """What a dry run saved can be loaded."""
+        Model.from_pretrained(Path(self["out"]) / "model")
+        Tokenizer.from_pretrained(Path(self["out"]) / "model")
 
 
 def make_tokenizer(job: Job) -> Tokenizer:
@@ -145,7 +151,7 @@ def make_tokenizer(job: Job) -> Tokenizer:
     if kind not in KINDS:
         return Tokenizer.from_pretrained(kind)
     print(f"minitransfer: training a {kind} tokenizer of at most {job['vocab_size']:,} tokens", file=sys.stderr)
-    texts = job.first_documents(job["corpus"]) if job.dry else read_texts(job["corpus"], job["field"], job["documents"])
+    texts = job.first_documents("corpus") if job.dry else job.documents("corpus")
     return Tokenizer.train(texts, kind, job["vocab_size"], max_len=job["max_len"] or job["length"])
 
 
@@ -159,47 +165,52 @@ def pretrain(args: argparse.Namespace) -> int:
         result = start(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:
-            job.reloaded()
-        return job.finished(result, {})
+            job.check_saved()
+        return job.finished(result)
 
 
 def adapt(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         job = Job(args, ("model", "corpus"), ("model", "corpus", "out"), ADAPT_KEYS | TRAIN_KEYS, stack)
-        source = model_folder(job["model"])
+        source = model_source(job["model"])
         model, tok = Model.from_pretrained(source).to(device_of(job["device"])), Tokenizer.from_pretrained(source)
         result = go_on(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:
-            job.reloaded()
-        return job.finished(result, {})
+            job.check_saved()
+        return job.finished(result)
 
 
 def finetune(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         job = Job(args, ("model", "train"), ("model", "train", "out"), FINETUNE_KEYS | TRAIN_KEYS, stack)
-        source = model_folder(job["model"])
+        source = model_source(job["model"])
         model, tok = Model.from_pretrained(source).to(device_of(job["device"])), Tokenizer.from_pretrained(source)
-        train, validation = (job.rows(name) for name in ("train", "validation"))
-        result = tune(model, tok, "sequence", train=train, validation=validation, strategy=job["strategy"], out=job["out"],
-                      **job.only("text", "pair", "label", "batch_size", "max_length", "resume"), **job.training)
+        train = read_rows(bundled_sample(job["train"]))
+        validation = None if job["validation"] is None else read_rows(bundled_sample(job["validation"]))
+        if job.dry and validation is not None:
+            validation = sample_rows(validation, min(DRY_ROWS, len(validation)))
+        chosen = job.only("task", "strategy", "text", "pair", "label", "out", "resume", "batch_size", "max_tokens", "max_length")
+        result = tune(model, tok, train=train, validation=validation, **chosen, **job.training)
         print(result.report, file=sys.stderr)
         if job.dry:
-            predict(*job.reloaded(), ["a text"])
-        return job.finished(result, {})
+            loaded, its_tok = load_tuned(job["out"])
+            predict(loaded, its_tok, ["a text"], ["another"] if job["pair"] else None)
+        return job.finished(result.training, {"metrics": result.metrics})
 
 
 PRETRAIN = Verb("pretrain", "Train a model from scratch on raw text, with a tokenizer of its own unless one is given.",
                 "minitransfer pretrain pydoc --out runs/pydoc steps=200 d_model=128 n_layers=2\n"
-                "minitransfer pretrain books.txt --out runs/books objective=causal epochs=3 lr=1e-3 length=256\n"
-                "minitransfer pretrain books.txt --out runs/books --dry-run", add_words("corpus"), pretrain,
+                "minitransfer pretrain samples/general.txt --out runs/general documents=line objective=causal length=64 d_model=64 epochs=3 lr=1e-3\n"
+                "minitransfer pretrain pydoc --out runs/pydoc --dry-run", add_words("corpus"), pretrain,
                 {"settings": PRETRAIN_KEYS, "the model": SHAPE_KEYS, "training (the first limit reached ends the run; here: epochs=1 unless one is given)": TRAIN_KEYS})
 ADAPT = Verb("adapt", "Go on pretraining a pretrained model on the text of a domain, and report what that changed.",
-             "minitransfer adapt mini-bert pydoc --out runs/adapted steps=100\nminitransfer adapt mini-bert domain.jsonl --out runs/adapted field=abstract general=wiki.txt epochs=2",
+             "minitransfer adapt mini-bert pydoc --out runs/adapted steps=100\nminitransfer adapt mini-bert pydoc --out runs/adapted general=samples/general.txt minutes=2 --dry-run",
              add_words("model", "corpus"), adapt,
              {"settings": ADAPT_KEYS, "training (here: lr=1e-4, and epochs=1 unless a limit is given)": TRAIN_KEYS})
 FINETUNE = Verb("finetune", "Train a pretrained model to label texts.",
-                "minitransfer finetune mini-bert train.tsv --out runs/reviews validation=dev.tsv strategy=lora epochs=4\n"
-                "minitransfer finetune mini-bert --config reviews.yaml lr=1e-4 seed=1\n"
+                "minitransfer finetune mini-bert samples/reviews.train.tsv --out runs/reviews validation=samples/reviews.validation.tsv strategy=lora epochs=4\n"
+                "minitransfer finetune mini-bert samples/tagged.conll --out runs/names task=token lr=3e-4 epochs=8\n"
+                "minitransfer finetune --config reviews.yaml lr=1e-4 seed=1\n"
                 "minitransfer finetune mini-bert pairs.tsv --out runs/pairs text=premise pair=hypothesis label=relation --dry-run",
                 add_words("model", "train"), finetune, {"settings": FINETUNE_KEYS, "training": TRAIN_KEYS})

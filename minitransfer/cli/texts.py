@@ -11,8 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from .. import samples
 from ..nn.model import Model
+from ..tasks.predict import tuned_folder
 from ..text import Tokenizer
+from ..text.readers import KINDS, column, read_rows
 from .verb import UsageError
 
 T = TypeVar("T")
@@ -24,7 +27,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_texts(parser: argparse.ArgumentParser, what: str = "text") -> None:
     parser.add_argument("texts", nargs="*", metavar=what, help=f"one {what} a word; without any, {what}s are read from --file, or line by line from the standard input")
-    parser.add_argument("--file", metavar="FILE", help=f"a file with one {what} a line, or .tsv, .csv, .jsonl (also .gz) with columns")
+    parser.add_argument("--file", metavar="FILE", help=f"a file with one {what} a line, or .tsv, .csv, .jsonl, .conll (also .gz) with columns; samples/NAME is one that comes with the package")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tab-separated values")
     add_machine(parser)
 
@@ -40,10 +43,16 @@ def positive(word: str) -> int:
     return number
 
 
-def model_folder(source: str) -> str:
-    """The folder of a run stands for the model in it."""
-    inside = Path(source).expanduser() / "model"
-    return str(inside) if inside.is_dir() and not (inside.parent / "config.json").is_file() else source
+def model_source(source: str) -> str:
+    """The folder of a run stands for the model in it; a name stays a name, so that an adapter says by name what it belongs to."""
+    return str(tuned_folder(source)) if Path(source).expanduser().is_dir() else source
+
+
+def bundled_sample(path: str) -> str:
+    """`samples/NAME` is the file of that name which comes with the package, unless there is such a file here."""
+    if Path(path).parent.as_posix() == "samples" and not Path(path).exists():
+        return str(samples.path(Path(path).name))
+    return path
 
 
 def device_of(name: str) -> torch.device:
@@ -58,33 +67,27 @@ def device_of(name: str) -> torch.device:
 
 def load(args: argparse.Namespace, head: str = "auto") -> tuple[Model, Tokenizer]:
     """The model and the tokenizer that a verb was pointed to, on its device."""
-    source = model_folder(args.model)
+    source = model_source(args.model)
     return Model.from_pretrained(source, head=head).to(device_of(args.device)), Tokenizer.from_pretrained(source)
 
 
-def rows(args: argparse.Namespace, columns: tuple[str, ...] = ("text",)) -> Iterator[tuple[str, ...]]:
+def rows(args: argparse.Namespace, columns: tuple[str, ...] = ("text",)) -> Iterator[tuple]:
     """The texts a verb was given, one tuple each. With two columns, words and lines hold them with a tab between.
 
     Raises: UsageError for texts from two places; ValueError for a line without the tab; what `read_rows` raises.
     """
     if args.texts and args.file:
         raise UsageError("texts as words and from --file; one of the two is meant: remove the other")
-    if args.file and {".tsv", ".csv", ".jsonl", ".conll"} & set(Path(args.file).suffixes):
-        from ..text.readers import read_rows
-        for row in read_rows(args.file):
-            yield tuple(cell(row, name, args.file) for name in columns)
+    path = bundled_sample(args.file) if args.file else None
+    if path is not None and set(KINDS) & set(Path(path).suffixes):
+        found = read_rows(path)
+        yield from zip(*(column(found, name) for name in columns), strict=True)
         return
-    for number, line in enumerate(args.texts or lines(args.file), 1):
+    for number, line in enumerate(args.texts or lines(path), 1):
         parts = tuple(line.split("\t", len(columns) - 1)) if len(columns) > 1 else (line,)
         if len(parts) < len(columns):
             raise ValueError(f"text {number} is {line!r}; two texts with a tab between are needed ({', '.join(columns)}): add the second one")
         yield parts
-
-
-def cell(row: dict, name: str, where: str) -> str:
-    if name not in row:
-        raise KeyError(f"{where} has no column {name!r}; it has {', '.join(map(repr, row))}: name one of them")
-    return str(row[name])
 
 
 def lines(path: str | None) -> Iterator[str]:

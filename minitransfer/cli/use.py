@@ -8,29 +8,52 @@ import torch
 from ..generate import embed as vectors_of
 from ..generate import fill as fill_masks
 from ..generate import generate as continued
-from .texts import add_model, add_texts, chunks, load, print_json, print_tabbed, rows
+from ..tasks import Prediction, WordPrediction, load_tuned
+from ..tasks import predict as answers_of
+from ..tasks.predict import tuned_folder
+from ..weights.files import read_json
+from .texts import add_model, add_texts, chunks, device_of, load, print_json, print_tabbed, rows
 from .verb import UsageError, Verb
 
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_texts(parser)
-    parser.add_argument("--text", default="text", metavar="COLUMN", help="the column of --file that holds the text [text]")
-    parser.add_argument("--pair", metavar="COLUMN", help="the column of the second text; in words and lines it follows the first after a tab")
+    parser.add_argument("--text", metavar="COLUMN", help="the column of --file that holds the text [as in training]")
+    parser.add_argument("--pair", metavar="COLUMN", help="the column of the second text [as in training]; in words and lines it follows the first after a tab")
 
 
 def predict(args: argparse.Namespace) -> int:
-    from ..tasks import predict as answer
-    model, tok = load(args)
-    for part in chunks(rows(args, (args.text, args.pair) if args.pair else (args.text,)), args.batch_size):
-        texts = [row[0] for row in part]
-        for row, one in zip(part, answer(model, tok, texts, pairs=[row[1] for row in part] if args.pair else None, batch_size=args.batch_size), strict=True):
-            if args.json:
-                names = {"text": row[0]} | ({"pair": row[1]} if args.pair else {})
-                print_json(names | {"label": one.label, "probability": round(one.probability, 6), "probabilities": {k: round(p, 6) for k, p in one.probabilities.items()}})
-            else:
-                print_tabbed(one.label, f"{one.probability:.4f}", *row)
+    model, tok = load_tuned(args.model)
+    model.to(device_of(args.device))
+    told = tuned_folder(args.model) / "task.json"
+    task = read_json(told) if told.is_file() else {}
+    trained = {"text": "text", "pair": None} | ({"text": task["columns"]["words"]} if task.get("task") == "token" else task.get("columns", {}))
+    columns = (args.text or trained["text"], *([args.pair or trained["pair"]] if args.pair or trained["pair"] else []))
+    for part in chunks(rows(args, columns), args.batch_size):
+        pairs = [row[1] for row in part] if len(columns) > 1 else None
+        answers = answers_of(model, tok, [row[0] for row in part], pairs, args.batch_size, task.get("max_length"))
+        for row, answer in zip(part, answers, strict=True):
+            print_words(row, answer, args.json) if isinstance(answer, list) else print_label(row, answer, args.json)
     return 0
+
+
+def print_label(row: tuple, one: Prediction, as_json: bool) -> None:
+    if as_json:
+        shares = {name: round(p, 6) for name, p in one.probabilities.items()}
+        print_json(dict(zip(("text", "pair"), row, strict=False)) | {"label": one.label, "probability": round(one.probability, 6), "probabilities": shares})
+    else:
+        print_tabbed(one.label, f"{one.probability:.4f}", *row)
+
+
+def print_words(row: tuple, words: list[WordPrediction], as_json: bool) -> None:
+    """The words of a text with their labels, one a line, and an empty line after them."""
+    if as_json:
+        print_json({"text": row[0], "words": [{"word": one.word, "label": one.label, "probability": round(one.probability, 6)} for one in words]})
+        return
+    for one in words:
+        print_tabbed(one.word, one.label or "", f"{one.probability:.4f}")
+    print(flush=True)
 
 
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,8 +133,9 @@ def embed(args: argparse.Namespace) -> int:
     return 0
 
 
-PREDICT = Verb("predict", "Label texts with a tuned model. Prints label, probability and text, tab-separated.",
-               "minitransfer predict runs/reviews \"I would not buy it again.\"\nminitransfer predict runs/reviews --file reviews.tsv --json\ncut -f1 reviews.tsv | minitransfer predict runs/reviews | cut -f1",
+PREDICT = Verb("predict", "Label texts with a tuned model. Prints label, probability and text, tab-separated; of a token task word, label and probability.",
+               "minitransfer predict runs/reviews \"I would not buy it again.\" \"We will be back.\"\nminitransfer predict runs/reviews --file samples/reviews.test.tsv --json\n"
+               "cut -f1 reviews.tsv | minitransfer predict runs/reviews | cut -f1 | sort | uniq -c",
                predict_arguments, predict)
 GENERATE = Verb("generate", "Continue texts with a causal model. Prints each text with its continuation.",
                 "minitransfer generate mini-gpt \"The old man\" --max-new-tokens 30\nminitransfer generate mini-gpt \"The old man\" --temperature 0.8 --top-p 0.9 --samples 3",
@@ -119,4 +143,4 @@ GENERATE = Verb("generate", "Continue texts with a causal model. Prints each tex
 FILL = Verb("fill", "Fill the masks of texts with a masked model. Prints the numbers of text and mask, a token and its probability, tab-separated.",
             "minitransfer fill mini-bert \"She opened the [MASK] and went in.\"\nminitransfer fill mini-bert \"A [MASK] in the [MASK].\" --top 3 --json", fill_arguments, fill)
 EMBED = Verb("embed", "One vector per text. Prints its numbers, tab-separated, one text a line.",
-             "minitransfer embed mini-bert \"a text\" \"another\"\nminitransfer embed mini-bert --file texts.txt --out vectors.npy", embed_arguments, embed)
+             "minitransfer embed mini-bert \"a text\" \"another\"\nminitransfer embed mini-bert --file samples/general.txt --out vectors.npy", embed_arguments, embed)

@@ -2,26 +2,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..nn.heads import IGNORE
 from ..nn.model import Model
-from ..objectives.base import body_inputs
+from ..objectives.base import ask_head
 from ..text import Tokenizer
 from ..training import Batches
 from ..training.evaluate import Evaluation
 from .metrics import Confusion
 
 
+@runtime_checkable
 class Task(Protocol):
-    """One kind of question. Its settings are the columns to read; it is saved as `name` and `columns`, and made again from them."""
+    """One kind of question; its settings are the columns to read."""
 
-    name: str
-    head: str               # of the model
-    best: str               # the metric that picks the weights to keep, and its direction
+    name: ClassVar[str]
+    head: ClassVar[str]     # of the model
+    best: ClassVar[str]     # the metric that picks the weights to keep, and its direction
 
     @property
     def columns(self) -> dict[str, Any]: ...
@@ -32,12 +33,13 @@ class Task(Protocol):
     def batches(self, rows: Sequence[dict], tok: Tokenizer, labels: Sequence[str], batch_size: int | None, max_tokens: int | None,
                 max_length: int | None, seed: int) -> Batches: ...
 
-    def predict(self, model: Model, tok: Tokenizer, texts: Sequence[Any], pairs: Sequence[str] | None, batch_size: int, max_length: int | None) -> list: ...
+    def predict(self, model: Model, tok: Tokenizer, texts: Sequence[Any], pairs: Sequence[str] | None, batch_size: int,
+                max_length: int | None) -> list: ...
 
 
 def supervised(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
     """The head's own loss on the labels of the batch."""
-    return model.head.loss(model.body(**body_inputs(batch, batch["input_ids"])), batch["labels"])
+    return ask_head(model, batch, batch["input_ids"], batch["labels"])
 
 
 def classification(batches: Batches) -> Evaluation:
@@ -46,10 +48,9 @@ def classification(batches: Batches) -> Evaluation:
         confusion, loss_sum = Confusion(len(model.labels or ())), 0.0
         for k in range(len(batches)):
             batch = {name: t.to(model.device) for name, t in batches[k].items()}
-            body = model.body(**body_inputs(batch, batch["input_ids"]))
-            loss_sum += float(model.head.loss(body, batch["labels"])[0])
-            asked = batch["labels"] != IGNORE
-            confusion.add(batch["labels"][asked], model.head(body).argmax(-1)[asked])
+            out, asked = model(**batch), batch["labels"] != IGNORE
+            loss_sum += float(out.loss) * int(asked.sum())
+            confusion.add(batch["labels"][asked], out.logits.argmax(-1)[asked])
         return confusion.metrics() | {"loss": loss_sum / max(confusion.n, 1)}
     return evaluate
 
@@ -60,7 +61,8 @@ def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, 
     Raises: ValueError for a text without a token.
     """
     if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
-        raise ValueError(f"text {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: leave empty texts out")
+        raise ValueError(f"text {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: "
+                         "leave empty texts out")
     found: dict[int, Tensor] = {}
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     training = model.training

@@ -66,4 +66,5 @@ class Confusion:
     def metrics(self) -> dict[str, float]:
         """accuracy with the ends of its 95 % interval, f1 (mean over labels), matthews, and the number of targets."""
         low, high = wilson(self.right, self.n)
-        return {"accuracy": self.accuracy(), "accuracy_low": low, "accuracy_high": high, "f1": self.f1(), "matthews": self.matthews(), "n": float(self.n)}
+        return {"accuracy": self.accuracy(), "accuracy_low": low, "accuracy_high": high, "f1": self.f1(), "matthews": self.matthews(),
+                "n": float(self.n)}

@@ -42,16 +42,17 @@ def check_unseen(names: Sequence[str], known: Sequence[str], split: str = "valid
     """Raises: ValueError for a label that the training rows do not have."""
     for i, name in enumerate(names):
         if name not in known:
-            raise ValueError(f"{split} row {i} has the label {name!r}; the training rows have {', '.join(map(repr, known))}, and a model cannot answer what it "
-                             "never saw: correct the label, drop the row, or add training rows with it")
+            raise ValueError(f"{split} row {i} has the unknown label {name!r}; the training rows have {', '.join(map(repr, known))}, and nothing "
+                             "else can be learned from them: correct the label, drop the row, or add training rows with it")
 
 
 def warn_if_cut(names: Sequence[str]) -> None:
     """Warn about rows that stand sorted by label and stop short in the last one: a slice from the top of a sorted file."""
     runs, counts = [label for label, _ in groupby(names)], Counter(names)
     if len(names) >= 10 and len(runs) == len(counts) > 1 and 2 * counts[runs[-1]] < min(counts[label] for label in runs[:-1]):
-        warnings.warn(f"the training rows stand sorted by label and the last label, {runs[-1]!r}, has {counts[runs[-1]]} of {len(names)} rows: this looks like the "
-                      "top of a sorted file; draw the rows with sample_rows(rows, n, by=label) instead of slicing", UserWarning, stacklevel=4)
+        warnings.warn(f"the training rows stand sorted by label and the last label, {runs[-1]!r}, has {counts[runs[-1]]} of {len(names)} rows: "
+                      "this looks like the top of a sorted file; draw the rows with sample_rows(rows, n, by=label) instead of slicing", UserWarning,
+                      stacklevel=4)
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class SequenceTask:
         names = label_names(train, self.label, "training")
         found = label_set(names)
         if len(found) == 1:
-            raise ValueError(f"all {len(names)} training rows have the label {found[0]!r}; there is nothing to tell apart: the rows may be the top of a file sorted "
-                             "by label, draw them with sample_rows(rows, n, by=label)")
+            raise ValueError(f"all {len(names)} training rows have the label {found[0]!r}; there is nothing to tell apart: the rows may be the top "
+                             "of a file sorted by label, draw them with sample_rows(rows, n, by=label)")
         warn_if_cut(names)
         check_unseen(label_names(validation, self.label, "validation"), found)
         return found

@@ -18,8 +18,8 @@ from .tokenizer import Tokenizer
 class LabelledBatches:
     """An endless, indexable stream of batches of labelled texts.
 
-    Rows are put into buckets of similar length. Each epoch e shuffles the rows inside their buckets and then the batches, both from (seed, e), so batch k
-    is a function of (rows, settings, k) alone, every row comes once per epoch, and the number of batches never changes.
+    Rows are put into buckets of similar length. Each epoch e shuffles the rows inside their buckets and then the batches, both from (seed, e), so
+    batch k is a function of (rows, settings, k) alone, every row comes once per epoch, and the number of batches never changes.
 
     Args:    rows: dicts, as `read_rows` gives them.
              labels: the names of the classes, in the order of the model's outputs.
@@ -29,7 +29,7 @@ class LabelledBatches:
              max_length: longer texts lose their ends, with one warning; default: the tokenizer's.
              seed: draws the order.
     Yields:  what `tok(...)` gives, and labels (B,) int64: numbers of classes.
-    Raises:  KeyError for a missing column; ValueError for an unknown label, a text that is none, a row longer than the budget, or not exactly one size.
+    Raises:  KeyError for a missing column; ValueError for an unknown label, a text that is none, a row above the budget, or not exactly one size.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]], tok: Tokenizer, labels: Sequence[str], text: str = "text", pair: str | None = None,
@@ -43,8 +43,8 @@ class LabelledBatches:
         self.ids, self.type_ids = tok.encode_rows(column(rows, text), None if pair is None else column(rows, pair), max_length)
         self.lengths = np.array([len(one) for one in self.ids])
         if not self.lengths.all():
-            raise ValueError(f"row {int(self.lengths.argmin())} has no token, its {text!r} is empty; this tokenizer puts nothing around a text, so a text "
-                             "needs a character: drop such rows")
+            raise ValueError(f"row {int(self.lengths.argmin())} has no token, its {text!r} is empty; this tokenizer puts nothing around a text, "
+                             "so a text needs a character: drop such rows")
         if max_tokens is not None and self.lengths.max() > max_tokens:
             raise ValueError(f"row {int(self.lengths.argmax())} has {self.lengths.max()} tokens; a batch holds max_tokens={max_tokens}: "
                              "use a larger budget or a smaller max_length")
@@ -59,11 +59,12 @@ class LabelledBatches:
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         epoch, i = divmod(k, len(self))
-        if self._plan is None or self._plan[0] != epoch:
+        plan = self._plan
+        if plan is None or plan[0] != epoch:
             generator = np.random.default_rng((self.seed, epoch))
             shuffled = generator.permutation(len(self.ids))
-            self._plan = epoch, shuffled[np.argsort(self.widths[shuffled], kind="stable")], generator.permutation(len(self))
-        _, rows, order = self._plan
+            self._plan = plan = epoch, shuffled[np.argsort(self.widths[shuffled], kind="stable")], generator.permutation(len(self))
+        _, rows, order = plan
         return self.rows(rows[self.edges[order[i]]:self.edges[order[i] + 1]])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
@@ -109,7 +110,7 @@ def label_numbers(values: Sequence[Any], labels: Sequence[str]) -> Tensor:
     number = {str(name): i for i, name in enumerate(labels)}
     for i, value in enumerate(values):
         if str(value) not in number:
-            raise ValueError(f"row {i} has the label {value!r}; the classes are {', '.join(map(repr, number))}: mend the row, or name all labels that occur")
+            raise ValueError(f"row {i} has the label {value!r}; the classes are {', '.join(map(repr, number))}: mend the row, or name every label")
     counts = Counter(map(str, values))
     if len(counts) == 1 and len(labels) > 1 and len(values) > 1:
         warnings.warn(f"all {len(values)} rows have the label {next(iter(counts))!r}: the rows may be the top of a file sorted by label; "

@@ -1,7 +1,7 @@
 """A corpus as token ids on disk: made once, memory-mapped ever after.
 
-A cache is a folder named after the hash of the documents and of the tokenizer, so a changed file or another vocabulary gives another folder and nothing
-has to be invalidated:
+A cache is a folder named after the hash of the documents and of the tokenizer, so a changed file or another vocabulary gives another folder and
+nothing has to be invalidated:
 
     tokens.bin      ids of all documents one after the other, without special tokens; uint16 if the vocabulary fits, else uint32
     offsets.bin     int64, document i is tokens[offsets[i]:offsets[i + 1]]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ DOCUMENTS = ("blank_line", "line", "file")
 BLOCK = 1 << 16         # characters: a longer document is passed on in parts, so that none has to fit in memory
 KINDS = (".txt", ".jsonl")
 PYDOC = "pydoc"
-# the last place where a space follows a word: no standard tokenizer joins what stands on its two sides
-CUT = re.compile(r".*\S(?=\s)", re.DOTALL)
+# A space after a word: no standard tokenizer joins what stands on its two sides, or looks across. (A line break is part of a word for ▁ pieces.)
+EDGE = re.compile(r"(?<=\S)(?= )")
 
 
 def read_texts(source: Any, field: str = "text", documents: str = "blank_line") -> Iterator[str]:
@@ -49,7 +49,7 @@ def read_texts(source: Any, field: str = "text", documents: str = "blank_line") 
 
 
 def read_parts(source: Any, field: str = "text", documents: str = "blank_line") -> Iterator[tuple[str, bool]]:
-    """(part, whether its document ends here): documents in parts of about BLOCK characters, cut before a space so that tokens are those of the whole."""
+    """(part, whether its document ends here): documents in parts of about BLOCK characters, cut before a space: the tokens are those of the whole."""
     if documents not in DOCUMENTS:
         raise ValueError(f"documents={documents!r}; it is one of {', '.join(map(repr, DOCUMENTS))}")
     found = False
@@ -79,8 +79,8 @@ def resolve(source: Any) -> list[Any]:
                 raise ValueError(f"item {i} of the corpus is {item!r} ({type(item).__name__}); a list holds texts (str) or files (pathlib.Path), "
                                  "not both: convert it")
         return [source]
-    raise ValueError(f"a corpus cannot be read from a {type(source).__name__}; it is a file, a folder, a list of str, a datasets object, 'pydoc', or the "
-                     "name of a hub data set: convert it (an iterator can be read only once: make a list of it, or write it to a .jsonl file)")
+    raise ValueError(f"a corpus cannot be read from a {type(source).__name__}; it is a file, a folder, a list of str, a datasets object, 'pydoc', or "
+                     "the name of a hub data set: convert it (an iterator can be read only once: make a list of it, or write it to a .jsonl file)")
 
 
 def content_hash(source: Any, field: str, documents: str) -> str:
@@ -92,9 +92,9 @@ def content_hash(source: Any, field: str, documents: str) -> str:
                 with path.open("rb") as file:
                     digest.update(kind_of(path).encode() + hashlib.file_digest(file, "blake2b").digest())
         else:
-            for text, _ in _parts(item, field, documents):
+            for text, ends in _parts(item, field, documents):
                 one = text.encode("utf-8", "surrogatepass")
-                digest.update(len(one).to_bytes(8, "little") + one)
+                digest.update(len(one).to_bytes(8, "little") + bytes([ends]) + one)
     return digest.hexdigest()
 
 
@@ -129,15 +129,15 @@ def _txt(path: Path, documents: str) -> Iterator[tuple[str, bool]]:
     if documents == "line":
         for line in lines(path):
             if line.strip():
-                yield from _cut([line.rstrip("\n")])
+                yield from _cut([line], drop="\n")
         return
     if documents == "file":
-        yield from _cut(lines(path))
+        yield from _cut(lines(path), drop="\n")
         return
     rest = lines(path)
     for line in rest:
         if line.strip():
-            yield from _cut(_until_blank(line, rest))
+            yield from _cut(_until_blank(line, rest), drop="\n")
 
 
 def _until_blank(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -148,18 +148,15 @@ def _until_blank(first: str, rest: Iterator[str]) -> Iterator[str]:
         yield line
 
 
-def _cut(texts: Any) -> Iterator[tuple[str, bool]]:
-    """One document, given in any pieces, as parts; nothing if it has only spaces. The line break at its end is dropped."""
-    held, started = "", False
+def _cut(texts: Iterable[str], drop: str = "") -> Iterator[tuple[str, bool]]:
+    """One document, given in any pieces, as parts; nothing if it has only spaces. Characters of `drop` at its end are left out."""
+    held, at, started = "", 0, False
     for text in texts:
-        held += text
-        while len(held) > 2 * BLOCK:
-            place = CUT.match(held, 0, BLOCK + 1) or CUT.match(held)
-            if place is None or place.end() == len(held):
-                break
-            yield held[:place.end()], False
-            held, started = held[place.end():], True
-    held = held.rstrip("\n")
+        held, at = held[at:] + text, 0
+        while len(held) - at > BLOCK and (edge := EDGE.search(held, at + BLOCK)):
+            yield held[at:edge.start()], False
+            at, started = edge.start(), True
+    held = held[at:].rstrip(drop)
     if started or held.strip():
         yield held, True
 

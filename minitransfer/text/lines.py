@@ -41,8 +41,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line)
         except ValueError as why:
-            raise ValueError(f"{path}, line {number}: not JSON ({why}); a .jsonl file has one whole object on each line: mend the line, or write the file "
-                             "that way") from why
+            raise ValueError(f"{path}, line {number}: not JSON ({why}); a .jsonl file has one whole object on each line: mend the line, or write "
+                             "the file that way") from why
         if not isinstance(row, dict):
             raise ValueError(f'{path}, line {number}: a {type(row).__name__}; each line is an object such as {{"text": "..."}}: mend the line')
         yield number, row

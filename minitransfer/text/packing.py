@@ -6,8 +6,8 @@ A row of 12 for an encoder (`[` and `]` are [CLS] and [SEP]), and for a decoder 
     document_ids   0 0 0 0 0 0 1 1 1 1 1 -1      0 0 0 0 0 1 1 1 1 1 1 2
     position_ids   0 1 2 3 4 5 0 1 2 3 4  0      0 1 2 3 4 0 1 2 3 4 5 0
 
-A document goes on in the next row where the row ends; there it starts again at position 0. Attention stays inside equal `document_ids`, so a row gives
-the same numbers as its pieces alone.
+A document goes on in the next row where the row ends; there it starts again at position 0. Attention stays inside equal `document_ids`, so a row
+gives the same numbers as its pieces alone.
 """
 from __future__ import annotations
 
@@ -66,9 +66,10 @@ class PackedBatches:
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         epoch, i = divmod(k, len(self))
-        if self._order is None or self._order[0] != epoch:
-            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n_rows)
-        return self.rows(self._order[1][i * self.batch_size:(i + 1) * self.batch_size])
+        order = self._order
+        if order is None or order[0] != epoch:
+            self._order = order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.n_rows)
+        return self.rows(order[1][i * self.batch_size:(i + 1) * self.batch_size])
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """The first epoch once, so that a plain `for` ends."""
@@ -124,8 +125,8 @@ class PackedBatches:
 def _plan(offsets: np.ndarray, length: int, per_document: int, per_piece: int, least: int) -> np.ndarray:
     """(document, offset) where each row begins.
 
-    Documents follow one another; a row ends when it is full, or when so little room is left that the next document would begin with fewer than `least`
-    tokens (a shorter document that fits is taken whole). The rows that a long document fills alone are added in one step.
+    Documents follow one another; a row ends when it is full, or when so little room is left that the next document would begin with fewer than
+    `least` tokens (a shorter document that fits is taken whole). The rows that a long document fills alone are added in one step.
     """
     rows = array("q")
     full = length - per_piece

@@ -8,8 +8,8 @@ A pipeline turns a text into ids in five steps; the classes below the names are 
     unigram     the same pieces, chosen by likelihood instead of by merges
     character   "Hello"        ->  H e l l o
 
-Sources: WordPiece: Wu et al. 2016, section 4.1 (the library's training merges by frequency, not by likelihood); BPE: Sennrich et al. 2016, section 3.2;
-byte-level BPE: Radford et al. 2019, section 2.2; unigram: Kudo 2018, section 3.2.
+Sources: WordPiece: Wu et al. 2016, section 4.1 (the library's training merges by frequency, not by likelihood); BPE: Sennrich et al. 2016,
+section 3.2; byte-level BPE: Radford et al. 2019, section 2.2; unigram: Kudo 2018, section 3.2.
 """
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def read_rows(source: Any, columns: Sequence[str] | None = None) -> list[dict[st
     elif isinstance(source, Sequence) and all(isinstance(row, dict) for row in source):
         rows = list(source)
     else:
-        raise ValueError(f"rows cannot be read from a {type(source).__name__}; they come from a file ({', '.join(KINDS)}, or one with .gz), a list of dicts, "
-                         "or a datasets object: convert it")
+        raise ValueError(f"rows cannot be read from a {type(source).__name__}; they come from a file ({', '.join(KINDS)}, or one with .gz), "
+                         "a list of dicts, or a datasets object: convert it")
     if not rows:
         raise ValueError("no rows: the source is empty; at least one row is needed: check where it comes from")
     return rows

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,8 @@ from .pipelines import Format
 from .tokenizer_train import train
 
 PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
-CHUNK = 1024            # texts tokenised at a time where their encodings are not kept
-
-
+CHUNK = 1024                        # texts tokenised at a time where their encodings are not kept
+Texts = Sequence[Any]               # of str; checked here, since they often come from a file with empty cells
 Row = Sequence[int] | np.ndarray
 
 
@@ -49,8 +49,8 @@ class Cut:
     def warn(self) -> None:
         if self.lost:
             warnings.warn(f"{self.long} of {self.texts} texts are longer than {self.limit} tokens (the longest has {self.longest}): {self.lost} of "
-                          f"{self.tokens} tokens ({self.lost / self.tokens:.1%}) were cut from their ends; use a larger max_length if the model allows it, "
-                          "or split the texts", TruncationWarning, stacklevel=4)
+                          f"{self.tokens} tokens ({self.lost / self.tokens:.1%}) were cut from their ends; use a larger max_length if the model "
+                          "allows it, or split the texts", TruncationWarning, stacklevel=4)
 
 
 class Tokenizer:
@@ -81,8 +81,8 @@ class Tokenizer:
         """Load a tokenizer.
 
         Args:    source: a folder with tokenizer.json, or vocab.txt (BERT), or vocab.json and merges.txt (GPT-2); a name under checkpoints/; or a hub
-                 id. A vocab.txt is read with lower-casing as tokenizer_config.json says (BERT's default: on); without any configuration it is on when no
-                 piece of the vocabulary has an upper-case letter.
+                 id. A vocab.txt is read with lower-casing as tokenizer_config.json says (BERT's default: on); without any configuration it is on when
+                 no piece of the vocabulary has an upper-case letter.
         Raises:  ValueError if there is no tokenizer at `source`, or its files are broken.
         """
         return cls(*tokenizer_files.read(resolve(source, revision=revision, patterns=PATTERNS)))
@@ -146,10 +146,10 @@ class Tokenizer:
     def _token(self, i: int) -> str:
         token = self.backend.id_to_token(i)
         if token is None:
-            raise ValueError(f"id {i} is not in this vocabulary; ids are below {self.vocab_size}: use the tokenizer that made them (or that the model was made with)")
+            raise ValueError(f"id {i} is not in this vocabulary; ids are below {self.vocab_size}: use the tokenizer they were made with")
         return token
 
-    def encodings(self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_length: int | None = None) -> list[Encoding]:
+    def encodings(self, texts: Texts, pairs: Texts | None = None, max_length: int | None = None) -> list[Encoding]:
         """One `tokenizers.Encoding` per text or pair, with specials: `.ids .tokens .offsets .word_ids .sequence_ids .type_ids`.
 
         `offsets` are character positions (start, end) in the text the token came from; `word_ids` number its words, None at special tokens.
@@ -164,7 +164,7 @@ class Tokenizer:
         cut.warn()
         return found
 
-    def encode_rows(self, texts: Sequence[str], pairs: Sequence[str] | None = None,
+    def encode_rows(self, texts: Texts, pairs: Texts | None = None,
                     max_length: int | None = None) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Ids and token type ids of many texts, as `encodings` gives them but without offsets: small enough to keep a whole data set."""
         _check(texts, pairs)
@@ -186,6 +186,7 @@ class Tokenizer:
         if cut.limit <= extra:
             raise ValueError(f"max_length={cut.limit} leaves no room for text: this format adds {extra} special tokens; use {extra + 1} or more")
         long = [i for i, e in enumerate(found) if len(e) > cut.limit]
+        cut.texts, cut.tokens, cut.long = cut.texts + len(found), cut.tokens + sum(map(len, found)), cut.long + len(long)
         if long:
             self.backend.enable_truncation(cut.limit, strategy="longest_first")
             try:
@@ -193,13 +194,12 @@ class Tokenizer:
             finally:
                 self.backend.no_truncation()
             cut.longest = max(cut.longest, *(len(found[i]) for i in long))
-            cut.lost += sum(len(found[i]) - len(e) for i, e in zip(long, shorter, strict=True))
-        cut.texts, cut.tokens, cut.long = cut.texts + len(found), cut.tokens + sum(map(len, found)), cut.long + len(long)
-        for i, e in zip(long, shorter if long else [], strict=True):
-            found[i] = e
+            for i, e in zip(long, shorter, strict=True):
+                cut.lost += len(found[i]) - len(e)
+                found[i] = e
         return found
 
-    def __call__(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None, max_length: int | None = None,
+    def __call__(self, texts: str | Texts, pairs: str | Texts | None = None, max_length: int | None = None,
                  padding_side: str = "right") -> dict[str, Tensor]:
         """A batch for a model.
 
@@ -232,7 +232,7 @@ class Tokenizer:
         return next((i for i in (self.pad_id, self.eos_id) if i is not None), 0)
 
 
-def _check(texts: Sequence[str], pairs: Sequence[str] | None) -> None:
+def _check(texts: Texts, pairs: Texts | None) -> None:
     for name, some in (("texts", texts), ("pairs", [] if pairs is None else pairs)):
         if isinstance(some, str) or not isinstance(some, Sequence):
             raise ValueError(f"{name} is a {type(some).__name__}; a list of str is needed: wrap it in a list")

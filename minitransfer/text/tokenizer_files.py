@@ -83,8 +83,8 @@ def _tokenizer_json(path: Path, config: dict) -> Tokenizer:
     try:
         backend = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as why:       # the library raises a bare Exception
-        raise ValueError(f"{path} is not a tokenizer that this version of `tokenizers` can read ({why}); a whole tokenizer.json is needed: fetch it again, "
-                         "or install a newer version") from why
+        raise ValueError(f"{path} is not a tokenizer that this version of `tokenizers` can read ({why}); a whole tokenizer.json is needed: "
+                         "fetch it again, or install a newer version") from why
     # Files carry the truncation and padding of whoever saved them last; ours come with each call.
     backend.no_truncation()
     backend.no_padding()
@@ -100,14 +100,15 @@ def _vocab_txt(path: Path, config: dict) -> Tokenizer:
         vocab = {line.rstrip("\n"): i for i, line in enumerate(lines)}
     unk = _content(config.get("unk_token")) or "[UNK]"
     if unk not in vocab:
-        raise ValueError(f"{path} has no {unk!r}; a WordPiece vocabulary needs the token for unknown words: add the line, or name the token as unk_token "
-                         "in tokenizer_config.json")
+        raise ValueError(f"{path} has no {unk!r}; a WordPiece vocabulary needs the token for unknown words: add the line, or name the token as "
+                         "unk_token in tokenizer_config.json")
     lower = config.get("do_lower_case")
     if lower is None:
         specials = {_content(v) for k, v in config.items() if k.endswith("_token")} | set(BERT.tokens.values())
-        # [unused7] and the like are lower case in every file
+        # names such as [CLS] say nothing about the case of words
         lower = bool(config) or not any(piece != piece.lower() for piece in vocab if piece not in specials)
     backend = pipelines.bert(models.WordPiece(vocab, unk_token=unk), lower, config.get("tokenize_chinese_chars", True), config.get("strip_accents"))
+    _add(backend, path.parent, config)
     format = _format(backend, config)
     pipelines.mark_specials(backend, format)
     pipelines.wrap(backend, replace(format, token_types=True))
@@ -123,8 +124,19 @@ def _vocab_and_merges(folder: Path, config: dict) -> Tokenizer:
     except Exception as why:       # the library raises a bare Exception
         raise ValueError(f"{folder}: vocab.json and merges.txt do not belong together ({why}): take both from the same model") from why
     backend = pipelines.byte_level(model, prefix_space=config.get("add_prefix_space", False))
+    _add(backend, folder, config)
     pipelines.mark_specials(backend, _format(backend, config))
     return backend
+
+
+def _add(backend: Tokenizer, folder: Path, config: dict) -> None:
+    """Tokens that were added to a vocabulary later stand in files of their own."""
+    added = _json(folder / "added_tokens.json") | {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
+    for token, i in sorted(added.items(), key=lambda pair: pair[1]):
+        backend.add_tokens([token])
+        if backend.token_to_id(token) != i:
+            raise ValueError(f"{folder}: the added token {token!r} has the id {i}; after {backend.get_vocab_size() - 1} tokens it would be "
+                             f"{backend.token_to_id(token)}: the vocabulary beside it is that of another model, or incomplete; take all files from one model")
 
 
 def _format(backend: Tokenizer, config: dict) -> Format:

@@ -53,6 +53,7 @@ class Run:
         self.saved: int | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
+        self.record: dict = {}
         self.steps_here, self.timed_tokens, self.timed_seconds = 0, 0, 0.0
 
     def open(self, resume: bool) -> None:
@@ -92,17 +93,17 @@ class Run:
         self.steps_here += 1
         if self.steps_here > 1:                                                  # the first step also warms caches up
             self.timed_tokens, self.timed_seconds = self.timed_tokens + tokens, self.timed_seconds + now - self.step_began
-        record = {"step": done.step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "targets": targets, "tokens": done.tokens,
-                  "seconds": done.seconds}
+        self.record = {"step": done.step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "targets": targets, "tokens": done.tokens,
+                       "seconds": done.seconds}
         self.bar.update()
         if done.step % self.settings.log_every == 0:
-            self.write_record(record)
+            self.write_record()
         self.step_began = time.perf_counter()
-        return record
+        return self.record
 
-    def write_record(self, record: dict) -> None:
+    def write_record(self) -> None:
         rates = self.meter.read()
-        self.log.write({**record, **rates, "memory": peak_memory(self.model.device)})
+        self.log.write({**self.record, **rates, "memory": peak_memory(self.model.device)})
         self.bar.set_postfix_str(f"loss {rates['loss']:.3f}, {rates['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
     def say(self, line: str) -> None:
@@ -161,6 +162,8 @@ class Run:
     def finish(self, stopped: str) -> TrainResult:
         """The end: the last evaluation and save, the best weights back in the model, the model for its user. An interrupted run is only saved."""
         if stopped != "interrupted":
+            if self.meter.targets:
+                self.write_record()
             self.evaluate()
         self.save()
         if stopped != "interrupted" and self.progress.best is not None:

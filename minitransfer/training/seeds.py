@@ -13,8 +13,13 @@ def mix(*parts: int | str) -> int:
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """Seed torch's global generators, which dropout draws from, for this step; and return a generator of its own for the objective."""
-    torch.manual_seed(mix(seed, "dropout", step))
+    """Seed torch's global generators, which dropout draws from, for this step; and return a generator of its own for the objective.
+
+    The generators are seeded one by one: torch.manual_seed also queues a call for every kind of device that is not in use, and the queue never ends.
+    """
+    torch.default_generator.manual_seed(mix(seed, "dropout", step))
+    if device.type == "cuda":
+        torch.cuda.manual_seed(mix(seed, "dropout", step))
     return torch.Generator(device).manual_seed(mix(seed, "objective", step))
 
 

@@ -19,8 +19,8 @@ def operations(module: nn.Module) -> int:
     return sum((6 if p.requires_grad else 4) * p.numel() for p in module.parameters() if p.dim() > 1)
 
 
-def flops_per_step(model: Model, tokens: int, targets: int, length: int) -> float:
-    """Floating-point operations of a step that reads `tokens` tokens in rows of `length` and predicts `targets` of them.
+def flops(model: Model, tokens: int, targets: int, length: float) -> float:
+    """Floating-point operations to read `tokens` tokens in rows of `length`, predict `targets` of them, and go back.
 
     tokens (6 N + 12 L D length) + targets 6 N_head
 
@@ -62,16 +62,15 @@ class Meter:
         self.clear()
 
     def clear(self) -> None:
-        self.tokens, self.flops, self.seconds, self.loss, self.targets = 0, 0.0, 0.0, 0.0, 0
+        self.tokens, self.targets, self.lengths, self.seconds, self.loss = 0, 0, 0, 0.0, 0.0
 
     def add(self, tokens: int, targets: int, length: int, seconds: float, loss: float) -> None:
-        self.tokens, self.seconds, self.targets = self.tokens + tokens, self.seconds + seconds, self.targets + targets
-        self.flops += flops_per_step(self.model, tokens, targets, length)
-        self.loss += loss * targets
+        self.tokens, self.targets, self.lengths = self.tokens + tokens, self.targets + targets, self.lengths + tokens * length
+        self.seconds, self.loss = self.seconds + seconds, self.loss + loss * targets
 
     def read(self) -> dict[str, float]:
         """loss per target, tokens per second, and MFU: the share of the measured peak that went into the model."""
-        seconds = max(self.seconds, 1e-9)
-        rates = {"loss": self.loss / max(self.targets, 1), "tokens_per_second": self.tokens / seconds, "mfu": self.flops / seconds / self.peak}
+        seconds, done = max(self.seconds, 1e-9), flops(self.model, self.tokens, self.targets, self.lengths / max(self.tokens, 1))
+        rates = {"loss": self.loss / max(self.targets, 1), "tokens_per_second": self.tokens / seconds, "mfu": done / seconds / self.peak}
         self.clear()
         return rates

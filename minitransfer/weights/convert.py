@@ -39,7 +39,7 @@ def convert(source: str | Path, out: str | Path | None = None) -> Converted:
     Args:    source: a folder with pytorch_model.bin, or with its shards and their index; or one .bin or .pt file that holds a table of tensors.
              out: the folder to write to (default: the one of `source`). The old file stays; the configuration and the tokenizer are copied along.
     Raises:  ValueError if there is nothing to convert, if safetensors are already there, or for a file that holds more than tensors: what
-             `torch.load(weights_only=False)` refuses could run code, and is not opened. On any error `out` is as it was.
+             `torch.load(weights_only=True)` refuses could run code, and is not opened. On any error `out` is as it was.
     """
     source = Path(source).expanduser()
     folder = source if source.is_dir() else source.parent
@@ -96,7 +96,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         if not (start := file.read(40)).startswith((b"PK", b"\x80")):          # a zip archive or a pickle: the two forms torch.save has had
             raise ValueError(f"{path} was not written by torch.save (it starts with {start!r}); it is damaged, a download that failed or a pointer to the file: fetch it again")
     try:
-        found = torch.load(path, map_location="cpu", weights_only=False)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path} holds more than tensors ({reason(e)}); opening it could run code, so it was not opened: take the safetensors of this model, "
                          "or ask whoever wrote it for a file with only a state_dict") from None

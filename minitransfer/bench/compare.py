@@ -1,0 +1,121 @@
+"""Rows in turns: ours, the peer, ours, the peer; medians; one JSON line per row."""
+from __future__ import annotations
+
+import datetime
+import difflib
+import importlib.util
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..weights.files import read_json, write_json
+from .rows import ROWS, Row
+
+RESULTS = Path(__file__).parent / "results"
+MORE = ("loss", "steps", "state", "optimizer", "attention")          # what a side may add to its readings
+
+
+def cpu_name() -> str:
+    """The processor as the system calls it, and how many of its cores this process may use."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"
+
+
+def child(row: Row, side: str, threads: int, quick: bool, nanogpt: Path | None) -> dict[str, Any]:
+    """One process of one side. Raises: RuntimeError with the end of what it said if it failed."""
+    command = [sys.executable, "-m", "minitransfer.bench.side", row.name, side, str(threads)]
+    command += (["--quick"] if quick else []) + (["--nanogpt", str(nanogpt)] if nanogpt else [])
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{row.name}: the side {side!r} failed with\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(row: Row, quick: bool = False, nanogpt: Path | None = None) -> dict[str, Any]:
+    """Measure both sides of a row in turns. Each side's value is the median of all its readings."""
+    threads, load, sides = torch.get_num_threads(), os.getloadavg()[0], ["ours"] + (["peer"] if nanogpt or row.kind != "characters" else [])
+    found: dict[str, list[dict]] = {side: [] for side in sides}
+    for _ in range(1 if quick else row.rounds):
+        for side in sides:
+            found[side].append(child(row, side, threads, quick, nanogpt))
+    value = {side: statistics.median(reading for one in many for reading in one["readings"]) for side, many in found.items()}
+    ours, peer = value["ours"], value.get("peer")
+    ratio = None if peer is None else peer / ours if row.minimum else ours / peer
+    line = {"name": row.name, "ours": ours, "peer": peer, "ratio": ratio, "ratio_is": "peer / ours" if row.minimum else "ours / peer",
+            "bar": f"{'>=' if row.minimum else '<='} {row.bar}", "holds": None if ratio is None else ratio >= row.bar if row.minimum else ratio <= row.bar,
+            "unit": row.unit, "threads": threads, "dtype": {side: many[0]["dtype"] for side, many in found.items()}}
+    for name in MORE:
+        if said := {side: many[-1][name] for side, many in found.items() if name in many[-1]}:
+            line[name] = said
+    spread = {side: [min(all_), max(all_)] for side, many in found.items() if (all_ := [reading for one in many for reading in one["readings"]])}
+    merged = {name: number for many in found.values() for name, number in many[0]["versions"].items()}
+    return line | {"range": spread, "readings": {side: sum(len(one["readings"]) for one in many) for side, many in found.items()}, "quick": quick,
+                   "what": row.what, "peer_is": row.peer, "versions": merged, "cpu": cpu_name(), "load_before": round(load, 2),
+                   "date": datetime.date.today().isoformat()}
+
+
+def chosen(names: Sequence[str] | None) -> list[Row]:
+    """Raises: KeyError for a row that does not exist, with the nearest."""
+    for name in names or ():
+        if name not in ROWS:
+            near = difflib.get_close_matches(name, ROWS, 1)
+            raise KeyError(f"no row {name!r}{f' (did you mean {near[0]}?)' if near else ''}; there are {', '.join(ROWS)}: name some of them, or none for all")
+    return [ROWS[name] for name in names or ROWS]
+
+
+def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
+    """The rows that can be measured here: without names, those that miss their data are left out with a word about it.
+
+    Raises: ValueError for a peer that is not installed, and for a row that was asked for by name and has no data.
+    """
+    if importlib.util.find_spec("transformers") is None and any(row.kind in ("step", "memory", "generate") for row in rows):
+        raise ValueError('transformers is not installed; it is the peer of these rows: pip install "minitransfer[verify]", or choose others with --rows')
+    if nanogpt is not None and not (nanogpt / "train.py").is_file():
+        raise ValueError(f"{nanogpt} has no train.py; the peer of the row characters is nanoGPT's own code: give the folder of a clone with --nanogpt")
+    data = os.environ.get("MINITRANSFER_DATA")
+    if data and (Path(data) / "tinyshakespeare/input.txt").is_file():
+        return rows
+    if named and any(row.data for row in rows):
+        raise ValueError("the row characters, and MINITRANSFER_DATA names no folder with tinyshakespeare/input.txt; it trains on that text: set the variable")
+    return [row for row in rows if not row.data]
+
+
+def write(lines: list[dict[str, Any]]) -> Path:
+    """Put the lines into the file of this machine; rows measured earlier and not now stay. Returns: the file."""
+    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-") + ".json")
+    known = read_json(path) if path.exists() else {}
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, known | {line["name"]: line for line in lines})
+    return path
+
+
+def run(names: Sequence[str] | None = None, quick: bool = False, nanogpt: str | Path | None = None, save: bool = False) -> list[dict[str, Any]]:
+    """Compare our side with its peers on this CPU, and print a JSON line per row.
+
+    Args:    names: of ROWS, default all; quick: one reading per side, to see that everything runs; nanogpt: a clone of nanoGPT, the peer of `characters`
+             (without it that row has our side only); save: also write bench/results/<this machine>.json.
+    Returns: the lines. Each value is a median of readings taken after a warm-up, by processes of either side in turns; `ratio_is` says of what it is one.
+    Raises:  KeyError for an unknown row; ValueError for a peer or data that is not there, and for saving a quick run.
+    """
+    if quick and save:
+        raise ValueError("a quick run, to be saved; one reading is no measurement: run without quick, or do not save")
+    clone = None if nanogpt is None else Path(nanogpt).expanduser()
+    lines = []
+    for row in check(chosen(names), bool(names), clone):
+        lines.append(compare(row, quick, clone))
+        print(json.dumps(lines[-1]), flush=True)
+    if save:
+        print(f"written: {write(lines)}", file=sys.stderr)
+    return lines

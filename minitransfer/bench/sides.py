@@ -1,0 +1,149 @@
+"""The two sides of each kind of row. Every function is called in a process of its own and returns what it read there."""
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..families import written_as
+from ..generate import generate
+from ..nn.heads import IGNORE
+from ..nn.model import Model
+from ..objectives.base import ask_head
+from ..training import TrainSettings, train
+from ..training.memory import peak_memory, reset_peak
+from ..training.precision import choose_precision
+from .rows import Row
+
+WARM_UP = 2                             # steps; the first ones also allocate, and choose kernels
+MASKED, MASK_ID = 0.15, 103
+CPU = torch.device("cpu")
+
+
+class Given:
+    """The same batches for both sides: random ids, of which a masked row hides 15 %. The k-th batch is drawn from the seed k."""
+
+    def __init__(self, row: Row):
+        assert row.config is not None
+        self.row, self.vocab_size = row, row.config.vocab_size
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(k)
+        ids = torch.randint(1000, self.vocab_size, (self.row.batch, self.row.length), generator=generator)
+        if self.row.head == "causal":
+            return {"input_ids": ids, "labels": ids}
+        hidden = torch.rand(ids.shape, generator=generator) < MASKED
+        return {"input_ids": ids.masked_fill(hidden, MASK_ID), "labels": ids.masked_fill(~hidden, IGNORE)}
+
+
+def as_given(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
+    """The objective of rows whose batches bring their labels."""
+    return ask_head(model, batch, batch["input_ids"], batch["labels"])
+
+
+# ---- a training step ------------------------------------------------------------------------------------------------------------------------------
+
+def ours_step(row: Row, repeats: int) -> dict[str, Any]:
+    """Steps of the engine's own loop, everything it does between two steps included."""
+    assert row.config is not None
+    model, ends = Model(row.config, row.head), []
+    settings = TrainSettings(steps=WARM_UP + repeats, lr=1e-4, schedule="constant", warmup=0, precision=row.precision, progress=False)
+    result = train(model, Given(row), as_given, settings, on_step=lambda record: ends.append(time.perf_counter()))
+    return {"readings": [b - a for a, b in zip(ends[WARM_UP - 1:], ends[WARM_UP:], strict=False)], "dtype": result.precision}
+
+
+def peer_step(row: Row, repeats: int) -> dict[str, Any]:
+    assert row.config is not None
+    model, batches, readings = peer_model(row.config, row.head).train(), Given(row), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    for k in range(WARM_UP + repeats):
+        start = time.perf_counter()
+        model(**batches[k]).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        readings.append(time.perf_counter() - start)
+    return {"readings": readings[WARM_UP:], "dtype": "fp32", "optimizer": "AdamW(fused=True)", "attention": model.config._attn_implementation}
+
+
+def peer_model(config: ModelConfig, head: str) -> Any:
+    """The peer's model of the same architecture, from the config.json we would write."""
+    import transformers
+    from transformers.utils import logging
+    logging.set_verbosity_error()
+    torch.manual_seed(0)
+    described = transformers.AutoConfig.for_model(**written_as(config).config_to_hf(config))
+    return (transformers.AutoModelForCausalLM if head == "causal" else transformers.AutoModelForMaskedLM).from_config(described)
+
+
+# ---- the memory of a training step ----------------------------------------------------------------------------------------------------------------
+
+def with_memory(step: Callable[[Row, int], dict[str, Any]]) -> Callable[[Row, int], dict[str, Any]]:
+    """The peak of the process over its steps instead of their time; `state` is what weights, gradients and the two moments of AdamW take of it."""
+    def measured(row: Row, repeats: int) -> dict[str, Any]:
+        assert row.config is not None
+        state = 4 * 4 * sum(p.numel() for p in Model(row.config, row.head, seed=None).parameters())
+        reset_peak(CPU)
+        found = step(row, max(repeats - WARM_UP, 1))
+        return found | {"readings": [peak_memory(CPU)], "state": state}
+    return measured
+
+
+# ---- text generation ------------------------------------------------------------------------------------------------------------------------------
+
+NEW_TOKENS = 64
+
+
+def prompt(row: Row) -> Tensor:
+    return Given(row)[0]["input_ids"]
+
+
+def timed(call: Callable[[], Tensor], repeats: int) -> list[float]:
+    call()
+    readings = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        made = call()
+        readings.append(time.perf_counter() - start)
+    assert made.shape[1] == NEW_TOKENS + 16, made.shape
+    return readings
+
+
+def ours_generate(row: Row, repeats: int) -> dict[str, Any]:
+    assert row.config is not None
+    model, ids = Model(row.config, row.head).eval(), prompt(row)
+    dtype = choose_precision(row.precision, CPU, sum(p.numel() for p in model.parameters()))
+    return {"readings": timed(lambda: generate(model, ids, max_new_tokens=NEW_TOKENS, precision=row.precision), repeats), "dtype": dtype}
+
+
+def peer_generate(row: Row, repeats: int) -> dict[str, Any]:
+    assert row.config is not None
+    model, ids = peer_model(row.config, row.head).eval(), prompt(row)
+    model.generation_config.eos_token_id = None
+    keep = torch.ones_like(ids)
+    return {"readings": timed(lambda: model.generate(ids, attention_mask=keep, max_new_tokens=NEW_TOKENS, do_sample=False), repeats), "dtype": "fp32"}
+
+
+# ---- starting -------------------------------------------------------------------------------------------------------------------------------------
+
+def import_time(package: str, repeats: int) -> dict[str, Any]:
+    code = f"import time; start = time.perf_counter(); import {package}; print(time.perf_counter() - start)"
+    found = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(repeats + 1)]
+    return {"readings": [float(seconds) for seconds in found[1:]], "dtype": None}     # the first one also reads the files from the disk
+
+
+def ours_imports(row: Row, repeats: int) -> dict[str, Any]:
+    return import_time("minitransfer", repeats)
+
+
+def peer_imports(row: Row, repeats: int) -> dict[str, Any]:
+    return import_time("torch", repeats)

@@ -1,0 +1,163 @@
+"""Rows in, a tuned model out: the head, the strategy, the loop and the files, in this order."""
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..nn.model import Model
+from ..text import Tokenizer, read_rows
+from ..training import TrainResult, TrainSettings, param_groups
+from ..training import train as run
+from ..training.settings import LIMITS
+from ..training.state import STATE
+from ..transfer.base import Strategy
+from ..transfer.groups import TrainableReport, set_trainable
+from ..transfer.strategies import strategy as strategy_of
+from ..weights.files import read_json, recover, write_json
+from .base import Task, classification, longest, supervised
+from .sequence import SequenceTask
+from .token import TokenTask
+
+TASKS: dict[str, type[SequenceTask] | type[TokenTask]] = {"sequence": SequenceTask, "token": TokenTask}
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """What came out. `metrics`: of the validation rows, for the weights the model now has; accuracy with its 95 % interval (Wilson)."""
+
+    model: Model
+    metrics: dict[str, float]
+    report: TrainableReport
+    training: TrainResult
+    out: Path | None                    # the run's folder; the tuned model or adapter is in out/model
+
+    @property
+    def history(self) -> list[dict]:
+        return self.training.history
+
+    @property
+    def seconds(self) -> float:
+        return self.training.seconds
+
+    @property
+    def peak_memory(self) -> int:
+        return self.training.peak_memory
+
+    def __str__(self) -> str:
+        held_out, m = "no validation rows", self.metrics
+        if m:
+            held_out = (f"accuracy {m['accuracy']:.4f} (95 %: {m['accuracy_low']:.4f} to {m['accuracy_high']:.4f}), f1 {m['f1']:.4f}, "
+                        f"matthews {m['matthews']:.4f} on {m['n']:.0f} held-out targets")
+        return (f"{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
+                f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak")
+
+
+def task_of(task: str | Task, text: str, pair: str | None, label: str) -> Task:
+    """A task by its name, or as it is. Raises: ValueError for a name that does not exist."""
+    if not isinstance(task, str):
+        return task
+    if task not in TASKS:
+        raise ValueError(f"task={task!r}; there are {', '.join(map(repr, TASKS))}: choose one, or pass a task object")
+    made: Task = SequenceTask(text, pair, label) if task == "sequence" else TASKS[task]()
+    return made
+
+
+def put_head(model: Model, task: Task, labels: list[str], seed: int) -> None:
+    """A fresh head for the labels, unless the model's own has an output for each of them."""
+    if model.head_name != task.head or not set(labels) <= set(model.labels or ()):
+        model.set_head(task.head, labels, seed=seed)
+
+
+def hash_rows(rows: Sequence[dict], columns: dict[str, Any]) -> str:
+    """What identifies rows: the columns that are read."""
+    names = [name for name in columns.values() if name is not None]
+    return hashlib.sha256(json.dumps([[row.get(name) for name in names] for row in rows], default=str).encode()).hexdigest()[:16]
+
+
+def follow(model: Model, strategy: Strategy, steps_per_epoch: float, start: int) -> Callable[[dict], None] | None:
+    """What freezes and unfreezes during the run, for `on_step`; the state of step `start` is set at once."""
+    now = strategy.now
+    if now is None:
+        return None
+
+    def set_phase(step: int) -> None:
+        set_trainable(model, set(now(model, step / steps_per_epoch)))
+    set_phase(start)
+    return lambda record: set_phase(record["step"])
+
+
+def steps_done(out: Path | None, resume: bool) -> int:
+    """The step from which a run goes on."""
+    if not resume or out is None or not recover(out / "last").is_dir():
+        return 0
+    return int(read_json(out / "last" / STATE)["progress"]["step"])
+
+
+def settings_of(strategy: Strategy, validated: bool, best: str, settings: dict[str, Any]) -> TrainSettings:
+    """The caller's settings over the strategy's over those of tuning."""
+    limit = {} if any(settings.get(name) is not None for name in LIMITS) else {"epochs": 3}
+    usual = {"lr": 5e-5, "warmup": 0.1, "best": best if validated else None, **limit}
+    return TrainSettings.from_dict({**usual, **strategy.settings, **settings})
+
+
+def metrics_of(result: TrainResult) -> dict[str, float]:
+    """The evaluation of the weights that were kept."""
+    if result.best is None or result.stopped == "interrupted":
+        return result.metrics
+    return next(one["evaluation"] for one in result.history if one["step"] == result.best["step"] and "evaluation" in one)
+
+
+def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, train: Any, validation: Any = None, strategy: str | Strategy = "full",
+             text: str = "text", pair: str | None = None, label: str = "label", out: str | Path | None = None, resume: bool = False,
+             batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None,
+             on_step: Callable[[dict], None] | None = None, **settings: Any) -> FinetuneResult:
+    """Tune a pretrained model on labelled rows; it is changed in place.
+
+    Args:    task: "sequence" (one label a text), "token" (one a word; rows of "words" and "tags"), or a task object.
+             train, validation: anything `read_rows` reads. The labels are those of the training rows.
+             strategy: "full", "head", "last:2", "lora", or a Strategy: what trains, and what is saved.
+             text, pair, label: the columns of a sequence task.
+             out: the run's folder; out/model is then the result with its tokenizer and task.json: the whole model in the standard layout, or
+             the adapter.
+             resume: go on from the last save in `out`, with a model loaded as it was at the start of the run.
+             batch_size: rows a batch (default 32), or max_tokens: tokens a batch, padding included; max_length: texts are cut after so many tokens.
+             settings: of TrainSettings. Here by default lr=5e-5 (head, lora: 1e-3), 3 epochs, a tenth of them warm-up, an evaluation after each
+             epoch, and the weights of the best one are kept: best="accuracy higher". best=None keeps the last.
+    Returns: metrics of the validation rows, history, the table of what trained, seconds, peak memory.
+    Raises:  ValueError or KeyError for rows, labels, a strategy, settings or a tokenizer that do not fit, before anything is trained;
+             and what `train` raises.
+    """
+    asked, plan = task_of(task, text, pair, label), strategy_of(strategy)
+    rows = read_rows(train)
+    held_out = [] if validation is None else read_rows(validation)
+    chosen = settings_of(plan, validation is not None, asked.best, settings)
+    limit, labels = longest(model, tok, max_length), asked.labels(rows, held_out)
+    put_head(model, asked, labels, chosen.seed)
+    sizes = (batch_size or (None if max_tokens else 32), max_tokens, limit, chosen.seed)
+    batches = asked.batches(rows, tok, model.labels or labels, *sizes)
+    evaluate = classification(asked.batches(held_out, tok, model.labels or labels, *sizes)) if held_out else None
+    report = plan.apply(model, chosen.seed)
+    groups = param_groups(model, chosen.weight_decay, plan.rate(model))
+    folder = None if out is None else Path(out)
+    phase = follow(model, plan, len(batches) / chosen.micro_batches, steps_done(folder, resume))
+
+    def each_step(record: dict) -> None:
+        for act in (phase, on_step):
+            if act is not None:
+                act(record)
+
+    def save(tuned: Model, place: Path) -> None:
+        plan.save(tuned, place)
+        tok.save_pretrained(place)
+        about = {"task": asked.name, "columns": asked.columns, "labels": tuned.labels, "max_length": limit, "strategy": plan.name}
+        write_json(place / "task.json", about)
+
+    data = {"train": hash_rows(rows, asked.columns), "validation": hash_rows(held_out, asked.columns), "tokenizer": tok.fingerprint[:16],
+            "labels": ", ".join(model.labels or labels), "strategy": plan.name}
+    result = run(model, batches, plan.objective(model, supervised), chosen, out=folder, evaluate=evaluate, groups=groups, resume=resume,
+                 on_step=each_step, save=save, data=data)
+    return FinetuneResult(model, metrics_of(result), report, result, folder)

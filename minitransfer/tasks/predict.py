@@ -1,0 +1,71 @@
+"""Labels for new texts, from a model or from a saved folder alone."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..nn.model import Model
+from ..text import Tokenizer
+from ..transfer.peft_files import CONFIG, load_adapter
+from ..weights.files import read_json, recover
+from ..weights.sources import resolve
+from .base import longest
+from .finetune import TASKS
+
+
+def tuned_folder(source: str | Path) -> Path:
+    """The folder of the tuned model; the folder of a run stands for the model in it."""
+    inside = Path(source).expanduser() / "model"
+    return recover(inside) if inside.is_dir() and not (inside.parent / "config.json").is_file() else resolve(source)
+
+
+def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
+    """The model and the tokenizer of a folder that `finetune` wrote: a whole model, or an adapter together with the base that it names.
+
+    Raises: ValueError for an adapter without a task.json or whose base cannot be found; and what the loaders raise.
+    """
+    folder = tuned_folder(source)
+    if not (folder / CONFIG).is_file():
+        return Model.from_pretrained(folder), Tokenizer.from_pretrained(folder)
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not (folder / "task.json").is_file() or not base:
+        raise ValueError(f"{folder} holds an adapter without {'a task.json, which has the labels' if base else 'the name of its base'}; both are needed: "
+                         f"load the base ({base or 'the one it was made for'}) with head= and labels=, then call load_adapter")
+    task = read_json(folder / "task.json")
+    try:
+        model = Model.from_pretrained(base, head=TASKS[task["task"]].head, labels=task["labels"])     # type: ignore[attr-defined]
+    except ValueError as e:
+        raise ValueError(f"{folder} is an adapter for {base}, which could not be loaded: {e}") from e
+    load_adapter(model, folder)
+    return model.eval(), Tokenizer.from_pretrained(folder)
+
+
+def saved_length(source: Any) -> int | None:
+    """The max_length a model was tuned with."""
+    path = tuned_folder(source) / "task.json"
+    return read_json(path).get("max_length") if path.is_file() else None
+
+
+def predict(model: Model | str | Path, tok: Tokenizer | None = None, texts: str | Sequence[Any] = (), pairs: str | Sequence[str] | None = None,
+            batch_size: int = 32, max_length: int | None = None) -> list:
+    """Label texts.
+
+    Args:    model: a model with a task's head, or the folder of a tuned one (of the run, of the model, or of the adapter), which needs no `tok`.
+             texts, pairs: lists, or one text. For a token task a text may be a list of words. batch_size: texts computed together.
+             max_length: texts are cut after so many tokens; default: as in tuning, else what the model can read.
+    Returns: in the order of the texts: a `Prediction` each; for a token task a list of `WordPrediction`.
+    Raises:  ValueError for a model without a task's head, a missing tokenizer, or a text without a token.
+    """
+    if not isinstance(model, Model):
+        source, max_length = model, max_length or saved_length(model)
+        model, own = load_tuned(source)
+        tok = tok or own
+    if tok is None:
+        raise ValueError("predict with a model object and no tokenizer; it makes the ids: pass tok=, or give the saved folder instead of the model")
+    if model.head_name not in TASKS:
+        raise ValueError(f"a model with head={model.head_name!r} gives no labels; it needs the head of a task ({', '.join(TASKS)}): "
+                         "tune it with finetune, or load a tuned folder")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    pairs = [pairs] if isinstance(pairs, str) else pairs
+    return TASKS[model.head_name]().predict(model, tok, texts, pairs, batch_size, longest(model, tok, max_length)) if texts else []

@@ -1,0 +1,71 @@
+"""Parameter groups are complete, Adam is the one of the paper, gradients are scaled and clipped once."""
+import pytest
+import torch
+
+from minitransfer.training import TrainSettings, param_groups
+from minitransfer.training.optim import check_groups, make_optimizer, scale_and_clip, set_lr
+
+from .small import bert, gpt
+
+
+@pytest.mark.parametrize("make", [bert, gpt])
+def test_matrices_decay_and_vectors_do_not_and_nothing_is_left_out(make):
+    model = make()
+    names = {id(p): name for name, p in model.named_parameters()}
+    decays = {names[id(p)]: group["weight_decay"] for group in param_groups(model, 0.1) for p in group["params"]}
+    assert decays == {name: 0.0 if "norm" in name or name.endswith("bias") else 0.1 for name in names.values()}
+
+
+def test_frozen_parameters_are_in_no_group_and_factors_make_groups():
+    model = bert()
+    model.embed.requires_grad_(False)
+    groups = param_groups(model, 0.1, lambda name: 0.5 if name.startswith("blocks.0") else 1.0)
+    held = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+    assert [held.get(id(p)) for p in model.embed.parameters()] == [None] * len(list(model.embed.parameters()))
+    assert all(held[id(p)] == (0.5 if name.startswith("blocks.0") else 1.0) for name, p in model.named_parameters() if id(p) in held)
+    assert len(groups) == 4                                                      # two factors, with and without decay
+
+
+def test_strays_are_named():
+    model = bert()
+    groups = param_groups(model, 0.1)
+    lost = groups[0]["params"].pop(0)
+    with pytest.raises(ValueError, match="in no group: embed.tokens.weight"):
+        check_groups(model, groups)
+    groups[0]["params"] += [lost, lost, torch.nn.Parameter(torch.zeros(3, 7))]
+    with pytest.raises(ValueError, match=r"not the model's: a parameter of shape \(3, 7\)") as error:
+        check_groups(model, groups)
+    assert "in 2 groups: embed.tokens.weight" in str(error.value)
+    with pytest.raises(ValueError, match="nothing is trainable"):
+        param_groups(model.requires_grad_(False), 0.1)
+
+
+def test_adam_is_the_paper_s_with_bias_correction_and_decoupled_decay():
+    """By hand in double precision: without the correction the first step would be (1 - b1) / sqrt(1 - b2) of it."""
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
+    chosen = TrainSettings(steps=1, lr=0.01, beta1=0.8, beta2=0.95, eps=1e-6)
+    optimizer = make_optimizer([{"name": "a", "params": [p], "lr_factor": 0.5, "weight_decay": 0.1}], chosen)
+    set_lr(optimizer, 0.01)
+    x, m, v = p.detach().clone(), torch.zeros(5, 3, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64)
+    for t in range(1, 4):
+        g = torch.randn(5, 3, dtype=torch.float64)
+        p.grad = g.clone()
+        optimizer.step()
+        m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
+        x = x - 0.005 * 0.1 * x - 0.005 * (m / (1 - 0.8**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-6)
+        torch.testing.assert_close(p.detach(), x, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("max_norm", [0.3, 1e6, None])
+def test_scaling_and_clipping_in_one_pass_is_dividing_and_then_clipping(max_norm):
+    torch.manual_seed(0)
+    ours, theirs = [[torch.nn.Parameter(torch.zeros(s, dtype=torch.float64)) for s in (5, 7, 3)] for _ in range(2)]
+    for a, b in zip(ours, theirs, strict=True):
+        a.grad = torch.randn(a.shape, dtype=torch.float64)
+        b.grad = a.grad / 11
+    norm = scale_and_clip(ours, 11, max_norm)
+    wanted = torch.nn.utils.clip_grad_norm_(theirs, max_norm or float("inf"))
+    torch.testing.assert_close(norm, wanted)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-12, rtol=1e-12)
