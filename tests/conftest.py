@@ -6,6 +6,7 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"          # tests never reach for the network
+torch.set_num_threads(1)                    # models here are tiny: a second thread would only wait, and the sums keep one order
 
 
 @pytest.fixture(scope="session")

@@ -133,10 +133,11 @@ def _add(backend: Tokenizer, folder: Path, config: dict) -> None:
     """Tokens that were added to a vocabulary later stand in files of their own."""
     added = _json(folder / "added_tokens.json") | {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
     for token, i in sorted(added.items(), key=lambda pair: pair[1]):
-        backend.add_tokens([token])
+        if backend.token_to_id(token) is None:
+            backend.add_tokens([token])
         if backend.token_to_id(token) != i:
-            raise ValueError(f"{folder}: the added token {token!r} has the id {i}; after {backend.get_vocab_size() - 1} tokens it would be "
-                             f"{backend.token_to_id(token)}: the vocabulary beside it is that of another model, or incomplete; take all files from one model")
+            raise ValueError(f"{folder}: the added token {token!r} has the id {i}; with the vocabulary beside it, it would be {backend.token_to_id(token)}: "
+                             "take all files from one model")
 
 
 def _format(backend: Tokenizer, config: dict) -> Format:

@@ -13,9 +13,9 @@ SLANTED_RATIO = 32  # how many times smaller the first and last rate of the slan
 class Horizon:
     """Where a run ends: whichever of its limits comes first. Limits that were not given are infinite."""
 
-    steps: float
-    tokens: float
-    seconds: float
+    steps: int | float
+    tokens: int | float
+    seconds: int | float
     steps_by: str = "steps"             # "steps" | "epochs": which of the two gave the number of steps
 
     @classmethod
@@ -25,7 +25,7 @@ class Horizon:
         return cls(min(steps, max(1, by_epochs)), math.inf if settings.tokens is None else settings.tokens,
                    math.inf if settings.minutes is None else 60 * settings.minutes, "steps" if steps <= by_epochs else "epochs")
 
-    def total_steps(self, step: int, tokens: int, seconds: float) -> float:
+    def total_steps(self, step: int, tokens: int, seconds: float) -> int | float:
         """How many steps the whole run is going to have, as far as one can tell after `step` of them.
 
         The number is exact where steps or epochs are the limit. Tokens and minutes are extrapolated from what the steps so far have used, anew before
@@ -41,14 +41,14 @@ class Horizon:
         return next((name for name, done in used.items() if done), None)
 
 
-def warmup_steps(total: float, settings: TrainSettings) -> float:
+def warmup_steps(total: int | float, settings: TrainSettings) -> int | float:
     """`warmup` in steps."""
     if settings.warmup >= 1 or settings.warmup == 0:
         return settings.warmup
     return math.inf if math.isinf(total) else math.ceil(settings.warmup * total)
 
 
-def lr_at(step: int, total: float, settings: TrainSettings) -> float:
+def lr_at(step: int, total: int | float, settings: TrainSettings) -> int | float:
     """The learning rate of step `step` (from 0) in a run of `total` steps, with W warm-up steps and m = min_lr.
 
     1. warm-up, step < W:  lr (step + 1) / W
@@ -72,7 +72,7 @@ def lr_at(step: int, total: float, settings: TrainSettings) -> float:
     return settings.lr * (settings.min_lr + (1 - settings.min_lr) * fall)
 
 
-def slanted(step: int, total: float, settings: TrainSettings) -> float:
+def slanted(step: int, total: int | float, settings: TrainSettings) -> float:
     """The slanted triangle as a fraction of the peak rate: a short climb to the step `cut`, a long descent after it.
 
     cut = floor(total cut_frac);  p = step / cut before it, 1 - (step - cut) / (cut (1 / cut_frac - 1)) after it;  (1 + p (ratio - 1)) / ratio

@@ -21,21 +21,21 @@ class TrainSettings:
 
     # how long: whichever limit comes first ends the run, and the schedule anneals to the end of that one
     steps: int | None = None            # optimizer steps
-    epochs: float | None = None         # passes over the batches
+    epochs: int | float | None = None  # passes over the batches
     tokens: int | None = None           # tokens read, padding not counted
-    minutes: float | None = None        # of the clock, evaluation and saving included
+    minutes: int | float | None = None  # of the clock, evaluation and saving included
     # the learning rate
-    lr: float = 5e-4                    # at the peak
+    lr: int | float = 5e-4  # at the peak
     schedule: str = "linear"            # "linear" | "cosine" | "constant" | "slanted"
-    warmup: float = 0.1                 # steps if >= 1, a fraction of the run if < 1
-    min_lr: float = 0.0                 # where the schedule ends, as a fraction of lr
+    warmup: int | float = 0.1  # steps if >= 1, a fraction of the run if < 1
+    min_lr: int | float = 0.0  # where the schedule ends, as a fraction of lr
     # the step
     micro_batches: int = 1              # batches per optimizer step
-    max_grad_norm: float | None = 1.0   # None: gradients are not clipped
-    weight_decay: float = 0.01          # of matrices; biases and norms do not decay
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    max_grad_norm: int | float | None = 1.0  # None: gradients are not clipped
+    weight_decay: int | float = 0.01  # of matrices; biases and norms do not decay
+    beta1: int | float = 0.9  
+    beta2: int | float = 0.999  
+    eps: int | float = 1e-8  
     seed: int = 0                       # of dropout, masks and everything else drawn during the run
     # the machine
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
