@@ -57,7 +57,7 @@ class Outcome:
     correct: int
     rows: int
     losses: Points = ()                 # (epoch, training loss)
-    validation: Points = ()             # (epoch, accuracy)
+    validation: Points = ()             # (epoch, accuracy in %)
     predictions: Sequence[Prediction] = ()
 
     @property
@@ -148,7 +148,7 @@ def tune(way: Way, source: str, tok: Tokenizer, train: list[dict], validation: l
     return Outcome(way.name, result.report.total.trainable, result.report.total.parameters, result.seconds, memory,
                    sum(a.label == row["label"] for a, row in zip(answers, test, strict=True)), len(test),
                    [(one["step"] / per_epoch, one["loss"]) for one in result.history if "loss" in one],
-                   [(one["step"] / per_epoch, one["evaluation"]["accuracy"]) for one in result.history if "evaluation" in one], answers)
+                   [(one["step"] / per_epoch, 100 * one["evaluation"]["accuracy"]) for one in result.history if "evaluation" in one], answers)
 
 
 def fill_lines(source: str, device: torch.device) -> list[tuple[str, str]]:
@@ -156,7 +156,7 @@ def fill_lines(source: str, device: torch.device) -> list[tuple[str, str]]:
     if not model.head_name.startswith("masked") or tok.mask_id is None:
         return []
     mask = tok.tokens([tok.mask_id])[0]
-    return [(text, ", ".join(f"{token} {p:.0%}" for token, p in fill(model, tok, text.replace("[MASK]", mask), 4)[0])) for text in FILLS]
+    return [(text, ", ".join(f"“{token}” {p:.0%}" for token, p in fill(model, tok, text.replace("[MASK]", mask), 4)[0])) for text in FILLS]
 
 
 def generate_lines(source: str, seed: int, device: torch.device) -> list[tuple[str, str]]:
@@ -200,7 +200,7 @@ def demo_page(result: DemoResult, test: list[dict]) -> Html:
                 paragraph("Share: of the model's parameters, how many train. Memory: the peak during training above what the process held before. "
                           "The interval is Wilson's; ways whose intervals overlap may be equally good.", class_="soft"),
                 interval_chart("Accuracy on the test split, %, with 95 % intervals", intervals, "accuracy, %")),
-        section("Learning curves", key(losses), element("div", line_chart("Training loss", losses, "epoch"), line_chart("Accuracy on the validation split", validation, "epoch"), class_="charts")),
+        section("Learning curves", key(losses), element("div", line_chart("Training loss", losses, "epoch"), line_chart("Accuracy on the validation split, %", validation, "epoch"), class_="charts")),
         section(f"Five predictions of “{best.name}” on the test split", *five_cases(test, best.predictions)),
         *lines,
         section("How it was measured", facts(result.setting)))

@@ -14,15 +14,15 @@ Points = Sequence[tuple[float, float]]
 
 STYLE = """
 :root{--paper:#fff;--ink:#1b1f24;--soft:#5b6570;--line:#d9dee4;--band:#f5f7f9;--good:#1a7f45;--bad:#b3261e;
---c0:#2459c4;--c1:#b4500f;--c2:#1a7f45;--c3:#8a3ab0;--c4:#5b6570;--c5:#a1174d}
+--c0:#5b6570;--c1:#b4500f;--c2:#1a7f45;--c3:#8a3ab0;--c4:#2459c4;--c5:#a1174d}
 @media (prefers-color-scheme:dark){:root{--paper:#14171b;--ink:#e6e9ed;--soft:#9aa5b1;--line:#343b44;--band:#1c2127;--good:#62c98a;--bad:#ff8a80;
---c0:#7aa5ff;--c1:#ffab6b;--c2:#62c98a;--c3:#d49bf0;--c4:#9aa5b1;--c5:#ff8fb8}}
+--c0:#9aa5b1;--c1:#ffab6b;--c2:#62c98a;--c3:#d49bf0;--c4:#7aa5ff;--c5:#ff8fb8}}
 *{box-sizing:border-box}
 html{color-scheme:light dark;-webkit-text-size-adjust:100%}
-body{margin:0 auto;max-width:60rem;padding:1.5rem 1.25rem 4rem;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0 auto;max-width:54rem;padding:1.5rem 1.25rem 4rem;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0 .6rem}
 h2{font-size:1.15rem;margin:2.4rem 0 .6rem;padding-bottom:.3rem;border-bottom:1px solid var(--line)}
-p{margin:.5rem 0;max-width:46rem}
+p{margin:.5rem 0}
 .soft,figcaption,dt{color:var(--soft)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem .6rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:baseline}
@@ -30,7 +30,7 @@ th{font-weight:600;color:var(--soft);font-size:.85rem}
 th:first-child,td:first-child{text-align:left;padding-left:0}
 td:first-child{font-weight:600}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(20rem,100%),1fr));gap:1.25rem}
-figure{margin:.75rem 0}
+figure{margin:.75rem 0;max-width:34rem}
 figcaption{font-size:.9rem;margin-bottom:.25rem}
 svg{display:block;width:100%;height:auto;font:12px system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;fill:var(--ink)}
 svg .axis{stroke:var(--line);stroke-width:1}
@@ -52,7 +52,8 @@ tr{padding:.6rem 0;border-bottom:1px solid var(--line)}td,td:first-child{border:
 td::before{content:attr(data-of);color:var(--soft);font-weight:400;font-size:.9rem;text-align:left}td:first-child::before{content:none}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.5rem}}
 """
-DASHES = ("", "7 4", "2 4", "10 3 2 3", "1 3", "5 2")          # a second mark beside the colour, for those who see colours alike
+DASHES = ("1 4", "6 4", "2 4", "10 3 2 3", "", "5 2")          # a second mark beside the colour, for those who see colours alike
+FEW = 25        # a series of so few points shows each of them
 
 
 class Html(str):
@@ -155,8 +156,10 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str) -> Html:
         return element("figure", element("figcaption", f"{title}: nothing was recorded"))
     xs, ys = [x for x, _ in points], [y for _, y in points]
     plane = Plane((min(xs), max(xs)) if max(xs) > min(xs) else bounds(xs), bounds(ys))
+    marks = [element("circle", cx=plane.across(x), cy=plane.down(y), r=2.5, style=f"fill:var(--c{i % 6})")
+             for i, one in enumerate(series.values()) if len(one) <= FEW for x, y in one]
     curves = [element("polyline", class_="curve", points=" ".join(f"{plane.across(x)},{plane.down(y)}" for x, y in one), **stroke(i)) for i, one in enumerate(series.values()) if one]
-    return element("figure", element("figcaption", title), plane.drawing(title, *plane.rows(), *plane.columns(x_label), *curves))
+    return element("figure", element("figcaption", title), plane.drawing(title, *plane.rows(), *plane.columns(x_label), *curves, *marks))
 
 
 def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float]], x_label: str) -> Html:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..nn.heads import IGNORE
 from ..nn.model import Model
-from ..objectives.base import ask_head
+from ..objectives.base import INPUTS
 from ..text import Tokenizer
 from ..training import Batches
 from ..training.evaluate import Evaluation
@@ -38,8 +38,10 @@ class Task(Protocol):
 
 
 def supervised(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
-    """The head's own loss on the labels of the batch."""
-    return ask_head(model, batch, batch["input_ids"], batch["labels"])
+    """The head's own loss for the labels of the batch, whatever their shape is."""
+    inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
+    head: Any = model.head
+    return head.loss(model.body(**inputs), batch["labels"])
 
 
 def classification(batches: Batches) -> Evaluation:

@@ -21,7 +21,8 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
         return 0.0, 1.0
     p = successes / n
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    return low if successes else 0.0, high if successes < n else 1.0               # exact where rounding would miss the end
 
 
 class Confusion:

@@ -30,7 +30,8 @@ def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
         return Model.from_pretrained(folder), Tokenizer.from_pretrained(folder)
     base = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not (folder / "task.json").is_file() or not base:
-        raise ValueError(f"{folder} holds an adapter without {'a task.json, which has the labels' if base else 'the name of its base'}; both are needed: "
+        missing = "a task.json, which has the labels" if base else "the name of its base"
+        raise ValueError(f"{folder} holds an adapter without {missing}; both are needed: "
                          f"load the base ({base or 'the one it was made for'}) with head= and labels=, then call load_adapter")
     task = read_json(folder / "task.json")
     try:

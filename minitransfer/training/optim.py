@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .settings import TrainSettings
+from .settings import Number, TrainSettings
 
 
-def param_groups(model: nn.Module, weight_decay: float, lr_factor: Callable[[str], float] = lambda name: 1.0) -> list[dict]:
+def param_groups(model: nn.Module, weight_decay: Number, lr_factor: Callable[[str], Number] = lambda name: 1.0) -> list[dict]:
     """Every trainable parameter in exactly one group: matrices decay, vectors (norms, biases) do not, frozen ones are in none.
 
     Args:    lr_factor: parameter name -> what the learning rate is multiplied by for it; equal factors share a group.
@@ -21,7 +21,7 @@ def param_groups(model: nn.Module, weight_decay: float, lr_factor: Callable[[str
         if p.requires_grad:
             decays, factor = p.dim() > 1, float(lr_factor(name))
             key = f"{'decay' if decays else 'no decay'}, lr x {factor!r}"
-            group = {"name": key, "params": [], "lr_factor": factor, "weight_decay": weight_decay if decays else 0.0}
+            group = {"name": key, "params": [], "lr_factor": factor, "weight_decay": float(weight_decay) if decays else 0.0}
             groups.setdefault(key, group)["params"].append(p)
     check_groups(model, list(groups.values()))
     return list(groups.values())
@@ -64,7 +64,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @torch.no_grad()
-def scale_and_clip(parameters: Iterable[nn.Parameter], targets: int | Tensor, max_norm: float | None) -> Float[Tensor, ""]:
+def scale_and_clip(parameters: Iterable[nn.Parameter], targets: int | Tensor, max_norm: Number | None) -> Float[Tensor, ""]:
     """g <- g / targets, then g <- g min(1, max_norm / |g|) with |g| over all parameters together.
 
     Returns: |g| before clipping, the gradient of the mean loss per target.

@@ -9,6 +9,7 @@ from ..config import choose
 SCHEDULES = ("linear", "cosine", "constant", "slanted")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LIMITS = ("steps", "epochs", "tokens", "minutes")
+Number = int | float
 FREE = ("checkpointing", "save_every", "log_every", "progress", "tensorboard")  # may change between a run and its resumption: they move no number
 
 
@@ -21,21 +22,21 @@ class TrainSettings:
 
     # how long: whichever limit comes first ends the run, and the schedule anneals to the end of that one
     steps: int | None = None            # optimizer steps
-    epochs: int | float | None = None  # passes over the batches
+    epochs: Number | None = None        # passes over the batches
     tokens: int | None = None           # tokens read, padding not counted
-    minutes: int | float | None = None  # of the clock, evaluation and saving included
+    minutes: Number | None = None       # of the clock, evaluation and saving included
     # the learning rate
-    lr: int | float = 5e-4  # at the peak
+    lr: Number = 5e-4                   # at the peak
     schedule: str = "linear"            # "linear" | "cosine" | "constant" | "slanted"
-    warmup: int | float = 0.1  # steps if >= 1, a fraction of the run if < 1
-    min_lr: int | float = 0.0  # where the schedule ends, as a fraction of lr
+    warmup: Number = 0.1                # steps if >= 1, a fraction of the run if < 1
+    min_lr: Number = 0.0                # where the schedule ends, as a fraction of lr
     # the step
     micro_batches: int = 1              # batches per optimizer step
-    max_grad_norm: int | float | None = 1.0  # None: gradients are not clipped
-    weight_decay: int | float = 0.01  # of matrices; biases and norms do not decay
-    beta1: int | float = 0.9  
-    beta2: int | float = 0.999  
-    eps: int | float = 1e-8  
+    max_grad_norm: Number | None = 1.0  # None: gradients are not clipped
+    weight_decay: Number = 0.01         # of matrices; biases and norms do not decay
+    beta1: Number = 0.9
+    beta2: Number = 0.999
+    eps: Number = 1e-8
     seed: int = 0                       # of dropout, masks and everything else drawn during the run
     # the machine
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
@@ -57,8 +58,8 @@ class TrainSettings:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise ValueError(f"{name}={value}; it has to be above zero: give a positive number" + (", or leave it out" if name in LIMITS else ""))
         for name in ("beta1", "beta2", "min_lr"):
-            if not 0 <= getattr(self, name) < 1 + (name == "min_lr"):
-                raise ValueError(f"{name}={getattr(self, name)}; it is a fraction: give a number from 0 to 1")
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; it is a fraction: give a number from 0 to below 1")
         if self.warmup < 0 or self.weight_decay < 0:
             raise ValueError(f"warmup={self.warmup}, weight_decay={self.weight_decay}; neither can be negative: 0 switches it off")
         choose("schedule", self.schedule, SCHEDULES)

@@ -40,18 +40,20 @@ def test_the_verbs():
     assert trains(model) == "blocks.2, pooler, head"
     freeze(model, ["blocks.2.attn", "pooler.bias"])                     # the rest stays as it was
     assert trains(model) == "head"
-    assert {n for n in parameters_at(model, "blocks.2") if model.get_parameter(n).requires_grad} == set(parameters_at(model, ["blocks.2.mlp", "blocks.2.norm_attn", "blocks.2.norm_mlp"]))
+    left = {n for n in parameters_at(model, "blocks.2") if model.get_parameter(n).requires_grad}
+    assert left == set(parameters_at(model, ["blocks.2.mlp", "blocks.2.norm_attn", "blocks.2.norm_mlp"]))
     unfreeze(model)
     assert trains(model) == "embed, blocks.0-2, pooler, head"
     for n, left in ((2, "blocks.1-2, pooler, head"), (-1, "head"), (0, "embed, blocks.0-2, pooler, head"), (6, ""), (-2, "pooler, head")):
         freeze_to(model, n)
         assert trains(model) == left
     assert expand_range("blocks.9-11.attn.q_proj") == [f"blocks.{i}.attn.q_proj" for i in (9, 10, 11)]
-    assert short_list(["embed", "blocks.0", "blocks.1", "norm", "decoder.blocks.4", "decoder.blocks.5"]) == "embed, blocks.0-1, norm, decoder.blocks.4-5"
+    assert short_list(["embed", "blocks.0", "blocks.1", "norm", "decoder.blocks.4", "decoder.blocks.5"]) == (
+        "embed, blocks.0-1, norm, decoder.blocks.4-5")
 
 
 @pytest.mark.parametrize("call,message", [
-    (lambda m: freeze(m, "embd"), "address 'embd' names nothing in this model; its layer groups are embed, blocks.0-2, pooler, head: did you mean 'embed'"),
+    (lambda m: freeze(m, "embd"), "'embd' names nothing in this model; its layer groups are embed, blocks.0-2, pooler, head: did you mean 'embed'"),
     (lambda m: freeze(m, "blocks.1-3"), "address 'blocks.3' names nothing"),
     (lambda m: freeze(m, "blocks.2-1"), "'blocks.2-1' runs backwards; .* write blocks.1-2"),
     (lambda m: freeze_to(m, 7), r"freeze_to\(7\) on a model of 6 layer groups \(embed, blocks.0-2, pooler, head\): give a number from -6 to 6"),
@@ -64,17 +66,18 @@ def test_errors(call, message):
 
 
 def test_the_report():
-    model = small()
+    model = small(embed_norm=False)
     report = freeze(model, "embed, blocks, pooler")
-    by_hand = {"embed": 101 * 28 + 37 * 28 + 2 * 28, "blocks.1": 4 * (28 * 28 + 28) + 2 * 28 * 53 + 53 + 28 + 4 * 28, "pooler": 28 * 29, "head": 3 * 29}
+    by_hand = {"embed": (101 + 37 + 2) * 28, "blocks.1": 4 * 28 * 29 + 2 * 28 * 53 + 53 + 28 + 4 * 28, "pooler": 28 * 29, "head": 3 * 29}
     rows = {row.group: row for row in report.rows}
     assert {group: rows[group].parameters for group in by_hand} == by_hand
     assert report.trainable == 87 and report.total.parameters == sum(p.numel() for p in model.parameters())
     assert rows["head"].percent == 100 and rows["embed"].percent == 0
     lines = str(report).splitlines()
-    assert lines[0].split() == ["group", "parameters", "trainable", "%"] and lines[-1].split()[::2] == ["total", "87"] and len({len(line) for line in lines}) == 1
+    assert lines[0].split() == ["group", "parameters", "trainable", "%"] and lines[-1].split()[::2] == ["total", "87"]
+    assert len({len(line) for line in lines}) == 1
     html = report._repr_html_()
-    assert html.count("<tr>") == 8 and "<td>3,976</td>" not in html and f"<td>{by_hand['pooler']:,}</td>" in html
+    assert html.count("<tr>") == 8 and f"<td>{by_hand['pooler']:,}</td>" in html
 
 
 @pytest.mark.parametrize("name", ["head", "last:1", "last:2", "full"])
@@ -130,7 +133,7 @@ def test_backward_stops_at_the_lowest_trainable_block(build):
     strategy("head").apply(model)
     sizes.append(saved_bytes(model)[0])
     assert sizes == sorted(sizes, reverse=True) and sizes[4] < 0.02 * sizes[0]
-    per_block = [a - b for a, b in zip(sizes[1:3], sizes[2:4], strict=True)]
+    per_block = [sizes[1] - sizes[2], sizes[2] - sizes[3]]
     assert per_block[0] == per_block[1] > 0.25 * sizes[1]                # each frozen block saves the same, and a block's worth
 
 

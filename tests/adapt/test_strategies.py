@@ -7,7 +7,8 @@ from minitransfer.transfer.lora import lora_layers
 from .test_groups import gpt, small, trains
 
 
-@pytest.mark.parametrize("name,left", [("full", "embed, blocks.0-2, norm, head"), ("head", "head"), ("last:1", "blocks.2, norm, head"), ("last:3", "blocks.0-2, norm, head")])
+@pytest.mark.parametrize("name,left", [
+    ("full", "embed, blocks.0-2, norm, head"), ("head", "head"), ("last:1", "blocks.2, norm, head"), ("last:3", "blocks.0-2, norm, head")])
 def test_what_trains(name, left):
     model = gpt()
     report = strategy(name).apply(model)
@@ -37,7 +38,7 @@ def test_by_name_or_as_it_is():
 
 
 @pytest.mark.parametrize("wanted,message", [
-    ("laura", "no strategy is called 'laura' .did you mean 'lora'.; there are full, head, last, lora"),
+    ("laura", r"no strategy is called 'laura' \(did you mean 'lora'\?\); there are full, head, last, lora"),
     ("last", r"strategy 'last' does not fit last\(k: 'int'\)"),
     ("last:two", "strategy 'last:two' does not fit"),
     ("full:2", r"strategy 'full:2' does not fit full\(\)"),

@@ -38,7 +38,7 @@ def read_sentences() -> list[list[tuple[str, str]]]:
 
 def trigrams(text: str) -> set[tuple[str, ...]]:
     words = WORD.findall(text.lower())
-    return set(zip(words, words[1:], words[2:]))
+    return set(zip(words, words[1:], words[2:], strict=False))
 
 
 def overlap(first: set[tuple[str, ...]], second: set[tuple[str, ...]]) -> float:

@@ -21,7 +21,7 @@ def tok() -> Tokenizer:
     return Tokenizer.train(TEXTS, kind="wordpiece", vocab_size=90)
 
 
-def drawn(tok: Tokenizer, rows: int = 400, T: int = 101, seed: int = 0, **settings):
+def drawn(tok: Tokenizer, rows: int = 2000, T: int = 101, seed: int = 0, **settings):
     """Random ordinary ids with a few special ones and padding, and what Masked makes of them."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(tok.vocab_size, (rows, T), generator=generator)

@@ -1,0 +1,451 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # First run: from a pretrained model to your own classifier
+#
+# Transfer learning in one sentence: a model that has read much text learns a task from few labelled rows. This notebook
+# does it once from beginning to end on a laptop: look at a small pretrained model, tune it to tell good reviews from
+# bad ones in four ways, compare the ways honestly, use the result, save it, read its mistakes.
+#
+# You need: Python, and a rough idea of what a neural network is. Reading time: about 10 minutes. Nothing is downloaded.
+#
+# Letters for shapes: `B` texts in a batch, `T` tokens in a text, `D` width of the model, `V` size of the vocabulary.
+
+# %%
+import math
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+import minitransfer as mt
+from minitransfer import samples
+from minitransfer.tasks.metrics import wilson
+from minitransfer.text import read_rows
+
+plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False})
+
+# %% [markdown]
+# ## 1. A pretrained model
+#
+# `mini-bert` comes with the project: a small BERT, pretrained with this engine on books and encyclopedia articles. Its
+# folder holds a model card that says on how much, and for how long. A model is a **body** (the embeddings and a stack
+# of blocks) and a **head** that asks the body a question. The head it was pretrained with asks: which word is hidden
+# here?
+
+# %%
+tok = mt.Tokenizer.from_pretrained("mini-bert")
+model = mt.Model.from_pretrained("mini-bert").eval()
+c = model.config
+print(f"{c.n_layers} blocks, D = {c.d_model}, {c.n_heads} heads, V = {c.vocab_size}, texts of up to {c.max_len} tokens; head: {model.head_name}")
+mt.trainable_report(model)
+
+# %% [markdown]
+# Nobody told this model what a noun is. It was given text in which words had been covered, and had to guess them. What
+# it learned from that can be asked: put `[MASK]` somewhere and read its five best guesses with their probabilities. The
+# sentences below ask for three different things: for the right kind of word, for a word that fits the mood, and for a
+# fact. Judge for yourself how far a small model got with each.
+
+# %%
+questions = {"the kind of word": ["She [MASK] the door and went into the house.", "He put his hand [MASK] the table."],
+             "the mood": ["The food was [MASK] and we will come again.", "It was a sad and [MASK] day."],
+             "a fact": ["London is the capital of [MASK].", "There are seven days in a [MASK]."]}
+for kind, texts in questions.items():
+    print(kind)
+    for text in texts:
+        guesses = mt.fill(model, tok, text, k=5)[0]                 # one list per mask: (token, probability)
+        print(f"  {text:46} " + "  ".join(f"{token} {p:.2f}" for token, p in guesses))
+
+# %% [markdown]
+# ## 2. What a model reads
+#
+# Not words, but numbers of **tokens** from a fixed vocabulary. A frequent word is one token, a rare one several pieces
+# (`##` marks a piece that continues a word), and the text is put between two special tokens: `[CLS]`, whose vector will
+# stand for the whole text, and `[SEP]` at the end.
+
+# %%
+text = "The waitress was unfriendly."
+ids = tok.encode(text)
+for i, token in zip(ids, tok.tokens(ids), strict=True):
+    print(f"{i:6} {token}")
+print("and back:", tok.decode(ids))
+
+# %% [markdown]
+# A **batch** is a dict of tensors. Texts differ in length, so the shorter ones are filled up, and `attention_mask` says
+# which positions are text.
+
+# %%
+texts = ["Not bad at all.", "We waited an hour for cold soup, and nobody said sorry.", "Wonderful!"]
+batch = tok(texts)
+print({name: (tuple(t.shape), str(t.dtype)) for name, t in batch.items()})      # (B, T) each
+
+
+def draw_batch(batch):
+    rows, columns = batch["input_ids"].shape
+    fig, ax = plt.subplots(figsize=(0.72 * columns, 0.36 * rows + 0.3))
+    for b in range(rows):
+        for t, token in enumerate(tok.tokens(batch["input_ids"][b])):
+            kept = bool(batch["attention_mask"][b, t])
+            ax.add_patch(plt.Rectangle((t, b), 0.96, 0.92, color="#cfe0f3" if kept else "#eceef0"))
+            ax.text(t + 0.48, b + 0.46, token, ha="center", va="center", fontsize=7.5, color="black" if kept else "#9aa0a8")
+    ax.set(xlim=(0, columns), ylim=(rows, 0), title="blue: attention_mask is True; grey: padding, which no position may look at")
+    ax.axis("off")
+
+
+draw_batch(batch)
+plt.show()
+
+# %% [markdown]
+# If the mask does its work, a text gives the same numbers alone and among longer ones:
+
+# %%
+with torch.no_grad():
+    together = model(**batch).last_hidden_state[2]                  # (T, D), most of it padding
+    alone = model(**tok(texts[2])).last_hidden_state[0]             # (its own T, D)
+print(f"largest difference: {(together[:len(alone)] - alone).abs().max():.1e}")
+assert torch.allclose(together[:len(alone)], alone, atol=1e-5)
+
+# %% [markdown]
+# ## 3. A task: good review or bad review?
+#
+# The package brings reviews that were written for this project, in three files with three uses: **train** is learned
+# from, **validation** is for choosing (here: the epoch whose weights are kept), **test** is looked at once, at the end.
+
+# %%
+train, validation, test = (read_rows(samples.path(f"reviews.{split}.tsv")) for split in ("train", "validation", "test"))
+labels = sorted({row["label"] for row in train})
+for name, rows in (("train", train), ("validation", validation), ("test", test)):
+    print(f"{name:10} {len(rows):4} reviews  " + "  ".join(f"{label}: {sum(row['label'] == label for row in rows)}" for label in labels))
+print()
+for row in test[:6]:
+    print(f"{row['label']:9} {row['text']}")
+
+# %% [markdown]
+# Before any network, the simplest thing that could work: count how often each token occurs in good and in bad reviews,
+# and add up the evidence (naive Bayes). Whatever a network reaches has to be seen against this.
+
+# %%
+counts = {label: torch.ones(tok.vocab_size) for label in labels}                        # one of each, so that no count is zero
+for row in train:
+    counts[row["label"]] += torch.bincount(torch.tensor(tok.encode(row["text"])), minlength=tok.vocab_size)
+log_odds = (counts["positive"] / counts["positive"].sum()).log() - (counts["negative"] / counts["negative"].sum()).log()      # (V,)
+
+right = {"word counts": [("positive" if log_odds[tok.encode(row["text"])].sum() > 0 else "negative") == row["label"] for row in test]}
+print("tokens for positive:", " ".join(tok.tokens(log_odds.topk(12).indices)))
+print("tokens for negative:", " ".join(tok.tokens((-log_odds).topk(12).indices)))
+print(f"right on test: {sum(right['word counts'])} of {len(test)}")
+
+# %% [markdown]
+# ## 4. A new head
+#
+# The body stays, the head is replaced: instead of a word, it is asked for one of two labels. The report of the load
+# says exactly what came from the file, what is new and what was left out. New means random: this model guesses.
+
+# %%
+def fresh_model(pretrained=True):
+    """mini-bert with a new head; or its twin: the same architecture, the same head, but a body that has read nothing."""
+    model = mt.Model.from_pretrained("mini-bert", head="sequence", labels=labels, seed=0)
+    return model if pretrained else mt.Model(model.config, head="sequence", labels=labels, seed=0)
+
+
+report = fresh_model().load_report
+print(len(report.loaded), "parameters loaded\nnew:    ", ", ".join(report.new), "\ndropped:", ", ".join(report.dropped))
+
+# %% [markdown]
+# ## 5. Four ways to tune it
+#
+# * **head**: the body is frozen, only what is new learns. Cheapest; the body has to contain the answer already.
+# * **LoRA**: the body is frozen too, but beside some of its matrices a small correction of low rank learns.
+# * **full**: everything learns.
+# * **random start**: full, on the twin that was never pretrained. The difference to *full* is what pretraining was
+#   worth.
+#
+# All see the same rows in the same order for the same number of epochs. Each has a learning rate of its own: what suits
+# two matrices is too much for all of them.
+
+# %%
+ways = {"random start": ("full", 5e-4), "head": ("head", 5e-3), "LoRA": ("lora", 2e-3), "full": ("full", 2e-4)}
+results = {}
+for way, (strategy, lr) in ways.items():
+    results[way] = mt.finetune(fresh_model(pretrained=way != "random start"), tok, train=train, validation=validation, strategy=strategy, lr=lr,
+                               epochs=6, batch_size=16, log_every=4, seed=0, progress=False, out=Path("runs") / way)
+results["LoRA"].report
+
+# %% [markdown]
+# That table is the one of LoRA: nearly everything is frozen, and the rows with a share say where its corrections sit.
+# How the training loss fell, and how many validation reviews were right after each epoch:
+
+# %%
+COLOURS = {"word counts": "#8a8f98", "random start": "#c9403a", "head": "#d9922b", "LoRA": "#2f6fb2", "full": "#2a8a57"}
+fig, (left, middle) = plt.subplots(1, 2, figsize=(9, 2.9), layout="constrained")
+for way, result in results.items():
+    steps = max(one["step"] for one in result.history)
+    logged = [(6 * one["step"] / steps, one["loss"]) for one in result.history if "loss" in one]
+    checked = [(6 * one["step"] / steps, one["evaluation"]["accuracy"]) for one in result.history if "evaluation" in one]
+    left.plot(*zip(*logged, strict=True), color=COLOURS[way], label=way)
+    middle.plot(*zip(*checked, strict=True), color=COLOURS[way], marker="o", markersize=3, label=way)
+left.set(title="training loss", xlabel="epoch", ylabel="nats per review", ylim=(0, None))
+middle.set(title="accuracy on the validation reviews", xlabel="epoch")
+middle.axhline(0.5, color="#b9bec6", linewidth=1, linestyle=":")
+middle.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# ## 6. The comparison
+#
+# Now the test reviews, once. An accuracy measured on a few hundred rows is an estimate; the 95 % interval says which
+# true accuracies would not be surprised by it. It covers the choice of the rows, not the choice of the seed.
+
+# %%
+answers = {way: mt.predict(result.model, tok, [row["text"] for row in test]) for way, result in results.items()}
+right |= {way: [answer.label == row["label"] for answer, row in zip(answers[way], test, strict=True)] for way in answers}
+print("way             trainable    share   seconds   right on test   accuracy (95 % interval)")
+for way, hits in right.items():
+    low, high = wilson(sum(hits), len(hits))
+    costs = " " * 29
+    if way in results:
+        total = results[way].report.total
+        costs = f"{total.trainable:10,}  {total.percent:6.2f}%  {results[way].seconds:8.1f}"
+    print(f"{way:14} {costs}   {sum(hits):6} of {len(hits)}   {100 * sum(hits) / len(hits):5.1f} % ({100 * low:.1f} to {100 * high:.1f})")
+
+# %%
+fig, ax = plt.subplots(figsize=(6.5, 2))
+for y, (way, hits) in enumerate(right.items()):
+    low, high = wilson(sum(hits), len(hits))
+    ax.plot([100 * low, 100 * high], [y, y], color=COLOURS[way], linewidth=2)
+    ax.plot(100 * sum(hits) / len(hits), y, "o", color=COLOURS[way])
+ax.axvline(50, color="#b9bec6", linewidth=1, linestyle=":")
+ax.set_yticks(range(len(right)), right)
+ax.set(title="accuracy on the test reviews, %, with 95 % intervals (dotted: guessing)", ylim=(len(right) - 0.5, -0.5))
+ax.spines["left"].set_visible(False)
+ax.tick_params(axis="y", length=0)
+plt.show()
+
+# %% [markdown]
+# When two ways judge the *same* rows, there is a sharper question than whether intervals overlap: look only at the rows
+# where exactly one of them is right. If the ways were equally good, each such row would be a toss of a coin (the sign
+# test).
+
+# %%
+def sign_test(only_a, only_b):
+    """The probability of a split at least this uneven if both ways were equally good."""
+    n, small = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(small + 1)) / 2**n)
+
+
+print("a            against b         only a right   only b right   probability by luck alone")
+for a, b in (("full", "random start"), ("full", "head"), ("full", "LoRA"), ("LoRA", "head"), ("full", "word counts")):
+    only_a = sum(x and not y for x, y in zip(right[a], right[b], strict=True))
+    only_b = sum(y and not x for x, y in zip(right[a], right[b], strict=True))
+    print(f"{a:12} {b:17} {only_a:12}   {only_b:12}   {sign_test(only_a, only_b):.4f}")
+
+# %% [markdown]
+# ## 7. Your own sentences
+#
+# Change them and run the cell again.
+
+# %%
+mine = ["I would go there again tomorrow.", "The batteries died on the second day.", "Not bad at all.", "Good idea, terrible execution.",
+        "I expected to be bored, and I was wrong."]
+print("  ".join(f"{way:>12}" for way in results), "   probability of 'positive'")
+columns = [mt.predict(result.model, tok, mine) for result in results.values()]
+for i, sentence in enumerate(mine):
+    print("  ".join(f"{column[i].probabilities['positive']:12.2f}" for column in columns), "  ", sentence)
+
+# %% [markdown]
+# ## 8. Save, and load again
+#
+# `out=` has already saved every result. A fully tuned model is a whole model; of LoRA only the corrections and the head
+# are stored, together with the name of the base.
+
+# %%
+for way in ("full", "LoRA"):
+    folder = Path("runs") / way / "model"
+    print(f"{folder}: " + ", ".join(f"{file.name} {file.stat().st_size / 1e6:.2f} MB" for file in sorted(folder.iterdir()) if file.stat().st_size > 50_000))
+
+for way in ("full", "LoRA"):
+    again = mt.predict(Path("runs") / way, texts=mine)              # model, tokenizer and labels come from the folder alone
+    before = mt.predict(results[way].model, tok, mine)
+    far = max(abs(x.probabilities["positive"] - y.probabilities["positive"]) for x, y in zip(again, before, strict=True))
+    print(f"{way}: largest difference after loading {far:.1e}")
+    assert far < 1e-5
+
+# %% [markdown]
+# The whole model is in the standard layout, so other libraries read it. With `transformers`, if it is installed here:
+
+# %%
+try:
+    import transformers
+except ImportError:
+    print("transformers is not installed: nothing to compare with")
+else:
+    transformers.utils.logging.disable_progress_bar()
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained("runs/full/model", attn_implementation="eager").eval()
+    ours = mt.Model.from_pretrained("runs/full/model").eval()
+    batch = tok(mine)
+    with torch.no_grad():
+        far = (theirs(**{name: t.long() for name, t in batch.items()}).logits - ours(**batch).logits).abs().max()      # (B, 2) each
+    print(f"labels {theirs.config.id2label}, largest difference of the logits {far:.1e}")
+    assert far < 1e-4
+
+# %% [markdown]
+# ## 9. What went wrong
+#
+# One number hides what a model has not understood. The wrong answers of *full*, the surest first:
+
+# %%
+wrong = sorted((i for i in range(len(test)) if not right["full"][i]), key=lambda i: -answers["full"][i].probability)
+for i in wrong[:10]:
+    print(f"said {answers['full'][i].label} ({answers['full'][i].probability:.2f}), is {test[i]['label']}: {test[i]['text']}")
+
+# %% [markdown]
+# Reading suggests reasons: negation, praise and blame in one sentence, irony, opinions told as a story without any word
+# of praise. A reason can be checked where it can be seen in the text. Is the model worse where there is a negation, or
+# a turn ("but", "though")?
+
+# %%
+NEGATION = ("not", "n't", "never", "no", "nobody", "nothing", "without", "neither", "nor")
+TURN = ("but", "though", "although", "yet", "however", "until", "except")
+
+
+def has(text, words):
+    found = set(text.lower().replace("n't", " n't ").replace(",", " ").replace(".", " ").split())
+    return bool(found & set(words))
+
+
+groups = {"a negation": lambda text: has(text, NEGATION), "a turn": lambda text: has(text, TURN),
+          "neither": lambda text: not has(text, NEGATION + TURN), "over 20 words": lambda text: len(text.split()) > 20}
+print("reviews with     n   " + "   ".join(f"{way:>22}" for way in ("word counts", "head", "full")))
+for name, belongs in groups.items():
+    rows = [i for i, row in enumerate(test) if belongs(row["text"])]
+    cells = []
+    for way in ("word counts", "head", "full"):
+        hits = sum(right[way][i] for i in rows)
+        low, high = wilson(hits, len(rows))
+        cells.append(f"{100 * hits / len(rows):5.1f} % ({100 * low:4.1f} to {100 * high:4.1f})")
+    print(f"{name:14} {len(rows):3}   " + "   ".join(f"{cell:>22}" for cell in cells))
+
+# %% [markdown]
+# The groups are small, so their intervals are wide. Where the intervals of two groups overlap widely, this table is a
+# reason to collect more such rows, not a finding.
+#
+# ## 10. What to conclude, and what not
+#
+# * The row *random start* against *full* is the measured worth of pretraining **for this model, these rows and these
+#   settings**. It is the one comparison that every claim of transfer should come with. The sign test says whether luck
+#   alone explains it.
+# * A way that trains a small share of the parameters and lands within the interval of *full* has not been shown to be
+#   equal; it has not been shown to be worse. More test rows would tell.
+# * *Word counts* cost nothing. If a network does not beat them clearly, the body knows too little for this task (it is
+#   small and has read little), or the rows are too few.
+# * One seed is one draw. Another seed moves each accuracy by a few reviews; the interval above does not contain that.
+# * These reviews are few, were written for teaching, and are harder than most: the accuracies say nothing about real
+#   reviews.
+#
+# Next: `02_attention_by_hand` opens the body and recomputes it.
+#
+# ## Exercises
+#
+# Replace `raise NotImplementedError` and run the cell; `attempt` says whether the asserts hold. Solutions are in the
+# last, folded cell.
+
+# %%
+def attempt(check, answer):
+    """Run the asserts of an exercise on an answer."""
+    try:
+        check(answer)
+    except NotImplementedError:
+        print(f"{answer.__name__}: not solved yet")
+    else:
+        print(f"{answer.__name__}: right")
+
+
+# %% [markdown]
+# **1. What LoRA costs.** A matrix of `d_out x d_in` gets a correction `B A` with `A` of `r x d_in` and `B` of `d_out x
+# r`. How many numbers does LoRA train in a body of `blocks` blocks if it corrects the query and the value projection
+# (`d x d` each)?
+
+# %%
+def lora_numbers(blocks, d, r):
+    raise NotImplementedError
+
+
+def check_lora(answer):
+    for r in (1, 4, 8):
+        model = mt.Model.from_pretrained("mini-bert", head="none")
+        mt.add_lora(model, r=r, targets="q,v")
+        inserted = sum(p.numel() for name, p in model.named_parameters() if "lora" in name.lower())
+        assert answer(len(model.blocks), model.config.d_model, r) == inserted
+
+
+attempt(check_lora, lora_numbers)
+
+# %% [markdown]
+# **2. Between head and full.** Prepare the model so that only its last block and what stands above it learn
+# (`mt.freeze` takes addresses such as `"embed, blocks.0-1"`).
+
+# %%
+def freeze_below_last_block(model):
+    raise NotImplementedError
+
+
+def check_freeze(answer):
+    model = fresh_model()
+    answer(model)
+    top = f"blocks.{len(model.blocks) - 1}."
+    for name, p in model.named_parameters():
+        assert p.requires_grad == name.startswith((top, "pooler.", "head.")), name
+
+
+attempt(check_freeze, freeze_below_last_block)
+
+# %% [markdown]
+# **3. Sure answers only.** A model may be allowed to say nothing. Given predictions and the true labels, return the
+# share of texts answered with at least the probability `threshold`, and the accuracy on these (0.0 if there are none).
+
+# %%
+def sure_answers(predictions, truth, threshold):
+    raise NotImplementedError
+
+
+def check_sure(answer):
+    truth = [row["label"] for row in test]
+    assert answer(answers["full"], truth, 0.0) == (1.0, sum(right["full"]) / len(test))
+    assert answer(answers["full"], truth, 1.01) == (0.0, 0.0)
+    share, accuracy = answer(answers["full"], truth, 0.8)
+    kept = [hit for hit, one in zip(right["full"], answers["full"], strict=True) if one.probability >= 0.8]
+    assert math.isclose(share, len(kept) / len(test)) and math.isclose(accuracy, sum(kept) / max(len(kept), 1))
+
+
+attempt(check_sure, sure_answers)
+
+# %% jupyter={"source_hidden": true} tags=["solution", "hide-input"]
+# Solutions
+
+def lora_solution(blocks, d, r):
+    return blocks * 2 * (r * d + d * r)
+
+
+def freeze_solution(model):
+    below = len(model.blocks) - 2
+    mt.freeze(model, f"embed, blocks.0-{below}")
+
+
+def sure_solution(predictions, truth, threshold):
+    kept = [one.label == label for one, label in zip(predictions, truth, strict=True) if one.probability >= threshold]
+    return len(kept) / len(truth), sum(kept) / len(kept) if kept else 0.0
+
+
+attempt(check_lora, lora_solution)
+attempt(check_freeze, freeze_solution)
+attempt(check_sure, sure_solution)
