@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jupytext
@@ -28,8 +29,7 @@ SOURCE_NAME = re.compile(r"\d\d_\w+\.py")
 TIMEOUT = 600                                       # seconds for one cell
 KEPT_METADATA = ("jupyter", "tags")                 # of a cell: whether it is folded
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# NAME=/...: code colours in HTML outputs and addresses such as https://... hold slashes too, so only paths that begin where a word could
-ABSOLUTE_PATH = re.compile(r"(?<![\w/:.<])(?:/(?:home|root|Users|tmp|var|work|opt|usr|mnt|content)/|[A-Z]:\\\\?\w)[^\s\"'<>]*")
+ABSOLUTE_PATH = re.compile(r"(?<![\w.<])(?:/(?:home|root|Users|tmp|var|work|opt|usr|mnt|content)/|[A-Z]:\\\w)[^\s\"'<>)]*")
 
 
 def sources(names: list[str]) -> list[Path]:
@@ -66,7 +66,7 @@ def without_paths(text: str, folder: Path) -> str:
     places = {str(folder): ".", str(folder.resolve()): ".", str(HERE.parent): "minitransfer", sysconfig.get_paths()["purelib"]: "site-packages",
               sys.prefix: "python", sys.base_prefix: "python", tempfile.gettempdir(): "tmp", str(Path.home()): "~"}
     for place in sorted(places, key=len, reverse=True):
-        text = text.replace(place, places[place])
+        text = text.replace(place, places[place]) if len(place) > 3 else text        # a home of "/" would match every slash
     return text
 
 
@@ -89,12 +89,28 @@ def clean(notebook: NotebookNode, folder: Path) -> NotebookNode:
     return notebook
 
 
+def texts(notebook: NotebookNode) -> Iterator[str]:
+    """Everything in a notebook that is read as text: sources and outputs."""
+    for cell in notebook.cells:
+        yield cell.source
+        for output in cell.get("outputs", ()):
+            yield output.get("text", "")
+            yield from (value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))
+
+
 def built(source: Path) -> NotebookNode:
-    """The executed, cleaned notebook of `source`; nothing is written beside it."""
+    """The executed, cleaned notebook of `source`; nothing is written beside it.
+
+    Raises: CellExecutionError if a cell fails; ValueError if a path of this machine is left.
+    """
     notebook = read_source(source)
     with tempfile.TemporaryDirectory() as folder:
         execute(notebook, Path(folder))
-        return clean(notebook, Path(folder))
+        clean(notebook, Path(folder))
+    if left := {found[0] for text in texts(notebook) if (found := ABSOLUTE_PATH.search(text))}:
+        raise ValueError(f"paths of this machine are in the notebook ({', '.join(sorted(left))}); it is read on others: "
+                         "print names relative to the working directory")
+    return notebook
 
 
 def cells(notebook: NotebookNode) -> list[tuple[str, str]]:
@@ -130,7 +146,7 @@ def main() -> int:
             failed = 1
         try:
             notebook = built(source)
-        except CellExecutionError as error:
+        except (CellExecutionError, ValueError) as error:
             print(f"{source.name}: {error}", file=sys.stderr)
             failed = 1
             continue

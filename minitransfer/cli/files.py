@@ -4,10 +4,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .. import demo as show
 from ..checks import inspect as look
 from ..weights.convert import convert as convert_files
 from .texts import positive, print_json
 from .verb import Verb
+
+DRY = {"rows": 24, "epochs": 1}
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,25 +45,28 @@ def inspect(args: argparse.Namespace) -> int:
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini-bert", help="the pretrained encoder: a bundled name, a folder or a hub id [mini-bert]")
-    parser.add_argument("--generator", default="mini-gpt", help="the pretrained decoder that continues texts at the end; none leaves this out [mini-gpt]")
+    parser.add_argument("--generator", default="mini-gpt", help="the pretrained decoder for the last lines; none leaves them out [mini-gpt]")
     parser.add_argument("--out", default="runs/demo", metavar="FOLDER", help="where report.html is written [runs/demo]")
     parser.add_argument("--rows", type=positive, metavar="N", help="train on N of the reviews only, as many of each label [all]")
-    parser.add_argument("--epochs", type=positive, metavar="N", help="passes over the reviews, the same for every strategy")
+    parser.add_argument("--epochs", type=positive, metavar="N", help=f"passes over the reviews, the same for every strategy [{show.EPOCHS}]")
     parser.add_argument("--seed", type=int, default=0, help="of fresh weights, order and dropout [0]")
-    parser.add_argument("--dry-run", action="store_true", help="everything once with 24 reviews and one epoch: does it run here?")
+    parser.add_argument("--dry-run", action="store_true", help=f"everything once with {DRY['rows']} reviews and one epoch: does it run here?")
 
 
 def demo(args: argparse.Namespace) -> int:
-    from .. import demo as show
-    settings = {name: getattr(args, name) for name in ("rows", "epochs") if getattr(args, name) is not None} | ({"rows": 24, "epochs": 1} if args.dry_run else {})
-    result = show.run(args.model, args.generator if args.generator != "none" else None, Path(args.out), seed=args.seed, **settings)
-    print(result)
+    given = {name: value for name in ("rows", "epochs") if (value := getattr(args, name)) is not None}
+    chosen = DRY if args.dry_run else given
+    print(show.run(args.model, None if args.generator == "none" else args.generator, Path(args.out), seed=args.seed, **chosen))
     return 0
 
 
-CONVERT = Verb("convert", "Turn an old checkpoint (pytorch_model.bin) into safetensors, the only form the engine reads.",
-               "minitransfer convert downloads/bert-base-uncased\nminitransfer convert downloads/bert-base-uncased models/bert-base-uncased", convert_arguments, convert)
-INSPECT = Verb("inspect", "Describe a checkpoint without loading it: family, architecture, parameters by layer group, files, head, labels, tokenizer, adapter.",
-               "minitransfer inspect mini-bert\nminitransfer inspect runs/reviews --json", inspect_arguments, inspect)
-DEMO = Verb("demo", "Compare ways to tune a small pretrained model on reviews, and write a report. Needs no network and no GPU.",
-            "minitransfer demo\nminitransfer demo --rows 100 --seed 1 --out runs/demo-100", demo_arguments, demo)
+CONVERT = Verb(
+    "convert", "Turn an old checkpoint (pytorch_model.bin) into safetensors, the only form the engine reads.",
+    ("minitransfer convert downloads/bert-base-uncased", "minitransfer convert downloads/bert-base-uncased models/bert-base-uncased"),
+    convert_arguments, convert)
+INSPECT = Verb(
+    "inspect", "Describe a checkpoint without loading it: family, architecture, parameters by layer group, files, head, labels, tokenizer, adapter.",
+    ("minitransfer inspect mini-bert", "minitransfer inspect runs/reviews --json"), inspect_arguments, inspect)
+DEMO = Verb(
+    "demo", "Compare ways to tune a small pretrained model on reviews, and write a report. Needs no network and no GPU.",
+    ("minitransfer demo", "minitransfer demo --rows 100 --seed 1 --out runs/demo-100"), demo_arguments, demo)

@@ -1,4 +1,4 @@
-"""Settings by name, from a YAML file and from `key=value` words. Names, types, defaults and explanations are read from the settings' own dataclass."""
+"""Settings by name, from a YAML file and from `key=value` words. Names, types, defaults and explanations come from the settings' own dataclass."""
 from __future__ import annotations
 
 import difflib
@@ -23,13 +23,13 @@ class Key:
     about: str = ""
 
 
-def keys_of(settings: type, *names: str) -> dict[str, Key]:
-    """The fields of a dataclass as keys (only `names`, if given); the comment beside a field explains it."""
+def keys_of(settings: type) -> dict[str, Key]:
+    """The fields of a dataclass as keys; the comment beside a field explains it."""
     try:
         comments = dict(COMMENT.findall(inspect.getsource(settings)))
     except OSError:                     # no source files are installed
         comments = {}
-    return {f.name: Key(str(f.type), None if f.default is MISSING else f.default, comments.get(f.name, "")) for f in fields(settings) if not names or f.name in names}
+    return {f.name: Key(str(f.type), None if f.default is MISSING else f.default, comments.get(f.name, "")) for f in fields(settings)}
 
 
 def whole(value: str) -> int:
@@ -62,7 +62,8 @@ def typed(name: str, value: str | list, kind: str) -> Any:
             return READ[one](value)
         except (ValueError, KeyError):
             continue
-    raise ValueError(f"{name}={value if isinstance(value, str) else ','.join(map(str, value))}; needed is {' or '.join(KIND_WORDS.get(one, 'a word') for one in kinds)}: correct it")
+    given, wanted = value if isinstance(value, str) else ",".join(map(str, value)), " or ".join(KIND_WORDS.get(one, "a word") for one in kinds)
+    raise ValueError(f"{name}={given}; needed is {wanted}: correct it")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -88,9 +89,10 @@ def read_config(path: str | Path) -> dict[str, Any]:
     import yaml
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; --config needs a YAML file with lines like `lr: 0.001`: check the path (the current folder is {Path.cwd()})")
+        raise FileNotFoundError(f"no file {path}; --config needs a YAML file with lines like `lr: 0.001`: check the path (we are in {Path.cwd()})")
     try:
-        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)      # texts only: the types are those of the settings, `no` stays a word
+        # all values stay texts, their types are those of the settings: YAML's own guesses would make `no` a truth value and 1e-4 a word
+        found = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} is not YAML ({' '.join(str(e).split())}); needed are lines like `lr: 0.001`: correct the line") from None
     if not found:
@@ -109,7 +111,8 @@ def gather(words: list[str], places: tuple[str, ...], options: dict[str, Any], c
     given: dict[str, Any] = {}
     loose = [word for word in words if not WORD.fullmatch(word)]
     if len(loose) > len(places):
-        raise ValueError(f"{loose[len(places)]!r} has no meaning here; settings are written key=value, after {' and '.join(map(str.upper, places))}: remove it or add its key")
+        before = " and ".join(map(str.upper, places))
+        raise ValueError(f"{loose[len(places)]!r} has no meaning here; settings are written key=value, after {before}: remove it or add its key")
     pairs = [*zip(places, loose, strict=False), *((m["name"], m["value"]) for word in words if (m := WORD.fullmatch(word))),
              *((name, value) for name, value in options.items() if value is not None)]
     for name, value in pairs:

@@ -1,13 +1,13 @@
-"""Words in, an exit code out: 0 done, 1 a mistake of the user's (one line says which), 2 not a command, 130 interrupted, 141 nobody reads the output any more."""
+"""Words in, an exit code out: 0 done, 1 a mistake in what was given (a line says which), 2 not a command, 130 interrupted, 141 nobody reads any more."""
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import TextIO
 
 import torch
 
@@ -32,16 +32,20 @@ def overview() -> str:
     width = max(map(len, VERBS))
     lines = "\n".join(f"  {name:<{width}}  {verb.summary.splitlines()[0]}" for name, verb in VERBS.items())
     return ("usage: minitransfer <verb> ...\n\nTransfer learning in NLP you can read, run and check.\n\n" + lines + "\n\n"
-            "  minitransfer <verb> --help explains one of them, with examples that work.\n"
-            "  minitransfer --version prints the version.\n  --traceback after a verb shows where in the code an error came from.\n\n"
-            "Results go to the standard output, progress and errors to the standard error.\nExit codes: 0 done, 1 a mistake in what was given, 2 not a command, 130 interrupted.")
+            "minitransfer <verb> --help explains one of them, with examples; minitransfer --version prints the version.\n"
+            "Results go to the standard output, progress and errors to the standard error.\n"
+            "Exit codes: 0 done, 1 a mistake in what was given, 2 not a command, 130 interrupted.")
+
+
+def show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None) -> None:
+    print(f"minitransfer: warning: {message}", file=sys.stderr)
 
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
     """Warnings as one line of ours, without the line of code that Python adds."""
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, category, filename, lineno, file=None, line=None: print(f"minitransfer: warning: {message}", file=sys.stderr)
+        warnings.showwarning = show_warning
         yield
 
 
@@ -55,12 +59,8 @@ def dispatch(words: Sequence[str]) -> int:
     if words[0] not in VERBS:
         raise UsageError(f"no verb {words[0]!r}{nearest(words[0], VERBS)}; there are {', '.join(VERBS)} (minitransfer --help explains them)")
     verb = VERBS[words[0]]
-    return run(verb, verb.parser(), [word for word in words[1:] if word != "--traceback"])
-
-
-def run(verb: Verb, parser: argparse.ArgumentParser, words: list[str]) -> int:
     try:
-        args = parser.parse_intermixed_args(words)
+        args = verb.parser().parse_intermixed_args(words[1:])
     except SystemExit as e:             # --help
         return int(e.code or 0)
     return verb.run(args)

@@ -26,8 +26,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_texts(parser: argparse.ArgumentParser, what: str = "text") -> None:
-    parser.add_argument("texts", nargs="*", metavar=what, help=f"one {what} a word; without any, {what}s are read from --file, or line by line from the standard input")
-    parser.add_argument("--file", metavar="FILE", help=f"a file with one {what} a line, or .tsv, .csv, .jsonl, .conll (also .gz) with columns; samples/NAME is one that comes with the package")
+    parser.add_argument("texts", nargs="*", metavar=what,
+                        help=f"{what}s in quotation marks; without any, they are read from --file, or line by line from the standard input")
+    parser.add_argument("--file", metavar="FILE", help=f"a file with one {what} a line, or .tsv, .csv, .jsonl, .conll (also .gz) with columns; "
+                                                       "samples/NAME is one that comes with the package")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of tab-separated values")
     add_machine(parser)
 
@@ -103,7 +105,7 @@ def lines(path: str | None) -> Iterator[str]:
             for line in file:
                 yield line.rstrip("\r\n")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text ({e.reason}); one text a line is needed: convert it, for example with `iconv -f latin1 -t utf-8`") from None
+        raise ValueError(f"{path} is not UTF-8 text ({e.reason}); one text a line is needed: convert it, say with `iconv -f latin1 -t utf-8`") from None
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

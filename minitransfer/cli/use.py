@@ -12,7 +12,7 @@ from ..tasks import Prediction, WordPrediction, load_tuned
 from ..tasks import predict as answers_of
 from ..tasks.predict import tuned_folder
 from ..weights.files import read_json
-from .texts import add_model, add_texts, chunks, device_of, load, print_json, print_tabbed, rows
+from .texts import add_model, add_texts, chunks, device_of, load, positive, print_json, print_tabbed, rows
 from .verb import UsageError, Verb
 
 
@@ -20,7 +20,8 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_texts(parser)
     parser.add_argument("--text", metavar="COLUMN", help="the column of --file that holds the text [as in training]")
-    parser.add_argument("--pair", metavar="COLUMN", help="the column of the second text [as in training]; in words and lines it follows the first after a tab")
+    parser.add_argument("--pair", metavar="COLUMN",
+                        help="the column of the second text [as in training]; in words and lines it follows the first after a tab")
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -41,7 +42,8 @@ def predict(args: argparse.Namespace) -> int:
 def print_label(row: tuple, one: Prediction, as_json: bool) -> None:
     if as_json:
         shares = {name: round(p, 6) for name, p in one.probabilities.items()}
-        print_json(dict(zip(("text", "pair"), row, strict=False)) | {"label": one.label, "probability": round(one.probability, 6), "probabilities": shares})
+        texts = dict(zip(("text", "pair"), row, strict=False))
+        print_json(texts | {"label": one.label, "probability": round(one.probability, 6), "probabilities": shares})
     else:
         print_tabbed(one.label, f"{one.probability:.4f}", *row)
 
@@ -59,12 +61,12 @@ def print_words(row: tuple, words: list[WordPrediction], as_json: bool) -> None:
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_texts(parser, "prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=50, metavar="N", help="tokens to add at most [50]")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token; 1: as often as the model expects it [0]")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample among the K likeliest tokens only")
+    parser.add_argument("--max-new-tokens", type=positive, default=50, metavar="N", help="tokens to add at most [50]")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token; 1: as often as the model says [0]")
+    parser.add_argument("--top-k", type=positive, metavar="K", help="sample among the K likeliest tokens only")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample among the fewest tokens whose probabilities reach P only")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: tokens already in the text become less likely [1]")
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="continuations of each prompt; with temperature 0 they are all the same [1]")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: what is in the text already becomes less likely [1]")
+    parser.add_argument("--samples", type=positive, default=1, metavar="N", help="continuations of each prompt; with temperature 0 all the same [1]")
     parser.add_argument("--seed", type=int, default=0, help="of the samples [0]")
 
 
@@ -89,7 +91,7 @@ def generate(args: argparse.Namespace) -> int:
 def fill_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_texts(parser)
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="tokens per mask [5]")
+    parser.add_argument("--top", type=positive, default=5, metavar="K", help="tokens per mask [5]")
 
 
 def fill(args: argparse.Namespace) -> int:
@@ -133,14 +135,20 @@ def embed(args: argparse.Namespace) -> int:
     return 0
 
 
-PREDICT = Verb("predict", "Label texts with a tuned model. Prints label, probability and text, tab-separated; of a token task word, label and probability.",
-               "minitransfer predict runs/reviews \"I would not buy it again.\" \"We will be back.\"\nminitransfer predict runs/reviews --file samples/reviews.test.tsv --json\n"
-               "cut -f1 reviews.tsv | minitransfer predict runs/reviews | cut -f1 | sort | uniq -c",
-               predict_arguments, predict)
-GENERATE = Verb("generate", "Continue texts with a causal model. Prints each text with its continuation.",
-                "minitransfer generate mini-gpt \"The old man\" --max-new-tokens 30\nminitransfer generate mini-gpt \"The old man\" --temperature 0.8 --top-p 0.9 --samples 3",
-                generate_arguments, generate)
-FILL = Verb("fill", "Fill the masks of texts with a masked model. Prints the numbers of text and mask, a token and its probability, tab-separated.",
-            "minitransfer fill mini-bert \"She opened the [MASK] and went in.\"\nminitransfer fill mini-bert \"A [MASK] in the [MASK].\" --top 3 --json", fill_arguments, fill)
-EMBED = Verb("embed", "One vector per text. Prints its numbers, tab-separated, one text a line.",
-             "minitransfer embed mini-bert \"a text\" \"another\"\nminitransfer embed mini-bert --file samples/general.txt --out vectors.npy", embed_arguments, embed)
+PREDICT = Verb(
+    "predict", "Label texts with a tuned model. Prints label, probability and text, tab-separated; of a token task word, label and probability.",
+    ("minitransfer predict runs/reviews \"I would not buy it again.\" \"We will be back.\"",
+     "minitransfer predict runs/reviews --file samples/reviews.test.tsv --json",
+     "cut -f1 reviews.tsv | minitransfer predict runs/reviews | cut -f1 | sort | uniq -c"), predict_arguments, predict)
+GENERATE = Verb(
+    "generate", "Continue texts with a causal model. Prints each text with its continuation.",
+    ("minitransfer generate mini-gpt \"The old man\" --max-new-tokens 30",
+     "minitransfer generate mini-gpt \"The old man\" --temperature 0.8 --top-p 0.9 --samples 3"), generate_arguments, generate)
+FILL = Verb(
+    "fill", "Fill the masks of texts with a masked model. Prints the numbers of text and mask, a token and its probability, tab-separated.",
+    ("minitransfer fill mini-bert \"She opened the [MASK] and went in.\"",
+     "minitransfer fill mini-bert \"A [MASK] in the [MASK].\" --top 3 --json"), fill_arguments, fill)
+EMBED = Verb(
+    "embed", "One vector per text. Prints its numbers, tab-separated, one text a line.",
+    ("minitransfer embed mini-bert \"a text\" \"another\"",
+     "minitransfer embed mini-bert --file samples/general.txt --out vectors.npy"), embed_arguments, embed)

@@ -97,7 +97,7 @@ class LabelledBatches:
 
 def bucket(lengths: np.ndarray) -> np.ndarray:
     """Lengths in tokens rounded up to the width of their bucket, (N,) -> (N,): multiples of 8 below 64, from there four buckets to each doubling."""
-    step = np.maximum(8, 2 ** (np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64) - 2))
+    step = np.maximum(8, 2 ** (np.floor(np.log2(np.maximum(lengths, 4))).astype(np.int64) - 2))
     return -(-lengths // step) * step
 
 

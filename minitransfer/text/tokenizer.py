@@ -90,15 +90,16 @@ class Tokenizer:
     @classmethod
     def train(cls, texts: Iterable[str], kind: str = "wordpiece", vocab_size: int = 8192, lowercase: bool | None = None, max_len: int | None = None,
               min_count: int = 2) -> Tokenizer:
-        """A new vocabulary, the same for the same texts.
+        """A new vocabulary. The same texts give the same one, except for the scores of "unigram", whose last digits vary.
 
-        Args:    texts: any iterable of texts, for example `read_texts(path)`; read once, not kept.
+        Args:    texts: any iterable of texts, for example `read_texts(path)`; it does not have to fit in memory.
                  kind: "wordpiece" (BERT's format), "byte_bpe" (GPT-2's), "bpe" or "unigram" (`<s> text </s>`), "character".
-                 vocab_size: tokens, special tokens included; small texts may give fewer.
+                 vocab_size: tokens, special tokens included; small texts may give fewer. At most an eighth of them, or 256, are single characters of
+                 "wordpiece" and "bpe" (counted without ##); rarer characters are unknown.
                  lowercase: None: on for "wordpiece", off for the others.
                  max_len: the longest input of the model it is meant for, in tokens.
-                 min_count: a piece that occurs less often is not merged (not used by "unigram" and "character").
-        Raises:  ValueError for an unknown kind, a vocab_size below the symbols every vocabulary of that kind has, or texts without a character.
+                 min_count: a pair that occurs less often is not merged (not used by "unigram" and "character").
+        Raises:  ValueError for an unknown kind, a vocab_size without room for single characters, or texts without a character.
         """
         return cls(*train(texts, kind, vocab_size, kind == "wordpiece" if lowercase is None else lowercase, max_len, min_count))
 

@@ -118,7 +118,7 @@ def _vocab_txt(path: Path, config: dict) -> Tokenizer:
 def _vocab_and_merges(folder: Path, config: dict) -> Tokenizer:
     vocab = _json(folder / "vocab.json")
     lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
-    merges = [(left, right) for line in lines if line and not line.startswith("#version") for left, right in [line.split(" ")]]
+    merges = [_merge(line, f"{folder / 'merges.txt'}, line {n}") for n, line in enumerate(lines, 1) if line and not line.startswith("#version")]
     try:
         model = models.BPE(vocab, merges)
     except Exception as why:       # the library raises a bare Exception
@@ -127,6 +127,13 @@ def _vocab_and_merges(folder: Path, config: dict) -> Tokenizer:
     _add(backend, folder, config)
     pipelines.mark_specials(backend, _format(backend, config))
     return backend
+
+
+def _merge(line: str, where: str) -> tuple[str, str]:
+    left, space, right = line.partition(" ")
+    if not (left and right) or " " in right:
+        raise ValueError(f"{where}: {line!r}; a merge is two pieces with a space between: fetch the file again")
+    return left, right
 
 
 def _add(backend: Tokenizer, folder: Path, config: dict) -> None:

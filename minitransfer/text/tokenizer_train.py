@@ -1,73 +1,124 @@
 """A new vocabulary from texts."""
 from __future__ import annotations
 
+import json
+import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import IO, Any
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from . import pipelines
 from .pipelines import FORMATS, KINDS, Format
 
-# The trainer counts words of one item at a time, and items in parallel: a whole book as one item keeps all but one core idle.
-ITEM = 10_000   # characters
+# The trainer counts the words of one item at a time, and items in parallel: a whole book as one item keeps all cores but one idle.
+ITEM = 10_000       # characters
+# Single characters may take so many places, or an eighth of the vocabulary; a rarer one is unknown. Without a limit, one page in Chinese takes thousands.
+CHARACTERS = 256
 
 
 def train(texts: Iterable[str], kind: str, vocab_size: int, lowercase: bool, max_len: int | None, min_count: int) -> tuple[Tokenizer, Format]:
     """The trained pipeline and its format; see `Tokenizer.train`."""
     if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; it is one of {', '.join(map(repr, KINDS))}")
+        raise ValueError(f"kind={kind!r}; it is one of {', '.join(map(repr, KINDS))}: choose one")
     if isinstance(texts, str):
         raise ValueError("texts is one string; Tokenizer.train needs many texts: pass a list, or read_texts(path) for a file")
     format = replace(FORMATS[kind], max_len=max_len)
     specials = list(dict.fromkeys(format.tokens.values()))
-    smallest = len(specials) + (256 if kind == "byte_bpe" else 1)
-    if vocab_size < smallest:
-        raise ValueError(f"vocab_size={vocab_size} has no room for the {smallest} symbols that kind={kind!r} always needs: choose a larger one")
-    watched = _Watched(texts)
-    backend = _fit(watched, kind, vocab_size, lowercase, specials, min_count)
-    if not watched.seen:
-        raise ValueError("texts holds no character; a tokenizer is trained on text: check the corpus, or the `field` it is read from")
+    if kind == "byte_bpe" and vocab_size < len(specials) + 256:
+        raise ValueError(f"vocab_size={vocab_size}; kind='byte_bpe' needs a place for each of 256 bytes and {len(specials)} special token: choose a larger one")
+    items = _Items(texts)
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        backend = _fit(items, kind, vocab_size, lowercase, specials, min_count, file)
+    if not items.seen:
+        raise ValueError("texts holds no character; a tokenizer is trained on text: check the corpus, or the field it is read from")
     pipelines.mark_specials(backend, format)
     pipelines.wrap(backend, format)
     return backend, format
 
 
-def _fit(texts: Iterable[str], kind: str, size: int, lowercase: bool, specials: list[str], min_count: int) -> Tokenizer:
-    shared: dict = {"special_tokens": specials, "show_progress": False}
-    if kind == "character":
-        found = sorted({c for text in texts for c in (text.lower() if lowercase else text)})
-        vocab = {token: i for i, token in enumerate((specials + found)[:size])}
-        return pipelines.characters(models.WordLevel(vocab, unk_token="<unk>"), lowercase)
+def _fit(items: _Items, kind: str, size: int, lowercase: bool, specials: list[str], min_count: int, file: IO[str]) -> Tokenizer:
     trainer: Any
-    if kind == "wordpiece":
-        backend = pipelines.bert(models.WordPiece(unk_token="[UNK]"), lowercase)
-        trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=min_count, continuing_subword_prefix="##", **shared)
-    elif kind == "byte_bpe":
+    if kind == "byte_bpe":
         backend = pipelines.byte_level(models.BPE(), lowercase)
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, initial_alphabet=sorted(alphabet), **shared)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, initial_alphabet=alphabet, special_tokens=specials, show_progress=False)
+    elif kind == "unigram":
+        backend = pipelines.pieces(models.Unigram(), lowercase)
+        trainer = trainers.UnigramTrainer(vocab_size=size, unk_token="<unk>", special_tokens=specials, show_progress=False)
+    elif kind == "character":
+        backend = pipelines.characters(models.WordLevel({"<unk>": 0}, unk_token="<unk>"), lowercase)
+        symbols = _alphabet(items, backend, size, specials, file, most=size - len(specials))
+        backend.model = models.WordLevel({token: i for i, token in enumerate([*specials, *symbols])}, unk_token="<unk>")
+        return backend
     elif kind == "bpe":
         backend = pipelines.pieces(models.BPE(unk_token="<unk>"), lowercase)
-        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, **shared)
+        symbols = _alphabet(items, backend, size, specials, file)
+        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, initial_alphabet=symbols, limit_alphabet=len(symbols), special_tokens=specials,
+                                      show_progress=False)
     else:
-        backend = pipelines.pieces(models.Unigram(), lowercase)
-        trainer = trainers.UnigramTrainer(vocab_size=size, unk_token="<unk>", **shared)
-    backend.train_from_iterator(texts, trainer)
+        return _fit_wordpiece(items, size, lowercase, specials, min_count, file)
+    backend.train_from_iterator(items, trainer)
     return backend
 
 
-class _Watched:
-    """The texts in items of bounded length, cut before a space; remembers whether there was anything."""
+def _fit_wordpiece(items: _Items, size: int, lowercase: bool, specials: list[str], min_count: int, file: IO[str]) -> Tokenizer:
+    """The trainer numbers `##a`, `##b` as it meets them, in an order that changes from run to run, and breaks ties by number: two runs would give two
+    vocabularies. Named as special tokens in advance they have their numbers from the start; afterwards the vocabulary is taken without that mark."""
+    backend = pipelines.bert(models.WordPiece(unk_token="[UNK]"), lowercase)
+    symbols = _alphabet(items, backend, size, specials, file)
+    inside = ["##" + c for c in symbols if len(backend.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
+    if len(specials) + len(symbols) + len(inside) > size:
+        raise _too_small(size, len(specials) + len(symbols) + len(inside))
+    trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=min_count, continuing_subword_prefix="##", initial_alphabet=symbols,
+                                        limit_alphabet=len(symbols), special_tokens=specials + inside, show_progress=False)
+    backend.train_from_iterator(items, trainer)
+    return pipelines.bert(models.WordPiece(backend.get_vocab(), unk_token="[UNK]"), lowercase)
+
+
+def _alphabet(items: _Items, backend: Tokenizer, size: int, specials: list[str], file: IO[str], most: int | None = None) -> list[str]:
+    """The most frequent characters as the model will see them, in the order of their code points; spaces only where the pipeline keeps them."""
+    counts = items.count(backend, file)
+    keep = max(CHARACTERS, size // 8) if most is None else most
+    symbols = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:max(0, keep)])
+    if counts and len(specials) + max(1, len(symbols)) > size:
+        raise _too_small(size, len(specials) + max(1, len(symbols)))
+    return symbols
+
+
+def _too_small(size: int, needed: int) -> ValueError:
+    return ValueError(f"vocab_size={size}; the special tokens and single characters of these texts need {needed} places: choose a larger one")
+
+
+class _Items:
+    """Texts in items of bounded length, cut before a space. A stream that can be read only once is kept in a file for the second pass."""
 
     def __init__(self, texts: Iterable[str]):
         self.texts, self.seen = texts, False
 
+    def count(self, backend: Tokenizer, file: IO[str]) -> Counter[str]:
+        """How often each character occurs after normalising; ▁ stands for the spaces of pipelines that write them so."""
+        counts: Counter[str] = Counter()
+        spaces = isinstance(backend.pre_tokenizer, pre_tokenizers.Split)
+        once = iter(self.texts) is self.texts
+        for text in self:
+            counts.update(text if backend.normalizer is None else backend.normalizer.normalize_str(text))
+            if once:
+                file.write(json.dumps(text) + "\n")
+        if once:
+            self.texts = _lines(file)
+        if not spaces:
+            counts = Counter({c: n for c, n in counts.items() if not c.isspace()})
+        if counts and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):
+            counts["▁"] += sum(counts.values())
+        return counts
+
     def __iter__(self) -> Iterator[str]:
         for text in self.texts:
             if not isinstance(text, str):
-                raise ValueError(f"texts holds a {type(text).__name__}; each item is one str")
+                raise ValueError(f"texts holds a {type(text).__name__}; each item is one str: convert it, or drop it")
             self.seen = self.seen or bool(text)
             start = 0
             while len(text) - start > ITEM:
@@ -77,3 +128,8 @@ class _Watched:
                 yield text[start:space]
                 start = space
             yield text[start:]
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    file.seek(0)
+    return map(json.loads, file)

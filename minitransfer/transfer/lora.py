@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..nn.model import Model
+from ..ops.dropout import Dropout
 from .groups import TrainableReport, expand_range, fresh_names, set_trainable, trainable_report
 
 SHORT = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj",
@@ -43,7 +44,7 @@ class LoRALinear(nn.Module):
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.zeros(r, base.in_features, device=device)) if A is None else A
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.active = True
         self.kept: tuple[Tensor, nn.Parameter, nn.Parameter] | None = None    # while merged: the untouched weight, A and B
 

@@ -62,7 +62,7 @@ def adapter_config(model: Model, pairs: dict[str, Pair], modules: list[str]) -> 
     odd = {file_name(model, name, every[name].ours[0]): pair for name, pair in pairs.items() if (pair.r, pair.alpha) != (r, alpha)}
     return {
         "peft_type": "LORA", "task_type": TASKS.get(model.head_name), "base_model_name_or_path": base_of(model), "revision": None,
-        "inference_mode": True, "r": r, "lora_alpha": alpha, "lora_dropout": layer.dropout.p, "bias": "none", "use_rslora": layer.rslora,
+        "inference_mode": True, "r": r, "lora_alpha": alpha, "lora_dropout": layer.dropout.rate, "bias": "none", "use_rslora": layer.rslora,
         "use_dora": False, "init_lora_weights": True, "fan_in_fan_out": any(every[name].transposed for name in pairs),
         "target_modules": shortest_targets(list(pairs), list(every)), "modules_to_save": modules or None,
         "rank_pattern": {name: pair.r for name, pair in odd.items()}, "alpha_pattern": {name: pair.alpha for name, pair in odd.items()}}
@@ -80,7 +80,7 @@ def save_adapter(model: Model, folder: str | Path) -> None:
     if any(layer.merged for layer in layers.values()):
         raise ValueError("save_adapter on a merged model; it writes the A and B of each layer: "
                          "call unmerge_lora first, or keep the merged model with save_pretrained")
-    if len({(layer.dropout.p, layer.rslora) for layer in layers.values()}) > 1:
+    if len({(layer.dropout.rate, layer.rslora) for layer in layers.values()}) > 1:
         raise ValueError("the LoRAs of this model differ in dropout or rslora; an adapter file has one value for all: use the same in every add_lora")
     names = {name for name, p in model.named_parameters() if p.requires_grad} - set(lora_names(model))
     if strangers := sorted(n for n in names if not n.startswith(("head.", "pooler."))):

@@ -225,7 +225,7 @@ def test_what_cannot_be_saved_is_refused(twin, tmp_path):
     with pytest.raises(ValueError, match=r"blocks.0.norm_mlp.weight \(1 in all\) train beside the LoRA"):
         save_adapter(model, tmp_path)
     model.blocks[0].norm_mlp.weight.requires_grad_(False)
-    lora_layers(model)["blocks.0.attn.q_proj"].dropout.p = 0.3
+    lora_layers(model)["blocks.0.attn.q_proj"].dropout.rate = 0.3
     with pytest.raises(ValueError, match="differ in dropout or rslora"):
         save_adapter(model, tmp_path)
 

@@ -28,7 +28,7 @@ def test_lora_by_name_and_with_settings():
     assert not (lora_layers(other)["blocks.1.attn.v_proj"].lora_A == layer.lora_A).all()
     model = gpt()
     lora(r=2, targets="all", alpha=3, dropout=0.25).apply(model)
-    assert len(lora_layers(model)) == 18 and lora_layers(model)["blocks.0.mlp.up_proj"].dropout.p == 0.25
+    assert len(lora_layers(model)) == 18 and lora_layers(model)["blocks.0.mlp.up_proj"].dropout.rate == 0.25
 
 
 def test_by_name_or_as_it_is():

@@ -1,0 +1,51 @@
+"""What the verbs that train can be told, by name. The settings of a run come from TrainSettings itself."""
+from __future__ import annotations
+
+from ..training import TrainSettings
+from .keys import Key, keys_of
+
+KINDS = ("wordpiece", "byte_bpe", "bpe", "unigram", "character")        # of tokenizers that can be trained
+TRAIN = keys_of(TrainSettings)
+MODEL = {"model": Key("str | None", None, "the pretrained model: a folder, a bundled name or a hub id")}
+RUN = {
+    "out": Key("str | None", None, "the folder of the run; out/model is then the result"),
+    "resume": Key("bool", False, "go on from the last save in `out`"),
+    "device": Key("str", "auto", "cpu, cuda, or auto: a GPU if there is one")}
+CORPUS = {
+    "corpus": Key("str | None", None, "a .txt or .jsonl file (also .gz), a folder of them, pydoc, samples/general.txt, or a data set of the hub"),
+    "validation": Key("str | None", None, "a corpus to measure on; none: 1 % of the rows is held out"),
+    "general": Key("str | None", None, "other text whose loss is reported beside"),
+    "field": Key("str", "text", "of JSON lines and data sets: where the text is"),
+    "documents": Key("str", "blank_line", "what one document of a .txt file is: blank_line, line or file"),
+    "length": Key("int", 128, "tokens per row"),
+    "batch_size": Key("int", 32, "rows per batch")}
+PRETRAIN = {
+    **CORPUS,
+    "objective": Key("str", "masked", "masked (a bidirectional model) or causal"),
+    "tokenizer": Key("str | None", None, f"a folder, name or hub id; or one to train on the corpus: {', '.join(KINDS)}; none: wordpiece, or byte_bpe if causal"),
+    **RUN}
+SHAPE = {
+    "vocab_size": Key("int", 8192, "tokens of a tokenizer that is trained"),
+    "d_model": Key("int", 256, "width"),
+    "n_layers": Key("int", 4, "blocks"),
+    "n_heads": Key("int", 4, "attention heads"),
+    "d_ff": Key("int | None", None, "width inside a block; none: 4 times d_model"),
+    "max_len": Key("int | None", None, "tokens the model can read at most; none: as `length`"),
+    "dropout": Key("float", 0.1, "on the output of every sub-layer")}
+ADAPT = {
+    **MODEL, **CORPUS,
+    "objective": Key("str | None", None, "masked or causal; none: that of the model's head"),
+    **RUN}
+FINETUNE = {
+    **MODEL,
+    "train": Key("str | None", None, "rows with labels: .tsv, .csv, .jsonl or .conll (also .gz)"),
+    "validation": Key("str | None", None, "rows to measure on during training"),
+    "task": Key("str", "sequence", "sequence (one label a text) or token (one label a word)"),
+    "strategy": Key("str", "full", "what trains: full, head, last:2 (the head and the top 2 blocks), lora, lora:16 (of rank 16)"),
+    "text": Key("str", "text", "the column of the text"),
+    "pair": Key("str | None", None, "the column of a second text"),
+    "label": Key("str", "label", "the column of the label"),
+    "batch_size": Key("int | None", None, "rows per batch; none: 32, or as `max_tokens` allows"),
+    "max_tokens": Key("int | None", None, "tokens per batch, padding included, instead of batch_size"),
+    "max_length": Key("int | None", None, "longer texts are cut after so many tokens; none: what the model can read"),
+    **RUN}

@@ -1,0 +1,165 @@
+"""Runs that are killed with signal 9, each in a process of its own. A script: `python -m tests.train.killed_runs FOLDER` prints one JSON line.
+
+Processes are forked before any thread exists (one thread for everything), so that each costs milliseconds.
+"""
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch
+
+from minitransfer.objectives import Masked
+from minitransfer.training import TrainSettings, held_out_loss, train
+from minitransfer.weights.files import recover
+
+from .small import V, batches, bert
+
+STEPS, SAVE_EVERY = 12, 4
+TOK = SimpleNamespace(mask_id=4, vocab_size=V, special_ids=frozenset(range(5)))
+
+
+def run(out: Path, on_step: Callable[[dict], None] | None = None, save_every: int = SAVE_EVERY) -> None:
+    """Dropout, masks drawn anew, two micro-batches a step, epochs that end inside steps, evaluations, best weights: everything a resumption could get wrong."""
+    settings = TrainSettings(steps=STEPS, lr=1e-2, micro_batches=2, eval_every=3, best="loss lower", save_every=save_every, log_every=2, precision="fp32", progress=False)
+    objective = Masked(TOK, 0.3)
+    train(bert(seed=os.getpid()), batches(n=7), objective, settings, out=out, evaluate=held_out_loss(batches(n=2, seed=9), objective), resume=True, on_step=on_step)
+
+
+def forked(work: Callable[[], None], after: float | None = None) -> int:
+    """Run `work` in a process of its own, which is killed `after` seconds if given. Returns: its exit code, or minus the signal."""
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    if after is not None:
+        time.sleep(after)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def files(out: Path) -> dict[str, bytes]:
+    """The bits that have to be equal: weights, moments, best weights, and the log without its times."""
+    log = [{k: v for k, v in json.loads(line).items() if k in ("step", "loss", "lr", "grad_norm", "tokens", "evaluation")}
+           for line in (out / "log.jsonl").read_text().splitlines()]
+    return {name: (out / name).read_bytes() for name in ("model/model.safetensors", "last/parameters.safetensors", "last/optimizer.safetensors",
+                                                        "best/parameters.safetensors", "best/best.json")} | {"log": json.dumps(log).encode()}
+
+
+def saved_step(out: Path) -> int:
+    last = recover(out / "last")
+    return json.loads((last / "train_state.json").read_text())["progress"]["step"] if last.exists() else 0
+
+
+def outcome(out: Path, wanted: dict[str, bytes], killed: int, at: object) -> dict:
+    """Resume a run that was killed, and compare."""
+    step = saved_step(out)
+    ended = forked(lambda: run(out))
+    got = files(out) if ended == 0 else {}
+    # the loss of a window that was cut in two by the kill is a mean over its second half
+    return {"at": at, "killed": killed, "saved": step, "ended": ended, "differs": [name for name in wanted if name != "log" and got.get(name) != wanted[name]],
+            "log": [one["step"] for one in json.loads(got.get("log", b"[]"))]}
+
+
+def at_steps(folder: Path, wanted: dict[str, bytes]) -> list[dict]:
+    """Killed after five random steps."""
+    found = []
+    for n, step in enumerate(random.Random(0).sample(range(1, STEPS), 5)):
+        out = folder / f"step{n}"
+        killed = forked(lambda: run(out, lambda record: die() if record["step"] == step else None))
+        found.append(outcome(out, wanted, killed, step))
+    return found
+
+
+def in_a_save(folder: Path, wanted: dict[str, bytes]) -> list[dict]:
+    """Killed at every single file operation of the second save (and of the evaluation that keeps the best weights, in the same step)."""
+    found = []
+    while not found or found[-1]["killed"]:
+        out, operation = folder / f"save{len(found)}", len(found)
+
+        def work() -> None:
+            count = 0
+
+            def watch(event: str, args: tuple) -> None:
+                nonlocal count
+                if armed and event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.scandir") and str(folder) in str(args[0]):
+                    if count == operation:
+                        die()
+                    count += 1
+
+            def arm(record: dict) -> None:
+                nonlocal armed
+                armed = record["step"] == 2 * SAVE_EVERY
+
+            armed = False
+            sys.addaudithook(watch)
+            run(out, arm)
+
+        found.append(outcome(out, wanted, forked(work), operation))
+    return found
+
+
+def at_moments(folder: Path, wanted: dict[str, bytes]) -> list[dict]:
+    """Killed again and again at random moments while every step saves, until it has come to its end."""
+    found, chance = [], random.Random(0)
+    for n in range(5):
+        out, lives = folder / f"moment{n}", 0
+        while lives < 60 and forked(lambda: run(out, save_every=1), after=chance.uniform(0.02, 0.25)) != 0:
+            lives += 1
+        found.append({**outcome(out, wanted, lives, n), "lives": lives})
+    return found
+
+
+def full_disk(folder: Path, wanted: dict[str, bytes]) -> dict:
+    """No file may grow beyond 20 kB from step 5 on: the second save does not fit."""
+    out, message = folder / "full", folder / "message"
+
+    def work() -> None:
+        try:
+            run(out, lambda record: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)) if record["step"] == 5 else None)
+        except (OSError, ValueError) as error:
+            kind = type(error).__name__
+            os.write(1, json.dumps({"kind": kind, "message": str(error)}).encode())
+            os._exit(3)
+
+    read, write = os.pipe()
+
+    def piped() -> None:
+        os.dup2(write, 1)
+        work()
+
+    killed = forked(piped)
+    os.close(write)
+    error = json.loads(os.read(read, 65536) or b"{}")
+    leftovers = [path.name for path in out.iterdir() if path.name.startswith(".")]
+    del message
+    return {**outcome(out, wanted, killed, 5), "error": error, "leftovers": leftovers}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    root = Path(sys.argv[1])
+    assert forked(lambda: run(root / "whole")) == 0
+    truth = files(root / "whole")
+    print(json.dumps({"steps": at_steps(root, truth), "save": in_a_save(root, truth), "moments": at_moments(root, truth), "full": full_disk(root, truth),
+                      "log": [one["step"] for one in json.loads(truth["log"])]}))
