@@ -1,4 +1,4 @@
-"""How the bundled checkpoints were made: python checkpoints/pretrain.py mini-bert DATA --minutes 85
+"""How the bundled checkpoints were made: python checkpoints/pretrain.py mini-bert DATA
 
 DATA is a folder with gutenberg/, wikipedia_en/ and wikitext2/ (train and validation files). Trains the tokenizer, then the model, and leaves a run folder;
 `--finish` turns the run's best weights into checkpoints/NAME, in 16-bit floats and with the dropout that fine-tuning wants.
@@ -14,12 +14,17 @@ from pathlib import Path
 import torch
 
 import minitransfer as mt
+from minitransfer.objectives import Causal, Masked
 from minitransfer.text import Tokenizer, read_texts
 from minitransfer.training import pretrain
 
 SIZES = {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 4, "d_ff": 1024, "max_len": 128, "dropout": 0.0}
 DECODER = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False, "final_norm": True, "pooler": False}
 MODELS = {"mini-bert": ("masked", "wordpiece", {}), "mini-gpt": ("causal", "byte_bpe", DECODER)}
+# Short rows first: a masked model learns from its neighbours sooner when there are few of them. Long rows last, for the positions.
+PHASES = {"mini-bert": [{"length": 32, "batch_size": 32, "lr": 1e-3, "share": 0.8}, {"length": 128, "batch_size": 16, "lr": 4e-4, "share": 0.2}],
+          "mini-gpt": [{"length": 128, "batch_size": 16, "lr": 1e-3, "share": 1.0}]}
+MASKED = 0.3                                            # of the tokens: more to learn from in each of few steps (Wettig et al. 2023)
 HERE = Path(__file__).parent
 
 
@@ -36,19 +41,21 @@ def held_out(data: Path) -> list[str]:
 
 
 def run(name: str, data: Path, out: Path, minutes: float, resume: bool) -> None:
-    objective, kind, changes = MODELS[name]
+    head, kind, changes = MODELS[name]
     if not (out / "tokenizer").exists():
         Tokenizer.train(read_texts(sources(data)), kind, vocab_size=SIZES["vocab_size"], max_len=SIZES["max_len"]).save_pretrained(out / "tokenizer")
     tok = Tokenizer.from_pretrained(out / "tokenizer")
-    model = mt.Model(mt.ModelConfig(**{**SIZES, **changes}), objective, seed=0)
-    model.attention = "reference"                       # on short rows the written-out path was the faster one on a CPU
-    pretrain(model, tok, sources(data), objective, validation=held_out(data), out=out / "run", resume=resume, length=128, batch_size=16, minutes=minutes,
-             lr=1e-3, warmup=0.04, beta2=0.98, weight_decay=0.01, eval_every=3000, save_every=1000, log_every=100, seed=0, progress=False)
+    model = mt.Model(mt.ModelConfig(**{**SIZES, **changes}), head, seed=0)
+    objective = Masked(tok, probability=MASKED) if head == "masked" else Causal()
+    for number, phase in enumerate(PHASES[name]):
+        settings = {name: value for name, value in phase.items() if name != "share"}
+        pretrain(model, tok, sources(data), objective, validation=held_out(data), out=out / f"phase{number}", resume=resume, minutes=minutes * phase["share"],
+                 warmup=0.04, beta2=0.98, weight_decay=0.01, eval_every=4000, save_every=1000, log_every=100, seed=number, progress=False, **settings)
 
 
 def finish(name: str, out: Path) -> None:
     """The run's result as a bundled checkpoint: float16 holds these weights in 11 bits of mantissa, in half the bytes."""
-    model, tok = mt.Model.from_pretrained(out / "run/model"), Tokenizer.from_pretrained(out / "tokenizer")
+    model, tok = mt.Model.from_pretrained(out / f"phase{len(PHASES[name]) - 1}" / "model"), Tokenizer.from_pretrained(out / "tokenizer")
     model.config = dataclasses.replace(model.config, dropout=0.1, attn_dropout=0.1, embed_dropout=0.1)
     model.save_pretrained(HERE / name, dtype=torch.float16)
     tok.save_pretrained(HERE / name)

@@ -10,8 +10,9 @@ import platform
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -26,9 +27,10 @@ from .text import Tokenizer, read_rows, sample_rows
 from .training.log import package_versions
 from .training.memory import peak_memory, reset_peak
 
-FILLS = ("She opened the [MASK] and went in.", "The food was [MASK] and we will come back.", "He was born in the [MASK] of London.")
+FILLS = ("She opened the [MASK] and went in.", "He was born in the [MASK] of London.", "They sat down at the [MASK] to eat.")
 PROMPTS = ("The old man", "In the morning", "The city is")
-BATCH, NEW_TOKENS = 16, 24
+EPOCHS, BATCH, NEW_TOKENS = 8, 16, 24
+COLUMNS = ("strategy", "trainable", "share", "training", "memory", "accuracy on test (95 % interval)")
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,18 @@ class Way:
 
     name: str
     strategy: str
-    lr: float
+    lr: float                           # usual for this way and a model of this size; chosen on the validation split, never on the test one
     pretrained: bool = True
 
 
-# learning rates: the usual ones for each way at this size; chosen on the validation split, never on the test split
 WAYS = (Way("random start, full", "full", 5e-4, pretrained=False), Way("head only", "head", 5e-3), Way("LoRA", "lora", 2e-3), Way("full", "full", 2e-4))
+
+
+@dataclass(frozen=True)
+class Split:
+    train: list[dict]
+    validation: list[dict]
+    test: list[dict]
 
 
 @dataclass(frozen=True)
@@ -61,21 +69,15 @@ class Outcome:
     predictions: Sequence[Prediction] = ()
 
     @property
-    def accuracy(self) -> float:
-        return self.correct / self.rows
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson(self.correct, self.rows)
+    def percent(self) -> tuple[float, float, float]:
+        """Accuracy on the test rows with the ends of its 95 % interval."""
+        low, high = wilson(self.correct, self.rows)
+        return 100 * self.correct / self.rows, 100 * low, 100 * high
 
     def cells(self) -> tuple[str, ...]:
-        low, high = self.interval
         memory = "?" if self.memory is None else f"{self.memory / 1e6:,.0f} MB"
         return (self.name, f"{self.trainable:,}", f"{100 * self.trainable / self.total:.2f} %", f"{self.seconds:.1f} s", memory,
-                f"{100 * self.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f})")
-
-
-COLUMNS = ("strategy", "trainable", "share", "training", "memory", "accuracy on test (95 % interval)")
+                "{:.1f} % ({:.1f} to {:.1f})".format(*self.percent))
 
 
 @dataclass(frozen=True)
@@ -97,23 +99,7 @@ class DemoResult:
         return "\n".join([*lines, *([f"\nreport: {self.report}"] if self.report else [])])
 
 
-def tf_idf(train: list[dict], validation: list[dict], test: list[dict]) -> Outcome | None:
-    """The baseline without a network: weighted counts of words and word pairs, and logistic regression. None without scikit-learn."""
-    try:
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-    except ImportError:
-        return None
-    before = start_measuring(torch.device("cpu"))
-    began = time.perf_counter()
-    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10.0, max_iter=1000))
-    classifier.fit([row["text"] for row in train], [row["label"] for row in train])
-    seconds = time.perf_counter() - began
-    answers = classifier.predict([row["text"] for row in test])
-    n = classifier[-1].coef_.size + classifier[-1].intercept_.size
-    return Outcome("TF-IDF + logistic", n, n, seconds, used_since(before, torch.device("cpu")), sum(a == row["label"] for a, row in zip(answers, test, strict=True)), len(test))
-
+# ---- measuring ---------------------------------------------------------------------------------------------------------------------------------
 
 def start_measuring(device: torch.device) -> int | None:
     """Give freed memory back, start the peak anew, and return what is held: bytes of tensors on a GPU, of the process on a CPU (None: not Linux)."""
@@ -123,7 +109,7 @@ def start_measuring(device: torch.device) -> int | None:
         return torch.cuda.memory_allocated(device)
     if not (status := Path("/proc/self/status")).exists():
         return None
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)      # glibc's; training told it to keep what is freed, and each way shall start from the same
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)      # of glibc: training told it to keep what is freed, and every way starts from the same
     if trim is not None:
         trim(0)
     reset_peak(device)
@@ -134,39 +120,47 @@ def used_since(before: int | None, device: torch.device) -> int | None:
     return None if before is None else max(0, peak_memory(device) - before)
 
 
-def tune(way: Way, source: str, tok: Tokenizer, train: list[dict], validation: list[dict], test: list[dict], epochs: int, seed: int, device: torch.device) -> Outcome:
-    labels = sorted({row["label"] for row in train})
+def tf_idf(split: Split) -> Outcome | None:
+    """The baseline without a network: weighted counts of words and word pairs, and logistic regression. None without scikit-learn."""
+    try:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+    except ImportError:
+        return None
+    cpu = torch.device("cpu")
+    before, began = start_measuring(cpu), time.perf_counter()
+    classifier = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10.0, max_iter=1000))
+    classifier.fit([row["text"] for row in split.train], [row["label"] for row in split.train])
+    seconds, memory = time.perf_counter() - began, used_since(before, cpu)
+    answers = classifier.predict([row["text"] for row in split.test])
+    correct = sum(answer == row["label"] for answer, row in zip(answers, split.test, strict=True))
+    n = classifier[-1].coef_.size + classifier[-1].intercept_.size
+    return Outcome("TF-IDF + logistic", n, n, seconds, memory, correct, len(split.test))
+
+
+def tune(way: Way, source: str, tok: Tokenizer, split: Split, epochs: int, seed: int, device: torch.device) -> Outcome:
+    """Train one way and ask it for the test rows. Seconds are those of training, the evaluations on the validation split included."""
+    labels = sorted({row["label"] for row in split.train})
     before = start_measuring(device)
     model = Model.from_pretrained(source, head="sequence", labels=labels, seed=seed)
     if not way.pretrained:
         model = Model(model.config, "sequence", labels, seed=seed)
-    result = finetune(model.to(device), tok, "sequence", train=train, validation=validation, strategy=way.strategy, epochs=epochs, lr=way.lr, seed=seed, batch_size=BATCH,
-                      best=None, log_every=4, progress=False)
+    result = finetune(model.to(device), tok, train=split.train, validation=split.validation, strategy=way.strategy, epochs=epochs, lr=way.lr,
+                      seed=seed, batch_size=BATCH, best=None, log_every=4, progress=False)
     memory = used_since(before, device)
-    answers = predict(result.model, tok, [row["text"] for row in test])
-    per_epoch = max(one["step"] for one in result.history) / epochs
-    return Outcome(way.name, result.report.total.trainable, result.report.total.parameters, result.seconds, memory,
-                   sum(a.label == row["label"] for a, row in zip(answers, test, strict=True)), len(test),
+    answers = predict(result.model, tok, [row["text"] for row in split.test])
+    correct = sum(answer.label == row["label"] for answer, row in zip(answers, split.test, strict=True))
+    per_epoch = result.training.steps / epochs
+    return Outcome(way.name, result.report.trainable, result.report.total.parameters, result.seconds, memory, correct, len(split.test),
                    [(one["step"] / per_epoch, one["loss"]) for one in result.history if "loss" in one],
                    [(one["step"] / per_epoch, 100 * one["evaluation"]["accuracy"]) for one in result.history if "evaluation" in one], answers)
 
 
-def fill_lines(source: str, device: torch.device) -> list[tuple[str, str]]:
-    model, tok = Model.from_pretrained(source).to(device), Tokenizer.from_pretrained(source)
-    if not model.head_name.startswith("masked") or tok.mask_id is None:
-        return []
-    mask = tok.tokens([tok.mask_id])[0]
-    return [(text, ", ".join(f"“{token}” {p:.0%}" for token, p in fill(model, tok, text.replace("[MASK]", mask), 4)[0])) for text in FILLS]
-
-
-def generate_lines(source: str, seed: int, device: torch.device) -> list[tuple[str, str]]:
-    model, tok = Model.from_pretrained(source).to(device), Tokenizer.from_pretrained(source)
-    dice, lines = torch.Generator(device).manual_seed(seed), []
-    for prompt in PROMPTS:
-        ids = tok(prompt)["input_ids"].to(device)
-        out = generate(model, ids, max_new_tokens=NEW_TOKENS, temperature=0.7, top_p=0.9, stop=() if tok.eos_id is None else (tok.eos_id,), generator=dice)
-        lines.append((prompt, " ".join(tok.decode(out[0, ids.shape[1]:]).split())))
-    return lines
+def warm_up(source: str, tok: Tokenizer, split: Split, device: torch.device) -> None:
+    """A little of everything, unmeasured: what a process pays once is not the first way's cost."""
+    little = Split(*(sample_rows(rows, min(2 * BATCH, len(rows)), by="label") for rows in (split.train, split.validation, split.test)))
+    tune(WAYS[-1], source, tok, little, 1, 0, device)
 
 
 def machine() -> str:
@@ -177,6 +171,29 @@ def machine() -> str:
     return f"{name}, {torch.get_num_threads()} threads" + (f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
 
 
+# ---- showing -----------------------------------------------------------------------------------------------------------------------------------
+
+def fill_lines(source: str, device: torch.device) -> list[tuple[str, str]]:
+    """Three texts and what the encoder would put at their masks; none if it has no masked head."""
+    model, tok = Model.from_pretrained(source).to(device), Tokenizer.from_pretrained(source)
+    if not model.head_name.startswith("masked") or tok.mask_id is None:
+        return []
+    mask = tok.tokens([tok.mask_id])[0]
+    best = {text: fill(model, tok, text.replace("[MASK]", mask), 4)[0] for text in FILLS}
+    return [(text, ", ".join(f"“{token}” {p:.0%}" for token, p in tokens)) for text, tokens in best.items()]
+
+
+def generate_lines(source: str, seed: int, device: torch.device) -> list[tuple[str, str]]:
+    """Three beginnings and how the decoder goes on."""
+    model, tok = Model.from_pretrained(source).to(device), Tokenizer.from_pretrained(source)
+    dice, stop, lines = torch.Generator(device).manual_seed(seed), () if tok.eos_id is None else (tok.eos_id,), []
+    for prompt in PROMPTS:
+        ids = tok(prompt)["input_ids"].to(device)
+        out = generate(model, ids, max_new_tokens=NEW_TOKENS, temperature=0.7, top_p=0.9, stop=stop, generator=dice)
+        lines.append((prompt, " ".join(tok.decode(out[0, ids.shape[1]:]).split())))
+    return lines
+
+
 def five_cases(test: list[dict], predictions: Sequence[Prediction]) -> list[Html]:
     """The two surest right answers, the least sure right one, and the two surest wrong ones."""
     both = sorted(zip(test, predictions, strict=True), key=lambda pair: -pair[1].probability)
@@ -185,51 +202,58 @@ def five_cases(test: list[dict], predictions: Sequence[Prediction]) -> list[Html
     return [prediction_case(row["text"], row["label"], answer.label, answer.probability) for row, answer in chosen]
 
 
-def demo_page(result: DemoResult, test: list[dict]) -> Html:
-    outcomes = result.outcomes
-    losses, validation = ({one.name: getattr(one, what) for one in outcomes} for what in ("losses", "validation"))
-    best = outcomes[-1]
-    intervals = [(one.name, 100 * one.accuracy, *(100 * bound for bound in one.interval)) for one in outcomes]
-    lines = [section(title, *(paragraph(element("b", a), " → ", b) for a, b in pairs)) for title, pairs in
-             (("The pretrained encoder fills masks", result.filled), ("The pretrained decoder goes on", result.generated)) if pairs]
-    return page(
-        "minitransfer demo: what pretraining is worth",
-        paragraph(f"Five ways to learn which reviews are positive, from the same {result.setting['training rows']} reviews, judged on {len(test)} others. "
-                  "All numbers were measured in the run that wrote this page."),
+def demo_page(result: DemoResult, split: Split) -> Html:
+    outcomes, n = result.outcomes, len(split.test)
+    losses, validation = {one.name: one.losses for one in outcomes}, {one.name: one.validation for one in outcomes}
+    label, most = Counter(row["label"] for row in split.test).most_common(1)[0]
+    parts = [
+        paragraph(f"{len(outcomes)} ways to learn which reviews are positive, from the same {len(split.train)} reviews, judged on {n} others. "
+                  f"Always answering “{label}” would be right for {most / n:.0%}. All numbers were measured in the run that wrote this page."),
         section("The ways compared", table(COLUMNS, [one.cells() for one in outcomes]),
                 paragraph("Share: of the model's parameters, how many train. Memory: the peak during training above what the process held before. "
                           "The interval is Wilson's; ways whose intervals overlap may be equally good.", class_="soft"),
-                interval_chart("Accuracy on the test split, %, with 95 % intervals", intervals, "accuracy, %")),
-        section("Learning curves", key(losses), element("div", line_chart("Training loss", losses, "epoch"), line_chart("Accuracy on the validation split, %", validation, "epoch"), class_="charts")),
-        section(f"Five predictions of “{best.name}” on the test split", *five_cases(test, best.predictions)),
-        *lines,
-        section("How it was measured", facts(result.setting)))
+                interval_chart("Accuracy on the test split, %, with 95 % intervals", [(one.name, *one.percent) for one in outcomes], "accuracy, %")),
+        section("Learning curves", key(losses), element("div", line_chart("Training loss", losses, "epoch"),
+                                                        line_chart("Accuracy on the validation split, %", validation, "epoch"), class_="charts")),
+        section(f"Five predictions of “{outcomes[-1].name}” on the test split", *five_cases(split.test, outcomes[-1].predictions))]
+    for title, pairs in (("The pretrained encoder fills masks", result.filled), ("The pretrained decoder goes on", result.generated)):
+        parts += [section(title, *(paragraph(element("b", a), " → ", b) for a, b in pairs))] if pairs else []
+    return page("minitransfer demo: what pretraining is worth", *parts, section("How it was measured", facts(result.setting)))
 
 
-def run(model: str = "mini-bert", generator: str | None = "mini-gpt", out: str | Path = "runs/demo", rows: int | None = None, epochs: int = 8, seed: int = 0) -> DemoResult:
+def setting_of(split: Split, epochs: int, seed: int, models: list[str], baseline: bool) -> dict[str, object]:
+    """What somebody needs to judge the comparison and to run it again."""
+    called = Path(sys.argv[0]).stem in ("minitransfer", "__main__")
+    return {
+        "the same for all": f"{len(split.train)} training reviews, {epochs} epochs, {BATCH} reviews a step; AdamW, 10 % warm-up, linear to zero; "
+                            f"the weights after the last step; {len(split.validation)} validation and {len(split.test)} test reviews",
+        "learning rates": ", ".join(f"{way.name} {way.lr:g}" for way in WAYS) + "; chosen on the validation split",
+        "TF-IDF": "words and word pairs, logarithmic counts, C = 10" if baseline else "left out: scikit-learn is not installed",
+        "models": ", ".join(models), "seed": seed, "machine": machine(),
+        "versions": ", ".join(f"{name} {version}" for name, version in package_versions().items()),
+        "command": shlex.join(["minitransfer", *sys.argv[1:]]) if called else "minitransfer.demo.run(...)"}
+
+
+def run(model: str = "mini-bert", generator: str | None = "mini-gpt", out: str | Path = "runs/demo", rows: int | None = None, epochs: int = EPOCHS,
+        seed: int = 0) -> DemoResult:
     """Compare the ways on the bundled reviews and write `out`/report.html.
 
-    Args:   model: a pretrained encoder; generator: a pretrained decoder, None leaves its lines out; rows: train on so many of the reviews (default: all).
+    Args:   model: a pretrained encoder; generator: a pretrained decoder, None leaves its lines out; rows: train on so many reviews (default: all).
     Raises: ValueError if a checkpoint cannot be found.
     """
-    train, validation, test = (read_rows(samples.path(f"reviews.{split}.tsv")) for split in ("train", "validation", "test"))
-    train = train if rows is None else sample_rows(train, rows, seed, by="label")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tok = Tokenizer.from_pretrained(model)
-    began = time.perf_counter()
-    outcomes = [] if (baseline := tf_idf(train, validation, test)) is None else [baseline]
-    for way in WAYS:
-        print(f"minitransfer: {way.name} ({way.strategy}, learning rate {way.lr:g}, {epochs} epochs)", file=sys.stderr)
-        outcomes.append(tune(way, model, tok, train, validation, test, epochs, seed, device))
-    setting: dict[str, object] = {
-        "training rows": len(train), "validation rows": len(validation), "test rows": len(test), "epochs": epochs, "reviews per step": BATCH,
-        "learning rates": ", ".join(f"{way.name} {way.lr:g}" for way in WAYS), "schedule": "10 % warm-up, then linear to zero; AdamW; weights after the last step",
-        "TF-IDF": "words and word pairs, logarithmic counts, C = 10" if baseline else "left out: scikit-learn is not installed",
-        "models": model + (f", {generator}" if generator else ""), "seed": seed, "machine": machine(), "versions": ", ".join(f"{name} {v}" for name, v in package_versions().items()),
-        "command": shlex.join(["minitransfer", *sys.argv[1:]] if Path(sys.argv[0]).stem in ("minitransfer", "__main__") else ["minitransfer.demo.run()"])}
+    split = Split(*(read_rows(samples.path(f"reviews.{name}.tsv")) for name in ("train", "validation", "test")))
+    if rows is not None:
+        split = replace(split, train=sample_rows(split.train, rows, seed, by="label"))
+    device, tok, began = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Tokenizer.from_pretrained(model), time.perf_counter()
     filled, generated = fill_lines(model, device), [] if generator is None else generate_lines(generator, seed, device)
+    baseline = tf_idf(split)
+    outcomes = [] if baseline is None else [baseline]
+    warm_up(model, tok, split, device)
+    for way in WAYS:
+        print(f"minitransfer: training {way.name!r} (learning rate {way.lr:g}, epochs {epochs})", file=sys.stderr, flush=True)
+        outcomes.append(tune(way, model, tok, split, epochs, seed, device))
+    setting = setting_of(split, epochs, seed, [model, *([generator] if generator else [])], baseline is not None)
     setting["whole demo"] = f"{time.perf_counter() - began:.0f} s"
-    path = Path(out) / "report.html"
-    result = DemoResult(outcomes, setting, filled, generated, path)
-    write_page(path, demo_page(result, test))
+    result = DemoResult(outcomes, setting, filled, generated, Path(out) / "report.html")
+    write_page(Path(out) / "report.html", demo_page(result, split))
     return result

@@ -19,7 +19,8 @@ STYLE = """
 --c0:#9aa5b1;--c1:#ffab6b;--c2:#62c98a;--c3:#d49bf0;--c4:#7aa5ff;--c5:#ff8fb8}}
 *{box-sizing:border-box}
 html{color-scheme:light dark;-webkit-text-size-adjust:100%}
-body{margin:0 auto;max-width:54rem;padding:1.5rem 1.25rem 4rem;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0 auto;max-width:54rem;padding:1.5rem 1.25rem 4rem;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 h1{font-size:1.7rem;line-height:1.2;margin:.5rem 0 .6rem}
 h2{font-size:1.15rem;margin:2.4rem 0 .6rem;padding-bottom:.3rem;border-bottom:1px solid var(--line)}
 p{margin:.5rem 0}
@@ -48,7 +49,8 @@ pre{background:var(--band);padding:.6rem .8rem;border-radius:6px;margin:.5rem 0}
 .good b{color:var(--good)}.bad b{color:var(--bad)}
 @media (max-width:40rem){body{padding:1rem 1rem 3rem}h1{font-size:1.4rem}
 thead{position:absolute;left:-9999px}table,tbody,tr,td{display:block}
-tr{padding:.6rem 0;border-bottom:1px solid var(--line)}td,td:first-child{border:0;padding:.1rem 0;text-align:right;display:flex;justify-content:space-between;gap:1rem}
+tr{padding:.6rem 0;border-bottom:1px solid var(--line)}
+td,td:first-child{border:0;padding:.1rem 0;text-align:right;display:flex;justify-content:space-between;gap:1rem}td span{white-space:nowrap}
 td::before{content:attr(data-of);color:var(--soft);font-weight:400;font-size:.9rem;text-align:left}td:first-child::before{content:none}
 dl{grid-template-columns:1fr;gap:0}dd{margin-bottom:.5rem}}
 """
@@ -131,7 +133,8 @@ class Plane:
         return [*marks, *numbers, self.label((self.left + self.right) / 2, self.bottom + 31, x_label)]
 
     def rows(self) -> list[Html]:
-        return [mark for v in ticks(*self.y) for mark in (self.line(self.left, self.down(v), self.right, self.down(v)), self.label(self.left - 6, self.down(v) + 4, f"{v:g}", "end"))]
+        marks = [self.line(self.left, self.down(v), self.right, self.down(v)) for v in ticks(*self.y)]
+        return [*marks, *(self.label(self.left - 6, self.down(v) + 4, f"{v:g}", "end") for v in ticks(*self.y))]
 
     def drawing(self, name: str, *marks: Html) -> Html:
         return element("svg", *marks, viewBox=f"0 0 {self.width} {self.height}", role="img", aria_label=name)
@@ -158,7 +161,8 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str) -> Html:
     plane = Plane((min(xs), max(xs)) if max(xs) > min(xs) else bounds(xs), bounds(ys))
     marks = [element("circle", cx=plane.across(x), cy=plane.down(y), r=2.5, style=f"fill:var(--c{i % 6})")
              for i, one in enumerate(series.values()) if len(one) <= FEW for x, y in one]
-    curves = [element("polyline", class_="curve", points=" ".join(f"{plane.across(x)},{plane.down(y)}" for x, y in one), **stroke(i)) for i, one in enumerate(series.values()) if one]
+    paths = [" ".join(f"{plane.across(x)},{plane.down(y)}" for x, y in one) for one in series.values()]
+    curves = [element("polyline", class_="curve", points=path, **stroke(i)) for i, path in enumerate(paths) if path]
     return element("figure", element("figcaption", title), plane.drawing(title, *plane.rows(), *plane.columns(x_label), *curves, *marks))
 
 
@@ -178,8 +182,9 @@ def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float]], 
 def prediction_case(words: str, truth: str, answer: str, probability: float) -> Html:
     """A text, what it is and what a model says it is."""
     right = truth == answer
-    verdict = element("b", f"{answer}, {probability:.0%}")
-    return element("div", paragraph(words), paragraph(verdict, " is right" if right else f" is wrong: the label is {truth}", class_="soft"), class_="case good" if right else "case bad")
+    verdict = " is right" if right else f" is wrong: the label is {truth}"
+    said = paragraph(element("b", f"{answer}, {probability:.0%}"), verdict, class_="soft")
+    return element("div", paragraph(words), said, class_="case good" if right else "case bad")
 
 
 def section(title: str, *parts: object) -> Html:

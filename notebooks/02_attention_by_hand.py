@@ -14,9 +14,9 @@
 # # Attention by hand
 #
 # Attention is the one step of a transformer in which positions exchange information. Here it is built from one sentence
-# and four lines of tensor algebra, then compared with the engine: with `minitransfer.nn.attention.attend`, with a whole
-# block of a pretrained model, with the tiled version that never holds the full matrix, and with the key/value cache.
-# Every comparison prints its largest difference.
+# and a few lines of tensor algebra, then compared with the engine: with `minitransfer.nn.attention.attend`, with a
+# whole block of a pretrained model, with the tiled version that never holds the full matrix, and with the key/value
+# cache. Every comparison prints its largest difference.
 #
 # You need: matrix products and the idea of a probability distribution. Reading time: about 15 minutes. Letters for
 # shapes are those of the whole project:
@@ -40,22 +40,25 @@ from minitransfer.ops.tiled_attention import tiled_attention
 
 torch.manual_seed(0)
 torch.set_grad_enabled(False)           # nothing is trained in this notebook
-plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False, "axes.spines.right": False})
+plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREY = "#2f6fb2", "#d9722b", "#b9bec6"
 
 
-def largest_difference(a, b):
-    """The largest absolute difference; entries that are -inf in both count as equal."""
-    return torch.where(a == b, 0.0, (a - b).abs()).max().item()
+def compare(what, a, b, at_most=1e-5):
+    """Print the largest absolute difference, and fail if it is more than `at_most`."""
+    gap = (a - b).abs().max().item()
+    print(f"{what}: {gap:.1e}")
+    assert gap <= at_most
 
 
 def draw(ax, matrix, rows, columns, title, signed=False, top=None):
-    """A matrix as coloured cells: darker blue = larger; with `signed`, red = negative; grey = forbidden (-inf or False)."""
+    """A matrix as coloured cells. Darker blue = larger; with `signed`, red = negative; grey = forbidden (-inf or False)."""
     allowed = matrix.isfinite() if matrix.dtype != torch.bool else matrix
     top = top or matrix[allowed].abs().max().item()
     colours = plt.get_cmap("RdBu" if signed else "Blues").with_extremes(bad=GREY)
-    image = ax.pcolormesh(matrix.float().masked_fill(~allowed, math.nan), cmap=colours, vmin=-top if signed else 0, vmax=top,
-                          edgecolors="white", linewidth=0.5)
+    image = ax.pcolormesh(matrix.float().masked_fill(~allowed, math.nan), cmap=colours,
+                          vmin=-top if signed else 0, vmax=top, edgecolors="white", linewidth=0.5)
     ax.set_xticks([i + 0.5 for i in range(len(columns))], columns, rotation=90)
     ax.set_yticks([i + 0.5 for i in range(len(rows))], rows)
     ax.tick_params(length=0)
@@ -103,9 +106,9 @@ assert math.isclose(by_hand, raw[2, 1], abs_tol=1e-5)
 #
 # Let the entries of a query and a key be independent with mean 0 and variance 1. Each product of two entries has
 # variance 1, and a dot product adds `Dh` of them, so its variance is `Dh`: wide heads have large scores. Softmax turns
-# large scores into a distribution with nearly everything on one key, and there it has almost no slope: the sum over all
-# keys of the slope $\partial p_i/\partial s_i = p_i(1-p_i)$ goes to 0, and with it the gradient that could repair the
-# choice.
+# large scores into a distribution with nearly everything on one key, and there it is almost flat: the slope of a
+# probability in its own score is `p (1 - p)`, its sum over the keys goes to 0, and with it the gradient that could
+# repair the choice.
 #
 # Measured, with 32 keys and 2,000 random queries:
 
@@ -116,17 +119,14 @@ def softmax_facts(scores):
     return p.amax(-1).mean().item(), (p * (1 - p)).sum(-1).mean().item()
 
 
-widths = [4, 16, 64, 256]
-print("          raw scores                        divided by sqrt(Dh)")
-print("  Dh   variance  largest p  slope        variance  largest p  slope")
-facts = {}
-for width in widths:
+print("            raw scores                     divided by sqrt(Dh)")
+print("  Dh   variance  largest p  slope      variance  largest p  slope")
+for width in (4, 16, 64, 256):
     queries, keys = torch.randn(2000, 1, width), torch.randn(2000, 32, width)
     scores = (queries * keys).sum(-1)                       # (2000, 32)
     scaled = scores / math.sqrt(width)
-    facts[width] = softmax_facts(scores), softmax_facts(scaled)
-    (p0, s0), (p1, s1) = facts[width]
-    print(f"{width:4}   {scores.var():8.2f}  {p0:9.3f}  {s0:5.3f}        {scaled.var():8.2f}  {p1:9.3f}  {s1:5.3f}")
+    cells = [f"{one.var():8.2f}  {p:9.3f}  {slope:5.3f}" for one in (scores, scaled) for p, slope in [softmax_facts(one)]]
+    print(f"{width:4}   {'      '.join(cells)}")
 
 # %% [markdown]
 # The variance of the raw scores follows `Dh`; divided by its root it stays at 1, and neither the largest probability
@@ -135,14 +135,17 @@ for width in widths:
 # %%
 query, keys = torch.randn(64), torch.randn(32, 64)
 fig, axes = plt.subplots(1, 2, figsize=(8, 2.1), sharey=True)
-for ax, s, title, colour in ((axes[0], keys @ query, "raw scores", ORANGE), (axes[1], keys @ query / 8, "divided by sqrt(64) = 8", BLUE)):
-    ax.bar(range(32), s.softmax(-1), color=colour)
-    ax.set(title=title, xlabel="key", ylim=(0, 1))
-axes[0].set_ylabel("probability")
+axes[0].bar(range(32), (keys @ query).softmax(-1), color=ORANGE)
+axes[1].bar(range(32), (keys @ query / 8).softmax(-1), color=BLUE)
+axes[0].set(title="raw scores", xlabel="key", ylabel="probability", ylim=(0, 1))
+axes[1].set(title="divided by sqrt(64) = 8", xlabel="key")
 plt.show()
 
+# %% [markdown]
+# So these are the scores of our sentence:
+
 # %%
-scores = q @ k.T / math.sqrt(Dh)                            # (T, S): the scores of our sentence
+scores = q @ k.T / math.sqrt(Dh)                            # (T, S)
 
 # %% [markdown]
 # ## 3. Softmax: scores become weights
@@ -161,7 +164,7 @@ big = torch.tensor([100.0, 99.0])
 print("without subtracting:", torch.exp(big) / torch.exp(big).sum(), "  with:", softmax(big))
 probs = softmax(scores)                                     # (T, S)
 print("row sums:", probs.sum(-1))
-assert torch.allclose(probs, torch.softmax(scores, -1), atol=1e-6)
+compare("against torch's own", probs, torch.softmax(scores, -1))
 
 # %% [markdown]
 # ## 4. The weighted sum
@@ -186,48 +189,54 @@ plt.show()
 # apart. Section 10 comes back to this.
 
 # %%
-assert torch.allclose(probs[0], probs[4]) and torch.allclose(probs[:, 0], probs[:, 4]) and torch.allclose(out[0], out[4])
+compare("rows", probs[0], probs[4])
+compare("columns", probs[:, 0], probs[:, 4])
+compare("outputs", out[0], out[4])
 
 # %% [markdown]
 # ## 5. Masks: one convention
 #
 # Some positions must not be looked at: padding, because it is not text, and for a decoder the future, because it is
 # what has to be predicted. In this project a mask is always **bool, True = may attend, broadcastable to (B, H, T, S)**,
-# masks are combined with `&`, and applied once: the forbidden scores become $-\infty$ before the softmax, so their
-# weights are exactly 0.
+# masks are combined with `&`, and applied once: the forbidden scores become -inf before the softmax, so their weights
+# are exactly 0.
 
 # %%
-keep = torch.tensor([[True, True, True, True, False, False],     # a text of four tokens and two of padding on the right
-                     [False, False, True, True, True, True]])    # the same on the left                           (B, S)
-padding = keep[:, None, None, :]                                 # (B, 1, 1, S): no head and no query sees padding
-causal = torch.ones(T, T, dtype=torch.bool).tril()               # (T, S): key j <= query i
-both = padding & causal                                          # (B, 1, T, S)
+keep = torch.tensor([[1, 1, 1, 1, 0, 0],                # a text of four tokens, padded on the right
+                     [0, 0, 1, 1, 1, 1]]).bool()        # and one padded on the left               (B, S)
+padding = keep[:, None, None, :]                        # (B, 1, 1, S): no head and no query sees padding
+causal = torch.ones(T, T, dtype=torch.bool).tril()      # (T, S): key j <= query i
+both = padding & causal                                 # (B, 1, T, S)
 
 fig, axes = plt.subplots(1, 4, figsize=(8.5, 2.3), layout="constrained")
-for ax, mask, title in zip(axes, (padding[0, 0].expand(T, T), causal, both[0, 0], both[1, 0]),
-                           ("padding (right)", "causal", "both, padded right", "both, padded left"), strict=True):
-    draw(ax, mask, range(T), range(T), title, top=1.6)
+draw(axes[0], padding[0, 0].expand(T, T), range(T), range(T), "padding (right)", top=1.6)
+draw(axes[1], causal, range(T), range(T), "causal", top=1.6)
+draw(axes[2], both[0, 0], range(T), range(T), "both, padded right", top=1.6)
+draw(axes[3], both[1, 0], range(T), range(T), "both, padded left", top=1.6)
 axes[0].set(ylabel="query", xlabel="key")
 plt.show()
 
 # %% [markdown]
 # Blue: may look; grey: may not. In the picture on the right queries 0 and 1 may look nowhere. A softmax over nothing
-# but $-\infty$ is 0/0:
+# but -inf is 0/0, and one layer later every position has it, because 0 times NaN is NaN:
 
 # %%
 hidden = scores.masked_fill(~both[1, 0], -math.inf)
 print("softmax of query 0:", hidden.softmax(-1)[0])
+spoiled = hidden.softmax(-1) @ v
+later = scores.masked_fill(~causal, -math.inf).softmax(-1) @ spoiled
+count = [int(one.isnan().any(-1).sum()) for one in (spoiled, later)]
+print(f"positions with NaN: {count[0]} of {T}, one layer later {count[1]} of {T}")
 
 # %% [markdown]
-# One NaN spreads to every position in the next block. The rule here: **a query with nothing to attend gets zeros.** So
-# that the softmax has something finite to work on, the scores of such a row are set to 0, and its weights are
-# multiplied away afterwards.
+# The rule here: **a query with nothing to attend gets zeros.** So that the softmax has something finite to work on, the
+# scores of such a row are set to 0, and its weights are multiplied away afterwards.
 #
 # This is all of attention:
 
 # %%
 def attention_by_hand(q, k, v, mask):
-    """q (..., T, Dh), k and v (..., S, Dh), mask broadcastable to (..., T, S), True = may attend. Returns the mixed values and the weights."""
+    """Mixed values and weights; q (..., T, Dh), k and v (..., S, Dh), mask (..., T, S) or broadcastable to it."""
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])         # (..., T, S)
     scores = scores.masked_fill(~mask, -math.inf)
     scores = scores.masked_fill(~mask.any(-1, keepdim=True), 0.0)     # empty rows: any finite number
@@ -264,7 +273,7 @@ assert torch.equal(flat, together)
 q, k, v = (torch.randn(B, H, T, Dh) for _ in range(3))
 mine, my_probs = attention_by_hand(q, k, v, both)               # (B, H, T, Dh), (B, H, T, S)
 each = torch.stack([attention_by_hand(q[:, h], k[:, h], v[:, h], both[:, 0])[0] for h in range(H)], dim=1)
-print(f"all heads at once against one after the other: {largest_difference(mine, each):.1e}")
+compare("all heads at once against one after the other", mine, each)
 
 # %% [markdown]
 # ## 7. The same numbers as the engine
@@ -273,8 +282,8 @@ print(f"all heads at once against one after the other: {largest_difference(mine,
 
 # %%
 theirs, their_probs, their_scores = attend(q, k, v, both)
-print(f"outputs {largest_difference(mine, theirs):.1e}, probabilities {largest_difference(my_probs, their_probs):.1e}")
-assert torch.allclose(mine, theirs, atol=1e-6) and torch.allclose(my_probs, their_probs, atol=1e-6)
+compare("outputs", mine, theirs)
+compare("probabilities", my_probs, their_probs)
 
 # %% [markdown]
 # Then a whole block of a pretrained model, `mini-bert`, on two real texts of different length. A block of this family
@@ -294,8 +303,8 @@ sentence = "The old man opened the door and walked into the garden."
 batch = tok([sentence, "It was dark."])
 seen = model(**batch, output_hidden_states=True, output_attentions=True)
 tokens = tok.tokens(batch["input_ids"][0])
-print({name: tuple(t.shape) for name, t in batch.items()})
-print("blocks:", len(model.blocks), "| heads:", model.config.n_heads, "| D:", model.config.d_model, "| Dh:", model.config.d_head)
+L, H, D = len(model.blocks), model.config.n_heads, model.config.d_model
+print(f"{L} blocks, H = {H}, D = {D}, Dh = {model.config.d_head}; (B, T) = {tuple(batch['input_ids'].shape)}")
 for ids in batch["input_ids"]:
     print(" ".join(tok.tokens(ids)))
 
@@ -311,20 +320,21 @@ def linear(x, layer):
 
 
 def block_by_hand(x, block, mask, d_head):
-    q, k, v = (linear(x, layer).unflatten(-1, (-1, d_head)).transpose(1, 2) for layer in (block.attn.q_proj, block.attn.k_proj, block.attn.v_proj))
-    mixed, probs = attention_by_hand(q, k, v, mask)                                          # (B, H, T, Dh)
-    x = layer_norm(x + linear(mixed.transpose(1, 2).flatten(2), block.attn.o_proj), block.norm_attn)
-    inner = torch.nn.functional.gelu(linear(x, block.mlp.up_proj))                           # (B, T, F)
-    return layer_norm(x + linear(inner, block.mlp.down_proj), block.norm_mlp), probs         # (B, T, D)
+    attn, mlp = block.attn, block.mlp
+    q, k, v = (linear(x, layer).unflatten(-1, (-1, d_head)).transpose(1, 2)     # (B, T, D) -> (B, H, T, Dh)
+               for layer in (attn.q_proj, attn.k_proj, attn.v_proj))
+    mixed, probs = attention_by_hand(q, k, v, mask)                             # (B, H, T, Dh), (B, H, T, S)
+    x = layer_norm(x + linear(mixed.transpose(1, 2).flatten(2), attn.o_proj), block.norm_attn)
+    inner = torch.nn.functional.gelu(linear(x, mlp.up_proj))                    # (B, T, F)
+    return layer_norm(x + linear(inner, mlp.down_proj), block.norm_mlp), probs  # (B, T, D)
 
 
-x = seen.hidden_states[0]                                                                    # (B, T, D)
-mask = batch["attention_mask"][:, None, None, :]                                             # (B, 1, 1, S)
-print("block  hidden states  probabilities")
+x = seen.hidden_states[0]                                                       # (B, T, D)
+mask = batch["attention_mask"][:, None, None, :]                                # (B, 1, 1, S)
 for i, block in enumerate(model.blocks):
     x, probs = block_by_hand(x, block, mask, model.config.d_head)
-    print(f"{i:5}  {largest_difference(x, seen.hidden_states[i + 1]):13.1e}  {largest_difference(probs, seen.attentions[i]):13.1e}")
-    assert torch.allclose(x, seen.hidden_states[i + 1], atol=1e-4) and torch.allclose(probs, seen.attentions[i], atol=1e-5)
+    compare(f"block {i}, probabilities", probs, seen.attentions[i])
+    compare(f"block {i}, what comes out", x, seen.hidden_states[i + 1], at_most=1e-4)
 
 # %% [markdown]
 # From the embeddings up, a pretrained encoder is nothing but what stands above, once per block.
@@ -335,7 +345,6 @@ for i, block in enumerate(model.blocks):
 # the sentence.
 
 # %%
-L, H = len(model.blocks), model.config.n_heads
 largest = max(a[0].max().item() for a in seen.attentions)
 fig, axes = plt.subplots(L, H, figsize=(1.75 * H, 1.75 * L), layout="constrained", squeeze=False)
 for i in range(L):
@@ -347,11 +356,11 @@ plt.show()
 # %% [markdown]
 # Pictures invite stories, so here are the same matrices as numbers: which share of each head's attention goes to the
 # token itself, to its neighbours, to the two special tokens, and to the rest, averaged over the words of the sentence.
-# The last column is what a head with equal weights would give.
+# The last row is what a head with equal weights would give.
 
 # %%
 def where_it_looks(probs):
-    """Shares of attention, (H, 5): self, previous, next, specials, elsewhere; averaged over the queries that are words."""
+    """Shares of attention, (H, 5): self, previous, next, specials, elsewhere; mean over the queries but the specials."""
     S = probs.shape[-1]
     i, j = torch.arange(S)[:, None], torch.arange(S)[None]
     special = (j == 0) | (j == S - 1)                                            # [CLS] and [SEP]
@@ -376,10 +385,12 @@ for name, row in [*zip(names, shares, strict=True), ("equal", equal)]:
 p = torch.cat([a[0] for a in seen.attentions])                                    # (L * H, T, S)
 entropy = -(p * p.clamp(min=1e-12).log2()).sum(-1).mean(-1)                       # (L * H,), in bits
 i, h = divmod(int(entropy.argmin()), H)
-print(f"entropy in bits: lowest {entropy.min():.2f} (block {i}, head {h}), highest {entropy.max():.2f}, equal weights {math.log2(len(tokens)):.2f}")
+print(f"entropy, bits: lowest {entropy.min():.2f}, highest {entropy.max():.2f}, equal weights {math.log2(len(tokens)):.2f}")
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 4.3), layout="constrained")
-fig.colorbar(draw(axes[0], seen.scores[i][0, h], tokens, tokens, f"block {i}, head {h}: scores", signed=True), ax=axes[0], shrink=0.75)
-fig.colorbar(draw(axes[1], seen.attentions[i][0, h], tokens, tokens, "probabilities"), ax=axes[1], shrink=0.75)
+left = draw(axes[0], seen.scores[i][0, h], tokens, tokens, f"block {i}, head {h}: scores", signed=True)
+right = draw(axes[1], seen.attentions[i][0, h], tokens, tokens, "probabilities")
+fig.colorbar(left, ax=axes[0], shrink=0.75)
+fig.colorbar(right, ax=axes[1], shrink=0.75)
 axes[0].set(ylabel="query", xlabel="key")
 plt.show()
 
@@ -394,23 +405,21 @@ plt.show()
 # %%
 def online_attention(q, k, v, tile):
     scale = 1 / math.sqrt(q.shape[-1])
-    m = torch.full((*q.shape[:-1], 1), -math.inf)                   # (..., T, 1) largest score so far
-    z, o = torch.zeros_like(m), torch.zeros_like(q)                 # sum of weights, weighted sum of values
-    for start in range(0, k.shape[-2], tile):
-        s = q @ k[..., start:start + tile, :].transpose(-2, -1) * scale          # (..., T, tile): all that is held of the matrix
+    m = torch.full((*q.shape[:-1], 1), -math.inf)                                # (..., T, 1) largest score so far
+    z, o = torch.zeros_like(m), torch.zeros_like(q)                              # sum of weights, weighted sum of values
+    for part in (slice(start, start + tile) for start in range(0, k.shape[-2], tile)):
+        s = q @ k[..., part, :].transpose(-2, -1) * scale                        # (..., T, tile): never more than this
         new = torch.maximum(m, s.amax(-1, keepdim=True))
         p, shrink = torch.exp(s - new), torch.exp(m - new)
-        z, o, m = shrink * z + p.sum(-1, keepdim=True), shrink * o + p @ v[..., start:start + tile, :], new
+        z, o, m = shrink * z + p.sum(-1, keepdim=True), shrink * o + p @ v[..., part, :], new
     return o / z
 
 
 q, k, v = torch.randn(2, 3, 50, 16), torch.randn(2, 3, 70, 16), torch.randn(2, 3, 70, 16)
-everything = torch.ones(50, 70, dtype=torch.bool)
-whole, _ = attention_by_hand(q, k, v, everything)
+whole, _ = attention_by_hand(q, k, v, torch.ones(50, 70, dtype=torch.bool))
 for tile in (1, 7, 32, 70):
-    print(f"tile of {tile:2}: {largest_difference(online_attention(q, k, v, tile), whole):.1e}", end="   ")
-print(f"\nthe engine's tiled_attention: {largest_difference(tiled_attention(q, k, v, tile=32), whole):.1e}")
-assert torch.allclose(online_attention(q, k, v, 7), whole, atol=1e-5) and torch.allclose(tiled_attention(q, k, v, tile=32), whole, atol=1e-5)
+    compare(f"tiles of {tile:2} keys", online_attention(q, k, v, tile), whole)
+compare("the engine's tiled_attention", tiled_attention(q, k, v, tile=32), whole)
 
 # %% [markdown]
 # The first query while the keys arrive, ten at a time. `o / z` is at every moment the attention over the keys seen so
@@ -434,9 +443,9 @@ for start in range(0, 70, 10):
 
 # %%
 print("tokens   whole matrix   q, k, v, o, m, z and one tile of 128 x 128")
-for tokens_in_text in (128, 1024, 8192, 65536):
-    n = tokens_in_text
-    print(f"{n:6}   {12 * n * n * 4 / 1e6:9,.1f} MB   {(12 * n * (4 * 64 + 2) + 12 * 128 * 128) * 4 / 1e6:9,.1f} MB")
+for n in (128, 1024, 8192, 65536):
+    matrix, running = 12 * n * n, 12 * (n * (4 * 64 + 2) + 128 * 128)            # numbers of 4 bytes
+    print(f"{n:6}   {4 * matrix / 1e6:9,.1f} MB   {4 * running / 1e6:9,.1f} MB")
 
 # %% [markdown]
 # ## 10. Without positions, a set
@@ -454,8 +463,7 @@ def plain(x):
     return attention_by_hand(x @ w_q, x @ w_k, x @ w_v, free)[0]
 
 
-print(f"plain(x[order]) against plain(x)[order]: {largest_difference(plain(x[order]), plain(x)[order]):.1e}")
-assert torch.allclose(plain(x[order]), plain(x)[order], atol=1e-6)
+compare("plain(x[order]) against plain(x)[order]", plain(x[order]), plain(x)[order])
 
 # %% [markdown]
 # The rest of a block works on each position alone, so this holds for a whole encoder, whatever it was trained on. What
@@ -467,9 +475,9 @@ without = mt.Model.from_pretrained("mini-bert").eval()
 without.embed.positions.weight.zero_()
 one, two = (tok(text)["input_ids"] for text in ("the dog followed the man", "the man followed the dog"))
 first, second = tok.tokens(one[0]), tok.tokens(two[0])
-place = [second.index(token) for token in first]            # where each token of the first text stands in the second ("the": any of them)
+place = [second.index(token) for token in first]            # where the tokens of the first text stand in the second
 for name, body in (("with positions", model), ("without", without)):
-    a, b = body(one).last_hidden_state[0], body(two).last_hidden_state[0][place]        # (T, D) each, in the order of the first text
+    a, b = body(one).last_hidden_state[0], body(two).last_hidden_state[0, place]        # (T, D) each
     far = (a - b).norm(dim=-1) / a.norm(dim=-1)
     print(f"{name:>15}: " + "  ".join(f"{token} {d:.2f}" for token, d in zip(first, far, strict=True)))
 assert far.max() < 1e-4
@@ -485,16 +493,17 @@ assert far.max() < 1e-4
 # both read 11 tokens, then 12, and compare the keys of the first 11.
 
 # %%
-facts = dict(vocab_size=50, d_model=32, n_layers=3, n_heads=4, d_ff=64, max_len=64, n_token_types=0, pooler=False, init_std=0.2)
+facts = {"vocab_size": 50, "d_model": 32, "n_layers": 3, "n_heads": 4, "d_ff": 64, "max_len": 64, "init_std": 0.2}
 decoder = mt.Model(mt.ModelConfig(**facts, causal=True), head="causal").eval()
 encoder = mt.Model(mt.ModelConfig(**facts, causal=False)).eval()
 ids = torch.randint(50, (1, 40))
 
 
 def keys_of(model, ids):
-    """What every k_proj gives for these ids: one (T, D) per block."""
+    """What every k_proj gives for these ids, (T, D) per block."""
     found = []
-    hooks = [block.attn.k_proj.register_forward_hook(lambda module, inputs, output: found.append(output[0])) for block in model.blocks]
+    hooks = [block.attn.k_proj.register_forward_hook(lambda layer, x, keys: found.append(keys[0]))
+             for block in model.blocks]
     model(ids)
     for hook in hooks:
         hook.remove()
@@ -503,7 +512,8 @@ def keys_of(model, ids):
 
 print("largest change of the first 11 keys when a 12th token arrives")
 for name, body in (("decoder", decoder), ("encoder", encoder)):
-    changes = [largest_difference(long[:11], short) for short, long in zip(keys_of(body, ids[:, :11]), keys_of(body, ids[:, :12]), strict=True)]
+    before, after = keys_of(body, ids[:, :11]), keys_of(body, ids[:, :12])
+    changes = [(b[:11] - a).abs().max() for a, b in zip(before, after, strict=True)]
     print(f"  {name}: " + "  ".join(f"block {i}: {change:.0e}" for i, change in enumerate(changes)))
 
 # %% [markdown]
@@ -514,10 +524,11 @@ for name, body in (("decoder", decoder), ("encoder", encoder)):
 # %%
 q, k, v = (torch.randn(1, 4, 12, 8) for _ in range(3))
 full, _ = attention_by_hand(q, k, v, torch.ones(12, 12, dtype=torch.bool).tril())
-kept_k, kept_v = k[:, :, :11], v[:, :, :11]                                           # from the steps before
+kept_k, kept_v = k[:, :, :11], v[:, :, :11]                                     # from the steps before
 kept_k, kept_v = torch.cat([kept_k, k[:, :, 11:]], 2), torch.cat([kept_v, v[:, :, 11:]], 2)
-last, _ = attention_by_hand(q[:, :, 11:], kept_k, kept_v, torch.ones(1, 12, dtype=torch.bool))   # scores (1, 4, 1, 12): one row
-print(f"the new row against the last row of the whole matrix: {largest_difference(last, full[:, :, 11:]):.1e}")
+last, row = attention_by_hand(q[:, :, 11:], kept_k, kept_v, torch.ones(1, 12, dtype=torch.bool))
+print("weights now:", tuple(row.shape))                                         # (B, H, 1, S): one row
+compare("against the last row of the whole matrix", last, full[:, :, 11:])
 
 # %% [markdown]
 # `mt.Cache` does this for every block. Count the rows that go through all `k_proj` while the decoder reads 8 tokens and
@@ -551,8 +562,9 @@ def with_cache():
 
 many, slow = rows_through(decoder, from_scratch)
 few, quick = rows_through(decoder, with_cache)
-print(f"rows without cache {many}, with cache {few}: {many / few:.1f} times fewer; logits differ by at most {largest_difference(slow, quick):.0e}")
-assert torch.allclose(slow, quick, atol=1e-4) and few == 40 * len(decoder.blocks)
+print(f"rows without cache {many}, with cache {few}: {many / few:.1f} times fewer")
+compare("logits", slow, quick, at_most=1e-4)
+assert few == 40 * len(decoder.blocks)
 
 # %% [markdown]
 # ## What to take with you
@@ -592,7 +604,8 @@ def window_mask(T, window):
 
 def check_window(answer):
     for T, window in ((5, 1), (6, 3), (7, 100)):
-        assert torch.equal(answer(T, window), Mask(causal=True, window=window).dense(T, T, torch.device("cpu"))[0, 0])
+        mask = Mask(causal=True, window=window).dense(T, T, torch.device("cpu"))
+        assert torch.equal(answer(T, window), mask[0, 0])
 
 
 attempt(check_window, window_mask)
@@ -611,7 +624,8 @@ def check_grouped(answer):
     q, k, v = torch.randn(2, 6, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
     mask = torch.rand(2, 1, 5, 7) > 0.3
     for h in range(6):
-        assert torch.allclose(answer(q, k, v, mask)[:, h], attention_by_hand(q[:, h], k[:, h // 2], v[:, h // 2], mask[:, 0])[0], atol=1e-5)
+        one_head, _ = attention_by_hand(q[:, h], k[:, h // 2], v[:, h // 2], mask[:, 0])
+        assert torch.allclose(answer(q, k, v, mask)[:, h], one_head, atol=1e-5)
 
 
 attempt(check_grouped, grouped_attention)
@@ -646,8 +660,9 @@ attempt(check_combine, combine)
 # %%
 def last_row(x, layers):
     """The last position after some layers of causal attention with residuals, without positions."""
+    mask = torch.ones(len(x), len(x), dtype=torch.bool).tril()
     for _ in range(layers):
-        x = x + attention_by_hand(x @ w_q, x @ w_k, x @ w_v, torch.ones(len(x), len(x), dtype=torch.bool).tril())[0]
+        x = x + attention_by_hand(x @ w_q, x @ w_k, x @ w_v, mask)[0]
     return x[-1]
 
 
@@ -675,7 +690,7 @@ def window_solution(T, window):
 
 def grouped_solution(q, k, v, mask):
     shared = q.shape[1] // k.shape[1]
-    k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))      # not repeat: heads 0, 0, 1, 1, ... and not 0, 1, ..., 0, 1, ...
+    k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))    # 0, 0, 1, 1, ...; repeat would give 0, 1, ..., 0, 1, ...
     return attention_by_hand(q, k, v, mask)[0]
 
 
@@ -686,7 +701,7 @@ def combine_solution(m1, z1, o1, m2, z2, o2):
 
 
 def orders_solution():
-    # one layer: the last row averages over the same set. Two layers: the rows it averages have seen different prefixes.
+    # one layer: the last row averages over the same set; two layers: what it averages has seen different prefixes
     return [0, 1, 2, 3, 4], [3, 1, 0, 2, 4], 2
 
 

@@ -1,6 +1,7 @@
 """What is in a checkpoint, from its descriptions and the heads of its files: no weight is read, so it is quick for any size."""
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -20,13 +21,14 @@ from ..weights.load import labels_of
 from ..weights.sources import resolve
 from ..weights.tensors import shards
 
-ADAPTER_FACTS = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save")
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
+ADAPTER = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save")
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found, by subject. A subject that could not be read holds the reason as `{"problem": ...}`; one that is not there is left out. Prints as a list."""
+    """What was found, by subject: one that is not there is left out, one that cannot be read holds the reason as "problem". Prints as a list."""
 
     source: str
     folder: Path
@@ -44,6 +46,8 @@ class Inspection:
 def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(shown, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={shown(one)}" for name, one in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
@@ -64,7 +68,8 @@ def inspect(source: str | Path, revision: str | None = None) -> Inspection:
         "task": ((folder / "task.json").is_file(), lambda f: read_json(f / "task.json"))}
     found = {subject: attempted(read, folder) for subject, (there, read) in parts.items() if there}
     if not found:
-        raise ValueError(f"{folder} holds no config.json, adapter_config.json, tokenizer or weights; needed is the folder of a model, an adapter or a run: check the path")
+        raise ValueError(f"{folder} holds no config.json, adapter_config.json, tokenizer or weights; needed is the folder of a model, an adapter "
+                         "or a run: check the path")
     return Inspection(str(source), folder, found)
 
 
@@ -84,8 +89,8 @@ def head_of(hf: dict) -> str:
 def model_facts(folder: Path) -> dict[str, Any]:
     hf = read_json(folder / "config.json")
     known = hf.get("model_type") in FAMILIES
-    facts = {"family": f"{hf.get('model_type')}" + ("" if known else f" (not one of {', '.join(FAMILIES)})"), "architecture": (hf.get("architectures") or ["not given"])[0],
-             "head": head_of(hf)}
+    family = f"{hf.get('model_type')}" + ("" if known else f" (not one of {', '.join(FAMILIES)})")
+    facts = {"family": family, "architecture": (hf.get("architectures") or ["not given"])[0], "head": head_of(hf)}
     return facts | ({"labels": labels_of(hf)} if facts["head"] in ("sequence", "token") else {})
 
 
@@ -116,12 +121,9 @@ def file_facts(folder: Path) -> dict[str, Any]:
     for path in shards(folder):
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():                    # noqa: SIM118
+                for name in file.keys():
                     one = file.get_slice(name)
-                    size = 1
-                    for n in one.get_shape():
-                        size *= n
-                    numbers[DTYPES.get(one.get_dtype(), one.get_dtype())] += size
+                    numbers[DTYPES.get(one.get_dtype(), one.get_dtype())] += math.prod(one.get_shape())
                     tensors += 1
         except SafetensorError as e:
             raise ValueError(f"{path.name} cannot be read as safetensors ({e}): fetch it again") from None
@@ -131,11 +133,11 @@ def file_facts(folder: Path) -> dict[str, Any]:
 
 def tokenizer_facts(folder: Path) -> dict[str, Any]:
     tok = Tokenizer.from_pretrained(folder)
-    roles = {role: getattr(tok, f"{role}_id") for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos")}
+    special = [f"{role} {tok.tokens([i])[0]} = {i}" for role in ROLES if (i := getattr(tok, f"{role}_id")) is not None]
     return {"kind": type(tok.backend.model).__name__, "tokens": tok.vocab_size, "longest input": tok.max_len or "not given",
-            "special tokens": [f"{role} {tok.tokens([i])[0]} = {i}" for role, i in roles.items() if i is not None], "fingerprint": tok.fingerprint[:16]}
+            "special tokens": special, "fingerprint": tok.fingerprint[:16]}
 
 
 def adapter_facts(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "adapter_config.json")
-    return {name: config[name] for name in ADAPTER_FACTS if config.get(name) is not None}
+    return {name: config[name] for name in ADAPTER if config.get(name) is not None}

@@ -1,4 +1,4 @@
-"""Words in, an exit code out: 0 done, 1 a mistake in what was given (a line says which), 2 not a command, 130 interrupted, 141 nobody reads any more."""
+"""Words in, an exit code out: 0 done, 1 a mistake in what was given (a line says which), 2 not a command, 130 interrupted, 141 the reader left."""
 from __future__ import annotations
 
 import os
@@ -37,7 +37,8 @@ def overview() -> str:
             "Exit codes: 0 done, 1 a mistake in what was given, 2 not a command, 130 interrupted.")
 
 
-def show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None) -> None:
+def show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+                 line: str | None = None) -> None:
     print(f"minitransfer: warning: {message}", file=sys.stderr)
 
 

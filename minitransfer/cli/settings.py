@@ -22,7 +22,7 @@ CORPUS = {
 PRETRAIN = {
     **CORPUS,
     "objective": Key("str", "masked", "masked (a bidirectional model) or causal"),
-    "tokenizer": Key("str | None", None, f"a folder, name or hub id; or one to train on the corpus: {', '.join(KINDS)}; none: wordpiece, or byte_bpe if causal"),
+    "tokenizer": Key("str | None", None, f"a folder, name or hub id, or one to train: {', '.join(KINDS)}; none: wordpiece, or byte_bpe if causal"),
     **RUN}
 SHAPE = {
     "vocab_size": Key("int", 8192, "tokens of a tokenizer that is trained"),

@@ -105,7 +105,7 @@ def lines(path: str | None) -> Iterator[str]:
             for line in file:
                 yield line.rstrip("\r\n")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text ({e.reason}); one text a line is needed: convert it, say with `iconv -f latin1 -t utf-8`") from None
+        raise ValueError(f"{path} is not UTF-8 text ({e.reason}); one text a line is needed: convert it with `iconv -f latin1 -t utf-8`") from None
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -120,5 +120,15 @@ def print_tabbed(*cells: Any) -> None:
     print("\t".join(" ".join(str(value).split()) if isinstance(value, str) else str(value) for value in cells), flush=True)
 
 
+def rounded(value: Any) -> Any:
+    """Floats with seven digits: what a float32 holds."""
+    if isinstance(value, dict):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [rounded(one) for one in value]
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
 def print_json(value: dict) -> None:
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """One JSON object on one line."""
+    print(json.dumps(rounded(value), ensure_ascii=False), flush=True)

@@ -41,9 +41,8 @@ def predict(args: argparse.Namespace) -> int:
 
 def print_label(row: tuple, one: Prediction, as_json: bool) -> None:
     if as_json:
-        shares = {name: round(p, 6) for name, p in one.probabilities.items()}
         texts = dict(zip(("text", "pair"), row, strict=False))
-        print_json(texts | {"label": one.label, "probability": round(one.probability, 6), "probabilities": shares})
+        print_json(texts | {"label": one.label, "probability": one.probability, "probabilities": one.probabilities})
     else:
         print_tabbed(one.label, f"{one.probability:.4f}", *row)
 
@@ -51,7 +50,7 @@ def print_label(row: tuple, one: Prediction, as_json: bool) -> None:
 def print_words(row: tuple, words: list[WordPrediction], as_json: bool) -> None:
     """The words of a text with their labels, one a line, and an empty line after them."""
     if as_json:
-        print_json({"text": row[0], "words": [{"word": one.word, "label": one.label, "probability": round(one.probability, 6)} for one in words]})
+        print_json({"text": row[0], "words": [{"word": one.word, "label": one.label, "probability": one.probability} for one in words]})
         return
     for one in words:
         print_tabbed(one.word, one.label or "", f"{one.probability:.4f}")
@@ -62,10 +61,10 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_texts(parser, "prompt")
     parser.add_argument("--max-new-tokens", type=positive, default=50, metavar="N", help="tokens to add at most [50]")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token; 1: as often as the model says [0]")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: always the likeliest token; 1: as the model says [0]")
     parser.add_argument("--top-k", type=positive, metavar="K", help="sample among the K likeliest tokens only")
     parser.add_argument("--top-p", type=float, metavar="P", help="sample among the fewest tokens whose probabilities reach P only")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: what is in the text already becomes less likely [1]")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: what the text has becomes unlikelier [1]")
     parser.add_argument("--samples", type=positive, default=1, metavar="N", help="continuations of each prompt; with temperature 0 all the same [1]")
     parser.add_argument("--seed", type=int, default=0, help="of the samples [0]")
 
@@ -99,7 +98,7 @@ def fill(args: argparse.Namespace) -> int:
     for number, (text,) in enumerate(rows(args), 1):
         masks = fill_masks(model, tok, text, args.top)
         if args.json:
-            print_json({"text": text, "masks": [[{"token": token, "probability": round(p, 6)} for token, p in best] for best in masks]})
+            print_json({"text": text, "masks": [[{"token": token, "probability": p} for token, p in best] for best in masks]})
             continue
         for mask, best in enumerate(masks, 1):
             for token, p in best:
@@ -126,7 +125,7 @@ def embed(args: argparse.Namespace) -> int:
             continue
         for text, vector in zip(part, vectors.tolist(), strict=True):
             if args.json:
-                print_json({"text": text, "embedding": [round(x, 7) for x in vector]})
+                print_json({"text": text, "embedding": vector})
             else:
                 print_tabbed(*(f"{x:.7g}" for x in vector))
     if args.out:

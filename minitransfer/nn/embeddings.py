@@ -9,19 +9,14 @@ from ..config import ModelConfig
 from ..ops.dropout import Dropout
 
 
-def empty_table(n: int, width: int) -> nn.Embedding:
-    """A table whose values come later. (nn.Embedding draws them, and drawing on the meta device imports the compiler: two seconds for nothing.)"""
-    return nn.Embedding.from_pretrained(torch.empty(n, width), freeze=False)
-
-
 class Embeddings(nn.Module):
     """Token + position (+ segment) vectors, summed."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.tokens = empty_table(c.vocab_size, c.d_model)
-        self.positions = empty_table(c.max_len, c.d_model)
-        self.types = empty_table(c.n_token_types, c.d_model) if c.n_token_types else None
+        self.tokens = nn.Embedding(c.vocab_size, c.d_model)
+        self.positions = nn.Embedding(c.max_len, c.d_model)
+        self.types = nn.Embedding(c.n_token_types, c.d_model) if c.n_token_types else None
         self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.embed_norm else None
         self.dropout = Dropout(c.rate("embed_dropout"))
 

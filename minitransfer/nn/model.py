@@ -1,7 +1,6 @@
 """A model is a body and a head: embed -> blocks -> head. Transfer learning keeps the first two and replaces the third."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from ..config import ModelConfig
 from .block import Block
 from .cache import Cache
 from .embeddings import Embeddings, resized
+from .fresh import Unfilled, initialise
 from .heads import USES_POOLER, BodyOutput, EmbeddingHead, VocabularyHead, first_token, make_head
 from .masks import Mask, positions_from, positions_in_documents
 
@@ -60,13 +60,12 @@ class Model(nn.Module):
                  seed: int | None = 0):
         super().__init__()
         c = self.config = config
-        with torch.device("meta"):          # no time is spent on values that are drawn, or loaded, below
+        with Unfilled():
             self.embed = Embeddings(c)
             self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
             self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.final_norm else None
             self.pooler = nn.Linear(c.d_model, c.d_model) if c.pooler and head in USES_POOLER else None
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
-        self.to_empty(device="cpu")
         self.head_name, self.labels = head, list(labels) if labels else None
         self.checkpointing = False
         self.load_report: LoadReport | None = None
@@ -91,7 +90,7 @@ class Model(nn.Module):
     def set_head(self, head: str, labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True, seed: int = 0) -> Model:
         """Put a fresh head on the same body; the pooler stays if the new head uses it."""
         c, generator, fresh = self.config, torch.Generator().manual_seed(seed), []
-        with torch.device("meta"):
+        with Unfilled():
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
             fresh += [self.head] if self.head is not None else []
             if head not in USES_POOLER or not c.pooler:
@@ -101,7 +100,7 @@ class Model(nn.Module):
                 fresh += [self.pooler]
         self.head_name, self.labels = head, list(labels) if labels else None
         for module in fresh:
-            initialise(module.to_empty(device="cpu"), c, generator)
+            initialise(module, c, generator)
             module.to(self.device, self.embed.tokens.weight.dtype).train(self.training)
         return self
 
@@ -239,23 +238,3 @@ class Model(nn.Module):
         """Write the standard layout. See `weights.save.save_pretrained`."""
         from ..weights import save
         save.save_pretrained(self, folder, dtype, max_shard_bytes)
-
-
-@torch.no_grad()
-def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) -> None:
-    """Fresh weights: matrices N(0, init_std^2), biases 0, norms 1.
-
-    With pre-norm the stream x grows with every block, so what is added to it (o_proj, down_proj) is drawn smaller, by 1/sqrt(2 L).
-    Source: Devlin et al. 2019 and Radford et al. 2019, section 2.3.
-    """
-    for name, m in module.named_modules():
-        if isinstance(m, nn.Linear | nn.Embedding):
-            residual = c.norm_position == "pre" and name.endswith(("o_proj", "down_proj"))
-            m.weight.normal_(0.0, c.init_std / (math.sqrt(2 * c.n_layers) if residual else 1.0), generator=generator)
-            if isinstance(m, nn.Linear) and m.bias is not None:
-                m.bias.zero_()
-        elif isinstance(m, nn.LayerNorm):
-            m.weight.fill_(1.0)
-            m.bias.zero_()
-        elif isinstance(m, VocabularyHead) and m.bias is not None:
-            m.bias.zero_()

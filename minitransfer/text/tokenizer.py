@@ -94,8 +94,8 @@ class Tokenizer:
 
         Args:    texts: any iterable of texts, for example `read_texts(path)`; it does not have to fit in memory.
                  kind: "wordpiece" (BERT's format), "byte_bpe" (GPT-2's), "bpe" or "unigram" (`<s> text </s>`), "character".
-                 vocab_size: tokens, special tokens included; small texts may give fewer. At most an eighth of them, or 256, are single characters of
-                 "wordpiece" and "bpe" (counted without ##); rarer characters are unknown.
+                 vocab_size: tokens, special tokens included; small texts may give fewer. The single characters of "wordpiece" and "bpe" are the
+                 most frequent ones, together 99.99 % of the texts; rarer ones are unknown. "byte_bpe" knows every text.
                  lowercase: None: on for "wordpiece", off for the others.
                  max_len: the longest input of the model it is meant for, in tokens.
                  min_count: a pair that occurs less often is not merged (not used by "unigram" and "character").

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers
 
@@ -19,6 +20,8 @@ from .pipelines import BERT, GPT2, PIECES, ROLES, Format
 
 # transformers writes 1e30 for "not known"
 NO_LIMIT = 10**9
+MODEL_OPTIONS = ("continuing_subword_prefix", "max_input_chars_per_word", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges",
+                 "dropout")
 # formats whose pair template numbers the two texts although the model has no segment embedding
 NO_TOKEN_TYPES = ("DistilBert", "Roberta", "GPT2", "MPNet")
 
@@ -47,7 +50,7 @@ def write(backend: Tokenizer, format: Format, folder: Path) -> None:
     config: dict = {f"{role}_token": token for role, token in format.tokens.items()}
     config |= {"tokenizer_class": format.hf_class, "model_max_length": format.max_len or int(1e30), "clean_up_tokenization_spaces": False}
     config["model_input_names"] = ["input_ids", *(["token_type_ids"] if format.token_types else []), "attention_mask"]
-    norm = json.loads(backend.to_str())["normalizer"] or {}
+    norm = _state(backend.normalizer)
     if norm.get("type") == "BertNormalizer":
         config |= {"do_lower_case": norm["lowercase"], "tokenize_chinese_chars": norm["handle_chinese_chars"], "strip_accents": norm["strip_accents"]}
     with replace_files(folder) as new:
@@ -57,26 +60,27 @@ def write(backend: Tokenizer, format: Format, folder: Path) -> None:
 
 def hf_class(backend: Tokenizer) -> str:
     """The class of transformers that gives exactly this pipeline: BERT's and GPT-2's rebuild theirs from the vocabulary and would drop any change."""
-    spec = json.loads(backend.to_str())
-    model = {k: v for k, v in spec.pop("model").items() if k not in ("vocab", "merges")}
-    norm = spec["normalizer"] or {}
-    if model["type"] == "WordPiece" and norm.get("type") == "BertNormalizer":
-        model_twin = models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")
-        twin = pipelines.bert(model_twin, norm["lowercase"], norm["handle_chinese_chars"], norm["strip_accents"])
-        if _same(spec, model, twin) and _types_differ(backend):
+    norm, around = _state(backend.normalizer), _state(backend.post_processor)
+    if isinstance(backend.model, models.WordPiece) and norm.get("type") == "BertNormalizer" and around and _types_differ(backend):
+        model = models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")
+        if _same(backend, pipelines.bert(model, norm["lowercase"], norm["handle_chinese_chars"], norm["strip_accents"])):
             return "BertTokenizerFast"
-    around = (spec["post_processor"] or {"type": "ByteLevel"})["type"]
-    if model["type"] == "BPE" and around == "ByteLevel" and _same(spec, model, pipelines.byte_level(models.BPE())):
+    plain = around.get("type", "ByteLevel") == "ByteLevel"
+    if plain and isinstance(backend.model, models.BPE) and _same(backend, pipelines.byte_level(models.BPE())):
         return "GPT2TokenizerFast"
     return "PreTrainedTokenizerFast"
 
 
-def _same(spec: dict, model: dict, twin: Tokenizer) -> bool:
-    other = json.loads(twin.to_str())
-    theirs = {k: v for k, v in other["model"].items() if k not in ("vocab", "merges")}
-    empty = {None, "", False}      # an absent prefix is written as null by one and as "" by another
-    options = all(model.get(k) == theirs.get(k) or {model.get(k), theirs.get(k)} <= empty for k in model.keys() | theirs.keys())
-    return options and all(spec[k] == other[k] for k in ("normalizer", "pre_tokenizer", "decoder"))
+def _same(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether two pipelines differ in their vocabulary only."""
+    parts = all(_state(getattr(one, part)) == _state(getattr(other, part)) for part in ("normalizer", "pre_tokenizer", "decoder"))
+    # an option that is not set is None in one file and empty or off in another
+    return parts and all((getattr(one.model, name, None) or None) == (getattr(other.model, name, None) or None) for name in MODEL_OPTIONS)
+
+
+def _state(part: Any) -> dict:
+    """A part of a pipeline as its file says it."""
+    return {} if part is None else json.loads(part.__getstate__())
 
 
 def _tokenizer_json(path: Path, config: dict) -> Tokenizer:
@@ -88,7 +92,7 @@ def _tokenizer_json(path: Path, config: dict) -> Tokenizer:
     # Files carry the truncation and padding of whoever saved them last; ours come with each call.
     backend.no_truncation()
     backend.no_padding()
-    norm = json.loads(backend.to_str())["normalizer"] or {}
+    norm = _state(backend.normalizer)
     lower = config.get("do_lower_case")
     if norm.get("type") == "BertNormalizer" and lower is not None and lower != norm["lowercase"]:
         backend.normalizer = normalizers.BertNormalizer(norm["clean_text"], norm["handle_chinese_chars"], norm["strip_accents"], lower)
@@ -130,7 +134,7 @@ def _vocab_and_merges(folder: Path, config: dict) -> Tokenizer:
 
 
 def _merge(line: str, where: str) -> tuple[str, str]:
-    left, space, right = line.partition(" ")
+    left, _, right = line.partition(" ")
     if not (left and right) or " " in right:
         raise ValueError(f"{where}: {line!r}; a merge is two pieces with a space between: fetch the file again")
     return left, right
@@ -143,8 +147,8 @@ def _add(backend: Tokenizer, folder: Path, config: dict) -> None:
         if backend.token_to_id(token) is None:
             backend.add_tokens([token])
         if backend.token_to_id(token) != i:
-            raise ValueError(f"{folder}: the added token {token!r} has the id {i}; with the vocabulary beside it, it would be {backend.token_to_id(token)}: "
-                             "take all files from one model")
+            raise ValueError(f"{folder}: the added token {token!r} has the id {i}; with the vocabulary beside it, it would be "
+                             f"{backend.token_to_id(token)}: take all files from one model")
 
 
 def _format(backend: Tokenizer, config: dict) -> Format:

@@ -1,6 +1,8 @@
 """A new vocabulary from texts."""
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import tempfile
 from collections import Counter
@@ -15,8 +17,9 @@ from .pipelines import FORMATS, KINDS, Format
 
 # The trainer counts the words of one item at a time, and items in parallel: a whole book as one item keeps all cores but one idle.
 ITEM = 10_000       # characters
-# Single characters may take so many places, or an eighth of the vocabulary; a rarer one is unknown. Without a limit, one page in Chinese takes thousands.
-CHARACTERS = 256
+# The share of all characters that the single characters of a vocabulary cover; rarer ones are unknown. At 1, the few foreign names of an
+# encyclopaedia take a quarter of 8,192 places.
+COVERAGE = 0.9999
 
 
 def train(texts: Iterable[str], kind: str, vocab_size: int, lowercase: bool, max_len: int | None, min_count: int) -> tuple[Tokenizer, Format]:
@@ -28,7 +31,8 @@ def train(texts: Iterable[str], kind: str, vocab_size: int, lowercase: bool, max
     format = replace(FORMATS[kind], max_len=max_len)
     specials = list(dict.fromkeys(format.tokens.values()))
     if kind == "byte_bpe" and vocab_size < len(specials) + 256:
-        raise ValueError(f"vocab_size={vocab_size}; kind='byte_bpe' needs a place for each of 256 bytes and {len(specials)} special token: choose a larger one")
+        raise ValueError(f"vocab_size={vocab_size}; kind='byte_bpe' needs a place for each of 256 bytes and {len(specials)} special token: "
+                         "choose a larger one")
     items = _Items(texts)
     with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
         backend = _fit(items, kind, vocab_size, lowercase, specials, min_count, file)
@@ -50,14 +54,14 @@ def _fit(items: _Items, kind: str, size: int, lowercase: bool, specials: list[st
         trainer = trainers.UnigramTrainer(vocab_size=size, unk_token="<unk>", special_tokens=specials, show_progress=False)
     elif kind == "character":
         backend = pipelines.characters(models.WordLevel({"<unk>": 0}, unk_token="<unk>"), lowercase)
-        symbols = _alphabet(items, backend, size, specials, file, most=size - len(specials))
+        symbols = _alphabet(items, backend, file, 1.0, size - len(specials))
         backend.model = models.WordLevel({token: i for i, token in enumerate([*specials, *symbols])}, unk_token="<unk>")
         return backend
     elif kind == "bpe":
         backend = pipelines.pieces(models.BPE(unk_token="<unk>"), lowercase)
-        symbols = _alphabet(items, backend, size, specials, file)
-        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, initial_alphabet=symbols, limit_alphabet=len(symbols), special_tokens=specials,
-                                      show_progress=False)
+        symbols = _alphabet(items, backend, file, COVERAGE, size - len(specials))
+        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, initial_alphabet=symbols, limit_alphabet=len(symbols),
+                                      special_tokens=specials, show_progress=False)
     else:
         return _fit_wordpiece(items, size, lowercase, specials, min_count, file)
     backend.train_from_iterator(items, trainer)
@@ -65,31 +69,31 @@ def _fit(items: _Items, kind: str, size: int, lowercase: bool, specials: list[st
 
 
 def _fit_wordpiece(items: _Items, size: int, lowercase: bool, specials: list[str], min_count: int, file: IO[str]) -> Tokenizer:
-    """The trainer numbers `##a`, `##b` as it meets them, in an order that changes from run to run, and breaks ties by number: two runs would give two
-    vocabularies. Named as special tokens in advance they have their numbers from the start; afterwards the vocabulary is taken without that mark."""
+    """WordPiece, the same in every run.
+
+    The trainer numbers `##a`, `##b` as it meets them, in an order that changes from run to run, and breaks ties by number: two runs would give two
+    vocabularies. Named as special tokens in advance they have their numbers from the start; the vocabulary is then taken over without the mark.
+    """
     backend = pipelines.bert(models.WordPiece(unk_token="[UNK]"), lowercase)
-    symbols = _alphabet(items, backend, size, specials, file)
+    symbols = _alphabet(items, backend, file, COVERAGE, size - len(specials))
     inside = ["##" + c for c in symbols if len(backend.pre_tokenizer.pre_tokenize_str(f"a{c}a")) == 1]
-    if len(specials) + len(symbols) + len(inside) > size:
-        raise _too_small(size, len(specials) + len(symbols) + len(inside))
+    if (needed := len(specials) + len(symbols) + len(inside)) > size:
+        raise ValueError(f"vocab_size={size}; the special tokens and the single characters of these texts need {needed} places: choose a larger one")
     trainer = trainers.WordPieceTrainer(vocab_size=size, min_frequency=min_count, continuing_subword_prefix="##", initial_alphabet=symbols,
                                         limit_alphabet=len(symbols), special_tokens=specials + inside, show_progress=False)
     backend.train_from_iterator(items, trainer)
     return pipelines.bert(models.WordPiece(backend.get_vocab(), unk_token="[UNK]"), lowercase)
 
 
-def _alphabet(items: _Items, backend: Tokenizer, size: int, specials: list[str], file: IO[str], most: int | None = None) -> list[str]:
-    """The most frequent characters as the model will see them, in the order of their code points; spaces only where the pipeline keeps them."""
+def _alphabet(items: _Items, backend: Tokenizer, file: IO[str], coverage: float, room: int) -> list[str]:
+    """As many of the most frequent characters as cover this share of the texts, as the model will see them, in the order of their code points."""
     counts = items.count(backend, file)
-    keep = max(CHARACTERS, size // 8) if most is None else most
-    symbols = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:max(0, keep)])
-    if counts and len(specials) + max(1, len(symbols)) > size:
-        raise _too_small(size, len(specials) + max(1, len(symbols)))
-    return symbols
-
-
-def _too_small(size: int, needed: int) -> ValueError:
-    return ValueError(f"vocab_size={size}; the special tokens and single characters of these texts need {needed} places: choose a larger one")
+    if items.seen and room < 1:
+        raise ValueError(f"vocab_size leaves {room} places beside the special tokens; single characters need some: choose a larger one")
+    order = sorted(counts, key=lambda c: (-counts[c], c))
+    covered = list(itertools.accumulate(counts[c] for c in order))
+    enough = bisect.bisect_left(covered, coverage * covered[-1]) + 1 if covered else 0
+    return sorted(order[:min(enough, room)])
 
 
 class _Items:

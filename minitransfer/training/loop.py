@@ -83,7 +83,7 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
              save: writes the model into a folder for its user (default: `model.save_pretrained`).
              data: names and hashes of the data, compared on resume.
     Returns: the model keeps the last weights, or the best if `settings.best` names a metric; it is left in evaluation mode.
-    Raises:  NonFiniteError (a ValueError) for weights, losses or gradients that are NaN or infinite; OSError for a save that failed; ValueError for a
+    Raises:  NonFiniteError (a ValueError) for weights, losses or gradients that are NaN or infinite; SaveError for a save that failed; ValueError for a
              resumption that differs from the run, groups that do not fit, or a folder that holds another run. No error touches an earlier save.
     """
     if resume and out is None:

@@ -58,15 +58,22 @@ def differences(before: dict[str, dict], now: dict[str, dict]) -> list[str]:
             for kind, was in before.items() for name in sorted({*was, *now.get(kind, {})}) if was.get(name) != now.get(kind, {}).get(name)]
 
 
+class SaveError(ValueError):
+    """A save could not be written; the one before it is as it was."""
+
+
 @contextmanager
 def explained_save(folder: Path, step: int) -> Iterator[None]:
     """A full disk, said plainly."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
+        cause = error.__cause__ if isinstance(error, ValueError) else error      # save_pretrained answers a full disk with a ValueError of its own
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
         before = f"the previous save in {folder} is intact" if folder.exists() else "nothing was saved there before"
-        raise OSError(f"step {step} could not be saved in {folder} ({error}); a save needs room beside the previous one, and {before}: "
-                      "free some space and go on with resume=True") from error
+        raise SaveError(f"step {step} could not be saved in {folder} ({cause}); a save needs room beside the previous one, and {before}: "
+                        "free some space and go on with resume=True") from error
 
 
 def save_parameters(trained: dict[str, nn.Parameter], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Old checkpoints, once: pytorch_model.bin becomes model.safetensors. The engine itself reads safetensors only, since a pickle can run code when it is opened."""
+"""Old checkpoints, once: pytorch_model.bin becomes model.safetensors. The engine reads safetensors only: opening a pickle can run code."""
 from __future__ import annotations
 
 import pickle
@@ -14,8 +14,8 @@ from .files import read_json, replace_files, write_json
 from .tensors import INDEX, SINGLE, check_finite
 
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt",
-                "vocab.json", "merges.txt")
+DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                "vocab.txt", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Converted:
 
 
 def convert(source: str | Path, out: str | Path | None = None) -> Converted:
-    """Write the weights of an old checkpoint as safetensors: every tensor, bit for bit, under its own name; one that is stored under several names once.
+    """Write the weights of an old checkpoint as safetensors: every tensor, bit for bit, under its own name; one that has several names once.
 
     Args:    source: a folder with pytorch_model.bin, or with its shards and their index; or one .bin or .pt file that holds a table of tensors.
              out: the folder to write to (default: the one of `source`). The old file stays; the configuration and the tokenizer are copied along.
@@ -83,8 +83,9 @@ def old_files(source: Path) -> list[Path]:
     if (source / OLD_SINGLE).is_file():
         return [source / OLD_SINGLE]
     there = ", ".join(sorted(path.name for path in source.iterdir())[:8]) or "nothing"
-    raise ValueError(f"{source} has no {OLD_SINGLE}; it has {there}: " + ("it is in safetensors already, there is nothing to convert" if (source / SINGLE).is_file() or
-                     (source / INDEX).is_file() else "give the folder of an old checkpoint, or the .bin or .pt file itself"))
+    done = (source / SINGLE).is_file() or (source / INDEX).is_file()
+    raise ValueError(f"{source} has no {OLD_SINGLE}; it has {there}: " + ("it is in safetensors already, there is nothing to convert" if done else
+                                                                        "give the folder of an old checkpoint, or the .bin or .pt file itself"))
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
@@ -94,18 +95,23 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     """
     with path.open("rb") as file:
         if not (start := file.read(40)).startswith((b"PK", b"\x80")):          # a zip archive or a pickle: the two forms torch.save has had
-            raise ValueError(f"{path} was not written by torch.save (it starts with {start!r}); it is damaged, a download that failed or a pointer to the file: fetch it again")
+            raise ValueError(f"{path} was not written by torch.save (it starts with {start!r}); it is damaged, a failed download or a pointer to "
+                             "the file: fetch it again")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        raise ValueError(f"{path} holds more than tensors ({reason(e)}); opening it could run code, so it was not opened: take the safetensors of this model, "
-                         "or ask whoever wrote it for a file with only a state_dict") from None
+        raise ValueError(f"{path} holds more than tensors ({reason(e)}); opening it could run code, so it was not opened: take the safetensors of "
+                         "this model, or ask whoever wrote it for a file with only a state_dict") from None
     except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, UnicodeDecodeError) as e:
         raise ValueError(f"{path} cannot be read ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else 'no reason given'}); "
                          "it is cut off, damaged or another kind of file: fetch it again") from None
-    odd = [f"{name!r} is a {type(value).__name__}" for name, value in found.items() if not isinstance(value, Tensor)] if isinstance(found, dict) else [f"it is a {type(found).__name__}"]
+    if not isinstance(found, dict):
+        odd = [f"it is a {type(found).__name__}"]
+    else:
+        odd = [f"{name!r} is a {type(value).__name__}" for name, value in found.items() if not isinstance(value, Tensor)]
     if odd or not found:
-        raise ValueError(f"{path} is no table of tensors ({', '.join(odd[:3]) or 'it is empty'}); needed is a state_dict: save the model's own, `torch.save(model.state_dict(), ...)`")
+        raise ValueError(f"{path} is no table of tensors ({', '.join(odd[:3]) or 'it is empty'}); needed is a state_dict: "
+                         "save the model's own, `torch.save(model.state_dict(), ...)`")
     for name, tensor in found.items():
         check_finite(name, tensor)
     return found

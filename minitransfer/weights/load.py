@@ -13,8 +13,9 @@ from torch import Tensor
 from ..config import choose
 from ..families import read_config
 from ..families.rules import Ignored, Rule, Tied, pattern
+from ..nn.fresh import initialise
 from ..nn.heads import CLASSIFIES, HEAD_NAMES, POOLINGS
-from ..nn.model import Model, initialise
+from ..nn.model import Model
 from .files import read_json
 from .report import LoadReport
 from .sources import resolve
@@ -44,7 +45,7 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     model = Model(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}), seed=None)
     model.source_config = hf
     model.load_report = LoadReport(str(source))
-    Filling(model, family, same_head, head == file_head, seed).run(read_tensors(folder))
+    Filling(model, family, same_head, same_head and head == file_head, seed).run(read_tensors(folder))
     return model.to(dtype).eval()
 
 

@@ -1,0 +1,44 @@
+"""Fresh weights: modules are made without values, then each value is drawn once, from a generator of its own."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..config import ModelConfig
+from .heads import VocabularyHead
+
+
+class Unfilled(TorchFunctionMode):
+    """Modules made inside skip PyTorch's own initialisation: their values are drawn, or loaded, later, and torch's global generator is left alone.
+
+    (The meta device would do as well, but its first use imports the compiler and takes longer than `import torch`.)
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) -> None:
+    """Fresh weights: matrices N(0, init_std^2), biases 0, norms 1.
+
+    With pre-norm the stream x grows with every block, so what is added to it (o_proj, down_proj) is drawn smaller, by 1/sqrt(2 L).
+    Source: Devlin et al. 2019 and Radford et al. 2019, section 2.3.
+    """
+    for name, m in module.named_modules():
+        if isinstance(m, nn.Linear | nn.Embedding):
+            residual = c.norm_position == "pre" and name.endswith(("o_proj", "down_proj"))
+            m.weight.normal_(0.0, c.init_std / (math.sqrt(2 * c.n_layers) if residual else 1.0), generator=generator)
+            if isinstance(m, nn.Linear) and m.bias is not None:
+                m.bias.zero_()
+        elif isinstance(m, nn.LayerNorm):
+            m.weight.fill_(1.0)
+            m.bias.zero_()
+        elif isinstance(m, VocabularyHead) and m.bias is not None:
+            m.bias.zero_()

@@ -1,0 +1,359 @@
+"""The command line: what it prints where, its exit codes, and that it calls the public functions with what was said."""
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from minitransfer import samples
+from minitransfer.cli import learn, settings
+from minitransfer.cli import main as run_main
+from minitransfer.cli.keys import Key, gather, keys_of, typed
+from minitransfer.cli.main import VERBS
+from minitransfer.generate import embed, fill, generate
+from minitransfer.nn.model import Model
+from minitransfer.tasks import predict
+from minitransfer.text import Tokenizer
+from minitransfer.training import TrainSettings
+from minitransfer.training.run import Run
+
+TINY = "d_model=16 n_layers=1 n_heads=2 length=32 vocab_size=300 batch_size=8 progress=no".split()
+
+
+def files(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if ".cache" not in path.parts}
+
+
+def done(capsys, *words: str) -> str:
+    """What a command that has to work printed."""
+    code = run_main(words)
+    out, err = capsys.readouterr()
+    assert code == 0, err
+    return out
+
+
+def refused(capsys, *words: str, code: int = 1) -> str:
+    """The one line of an error."""
+    assert run_main(words) == code
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("minitransfer: ") and err.count("\n") == 1, err
+    return err
+
+
+# ---- settings by name --------------------------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Example:
+    steps: int | None = None            # optimizer steps
+    lr: float = 5e-4                    # at the peak: "high"
+    progress: bool = True
+    best: str | None = None             # "loss lower"
+
+
+KEYS = keys_of(Example) | {"labels": Key("list[str]"), "path": Key("str")}
+
+
+def test_keys_come_from_the_dataclass_with_their_comments():
+    assert keys_of(Example) == {"steps": Key("int | None", None, "optimizer steps"), "lr": Key("float", 5e-4, 'at the peak: "high"'),
+                                "progress": Key("bool", True, ""), "best": Key("str | None", None, '"loss lower"')}
+    assert set(settings.TRAIN) == set(TrainSettings(steps=1).to_dict()) and settings.TRAIN["steps"].about == "optimizer steps"
+
+
+@pytest.mark.parametrize("name, word, value", [
+    ("steps", "20", 20), ("steps", "2e5", 200_000), ("steps", "none", None), ("lr", "5e-5", 5e-5), ("lr", "1", 1.0), ("progress", "no", False), ("progress", "True", True),
+    ("best", "loss lower", "loss lower"), ("best", "null", None), ("labels", "no, yes", ["no", "yes"]), ("path", "none", "none"), ("path", "a=b.txt", "a=b.txt")])
+def test_words_are_read_by_type(name, word, value):
+    found = gather([f"{name}={word}"], (), {}, None, KEYS)[name]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("name, word, message", [
+    ("steps", "many", r"steps=many; needed is a whole number or none"), ("steps", "2.5", r"steps=2\.5; needed is a whole number"),
+    ("lr", "none", r"lr=none; needed is a number:"), ("progress", "maybe", r"progress=maybe; needed is true or false")])
+def test_a_word_of_another_type_says_what_fits(name, word, message):
+    with pytest.raises(ValueError, match=message):
+        typed(name, word, KEYS[name].kind)
+
+
+def test_the_command_line_counts_more_than_the_file(tmp_path):
+    (tmp_path / "c.yaml").write_text("lr: 5e-5\nsteps: 7\nlabels: [no, yes]\nbest: none\n")
+    assert gather(["steps=9"], (), {"path": "x", "best": None}, str(tmp_path / "c.yaml"), KEYS) == {
+        "lr": 5e-5, "steps": 9, "labels": ["no", "yes"], "best": None, "path": "x"}
+    assert gather(["here", "lr=1"], ("path",), {}, None, KEYS) == {"path": "here", "lr": 1.0}
+
+
+@pytest.mark.parametrize("text, error, message", [
+    ("stesp: 3", KeyError, r"the file .*c\.yaml sets 'stesp', and no setting has this name \(did you mean steps\?\)"),
+    ("qqqq: 3", KeyError, r"sets 'qqqq', and no setting has this name; there are best, labels, lr"),
+    ("training:\n  lr: 3", ValueError, r"is not one flat table"), ("- lr", ValueError, r"is not one flat table"), ("lr: [1", ValueError, r"is not YAML"),
+    ("lr: [1, 2]", ValueError, r"lr=1,2; needed is a number")])
+def test_a_wrong_file_says_what_is_wrong(tmp_path, text, error, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(error, match=message):
+        gather([], (), {}, str(tmp_path / "c.yaml"), KEYS)
+
+
+def test_words_that_have_no_place():
+    with pytest.raises(ValueError, match=r"'more' has no meaning here; settings are written key=value, after PATH"):
+        gather(["here", "more"], ("path",), {}, None, KEYS)
+    with pytest.raises(ValueError, match=r"path is given twice \(here and there\)"):
+        gather(["here"], ("path",), {"path": "there"}, None, KEYS)
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.yaml; --config needs"):
+        gather([], (), {}, "nowhere.yaml", KEYS)
+
+
+# ---- help, errors, exit codes ------------------------------------------------------------------------------------------------------------------
+
+def test_overview_and_version(capsys):
+    out = done(capsys, "--help")
+    assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in VERBS)
+    assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect"}
+    assert re.fullmatch(r"minitransfer \d+\.\d+\.\d+\S*\n", done(capsys, "--version"))
+    assert run_main([]) == 2
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_help_of_every_verb(capsys, name):
+    out, verb = done(capsys, name, "--help"), VERBS[name]
+    assert out.startswith(f"usage: minitransfer {name}") and verb.summary in out and all(f"  {line}\n" in out for line in verb.examples)
+    for keys in verb.keys.values():
+        for key in keys:
+            assert re.search(rf"^  {key} ", out, re.MULTILINE), key
+    for line in verb.examples:                      # every example is a command this verb understands
+        words = shlex.split(next(part for part in line.split(" | ") if part.startswith("minitransfer")))
+        assert words[1] == name
+        verb.parser().parse_intermixed_args(words[2:])
+
+
+@pytest.mark.parametrize("words, code, message", [
+    ("finetun", 2, r"no verb 'finetun' \(did you mean finetune\?\); there are demo, pretrain"),
+    ("predict", 2, r"required: model"),
+    ("predict m --nonsense", 2, r"unrecognized arguments: --nonsense \(minitransfer predict --help says more\)"),
+    ("generate m a --samples 0", 2, r"0 is not 1 or more"),
+    ("pretrain", 2, r"no corpus given, and it is needed: a \.txt or \.jsonl file"),
+    ("pretrain pydoc", 2, r"no out given"),
+    ("adapt mini-bert --out x", 2, r"no corpus given"),
+    ("embed mini-bert a --out x.txt", 2, r"a name that ends in \.npy"),
+    ("fill mini-bert [MASK] --file x", 2, r"texts as words and from --file"),
+    ("pretrain pydoc --out x lr=fast", 1, r"lr=fast; needed is a number"),
+    ("pretrain pydoc --out x objective=span", 1, r"objective='span'; it is one of 'masked', 'causal'"),
+    ("finetune mini-bert t.tsv --out x stratgy=lora", 1, r"'stratgy', and no setting has this name \(did you mean strategy\?\)"),
+    ("finetune mini-bert t.tsv --out x", 1, r"t\.tsv does not exist"),
+    ("finetune mini-bert samples/nothing.tsv --out x", 1, r"no sample file named 'nothing\.tsv'"),
+    ("finetune --config c.yaml", 1, r"no file c\.yaml; --config needs a YAML file"),
+    ("predict mini-bert hello", 1, r"head='masked' gives no labels"),
+    ("predict nowhere hello", 1, r"no folder|no bundled checkpoint"),
+    ("fill mini-bert hello", 1, r"'hello' has no mask; write \[MASK\]"),
+    ("fill mini-bert --file nothing.txt", 1, r"nothing\.txt"),
+    ("embed mini-bert a --device tpu9", 1, r"device 'tpu9' cannot be used"),
+    ("generate mini-bert hello", 1, r"continued by a causal head"),
+    ("convert nowhere", 1, r"nowhere does not exist"),
+    ("inspect .", 1, r"holds no config\.json"),
+])
+def test_mistakes(capsys, place, words, code, message):
+    assert re.search(message, refused(capsys, *shlex.split(words), code=code))
+    assert not files(place)
+
+
+def test_a_process_prints_no_traceback(place):
+    found = subprocess.run([sys.executable, "-m", "minitransfer", "inspect", "nowhere/at/all"], capture_output=True, text=True, env=os.environ)
+    assert (found.returncode, found.stdout, found.stderr.count("\n")) == (1, "", 1)
+    assert found.stderr.startswith("minitransfer: no folder nowhere/at/all;")
+
+
+def test_a_reader_that_leaves_early(place, tiny):
+    """`minitransfer embed ... | head -1` ends quietly."""
+    (place / "texts.txt").write_text("a text\n" * 4000)
+    command = [sys.executable, "-m", "minitransfer", "embed", str(tiny / "mini-bert"), "--file", "texts.txt"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert len(process.stdout.readline().split("\t")) == 24
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_interruption_and_bugs(capsys, place, monkeypatch):
+    def raising(error):
+        return lambda *args, **named: (_ for _ in ()).throw(error)
+
+    monkeypatch.setattr(learn, "start", raising(KeyboardInterrupt()))
+    assert run_main(["pretrain", "samples/general.txt", "--out", "x", *TINY]) == 130
+    assert capsys.readouterr().err.endswith("minitransfer: interrupted\n")
+    monkeypatch.setattr(learn, "start", raising(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError):          # a mistake of ours keeps its traceback
+        run_main(["pretrain", "samples/general.txt", "--out", "x", *TINY])
+    with pytest.raises(ValueError, match="lr=fast"):
+        run_main(["pretrain", "pydoc", "--out", "x", "lr=fast", "--traceback"])
+
+
+def test_an_interrupted_run_says_how_to_go_on(capsys, place, monkeypatch):
+    """Ctrl-C during a step: the run is saved, the exit code is 130, and --resume ends it as if nothing had happened."""
+    words = ["pretrain", "samples/general.txt", "documents=line", *TINY, "steps=4"]
+    done(capsys, *words, "--out", "straight")
+    after_step = Run.after_step
+
+    def with_ctrl_c(self, *args):
+        if self.progress.step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return after_step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "after_step", with_ctrl_c)
+        assert run_main([*words, "--out", "broken"]) == 130
+    out, err = capsys.readouterr()
+    assert json.loads(out)["stopped"] == "interrupted" and "saved in broken, the same command with --resume goes on" in err
+    assert json.loads(done(capsys, *words, "--out", "broken", "--resume"))["steps"] == 4
+    assert (place / "broken/model/model.safetensors").read_bytes() == (place / "straight/model/model.safetensors").read_bytes()
+
+
+# ---- training ----------------------------------------------------------------------------------------------------------------------------------
+
+def test_pretrain_adapt_finetune_predict(capsys, place):
+    """The whole way on tiny data, each verb by the folder of the run before."""
+    line = json.loads(done(capsys, "pretrain", "samples/general.txt", "--out", "p", "documents=line", *TINY, "steps=2"))
+    assert (line["out"], line["model"], line["steps"], line["stopped"]) == ("p", "p/model", 2, "steps") and line["metrics"]["loss"] > 0
+    (place / "a.yaml").write_text("model: p\ncorpus: samples/general.txt\ndocuments: line\nsteps: 5\nlength: 24\nprogress: no\n")
+    line = json.loads(done(capsys, "adapt", "--config", "a.yaml", "steps=1", "--out", "a"))
+    assert line["steps"] == 1 and line["before"]["loss"] > 0 and line["after"]["loss"] > 0
+    assert json.loads((place / "a/manifest.json").read_text())["settings"]["lr"] == 1e-4
+    done(capsys, "finetune", "a", "samples/reviews.validation.tsv", "--out", "f", "max_length=32", "steps=3", "lr=5e-3", "progress=no")
+    rows = list(csv.DictReader(samples.path("reviews.test.tsv").open(), delimiter="\t", quoting=csv.QUOTE_NONE))[:20]
+    (place / "some.tsv").write_text("text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in rows))
+    printed = [line.split("\t") for line in done(capsys, "predict", "f", "--file", "some.tsv", "--batch-size", "7").splitlines()]
+    expected = predict(str(place / "f"), texts=[row["text"] for row in rows])
+    assert [(label, text) for label, _, text in printed] == [(one.label, row["text"]) for one, row in zip(expected, rows, strict=True)]
+    assert [float(p) for _, p, _ in printed] == pytest.approx([one.probability for one in expected], abs=6e-5)
+    assert len({p for _, p, _ in printed}) > 10
+
+
+def test_a_token_task(capsys, place):
+    done(capsys, "finetune", "mini-bert", "samples/tagged.conll", "--out", "names", "task=token", "steps=2", "strategy=lora", "progress=no")
+    lines = done(capsys, "predict", "names", "Anna Berg lives in Oslo", "Yes").split("\n")
+    assert [line.split("\t")[0] for line in lines] == ["Anna", "Berg", "lives", "in", "Oslo", "", "Yes", "", ""]
+    as_json = json.loads(done(capsys, "predict", "names", "Anna Berg", "--json"))
+    assert [one["word"] for one in as_json["words"]] == ["Anna", "Berg"] and set(as_json["words"][0]) == {"word", "label", "probability"}
+
+
+def test_pairs_are_read_as_in_training(capsys, place):
+    (place / "pairs.tsv").write_text("a\tb\trelation\n" + "".join(f"the cat {i}\tthe dog\t{i % 2}\n" for i in range(8)))
+    done(capsys, "finetune", "mini-bert", "pairs.tsv", "--out", "pairs", "text=a", "pair=b", "label=relation", "steps=1", "progress=no")
+    expected = predict(str(place / "pairs"), texts=["the cat 3"], pairs=["the dog"])[0]
+    for words in (("the cat 3\tthe dog",), ("--file", "one.tsv")):
+        (place / "one.tsv").write_text("b\ta\nthe dog\tthe cat 3\n")
+        label, p, text, pair = done(capsys, "predict", "pairs", *words).rstrip("\n").split("\t")
+        assert (label, text, pair) == (expected.label, "the cat 3", "the dog") and float(p) == pytest.approx(expected.probability, abs=6e-5)
+    assert "text 1 is 'alone'; two texts with a tab between are needed" in refused(capsys, "predict", "pairs", "alone")
+    assert "'b'" in refused(capsys, "predict", "pairs", "--file", "pairs.tsv", "--pair", "bb")
+
+
+@pytest.mark.parametrize("words", [
+    ["pretrain", "samples/general.txt", "documents=line", *TINY], ["pretrain", "samples/general.txt", "objective=causal", *TINY, "minutes=60", "--resume"],
+    ["adapt", "mini-bert", "samples/general.txt", "validation=samples/general.txt", "length=32", "epochs=9", "progress=no"],
+    ["finetune", "mini-bert", "samples/reviews.train.tsv", "validation=samples/reviews.test.tsv", "strategy=lora", "epochs=9", "progress=no", "--out", "kept"],
+], ids=["pretrain", "pretrain causal", "adapt", "finetune"])
+def test_a_dry_run_does_two_steps_and_keeps_nothing(capsys, place, words):
+    assert run_main([*words, "--dry-run"]) == 0
+    out, err = capsys.readouterr()
+    line = json.loads(out)
+    assert line["dry_run"] is True and line["steps"] == 2 and "loss" in line["metrics"]
+    assert "dry run: training, evaluation, saving and loading work; nothing was kept" in err
+    assert not files(place)
+
+
+def test_a_dry_run_finds_a_fault_in_the_data(capsys, place):
+    (place / "bad.tsv").write_text("text\tlabel\n" + "".join(f"text {i}\t{'' if i == 70 else i % 2}\n" for i in range(80)))
+    assert "training row 70 has no label" in refused(capsys, "finetune", "mini-bert", "bad.tsv", "--dry-run", "progress=no")
+
+
+# ---- asking a model ----------------------------------------------------------------------------------------------------------------------------
+
+TEXTS = ["She opened the door.", "", "Rain  in\tMay", "The third of four texts is long enough to be alone in its batch."]
+
+
+def test_texts_come_from_words_a_file_or_the_standard_input(capsys, place, tiny, monkeypatch):
+    model, tok = Model.from_pretrained(tiny / "mini-bert", head="embedding"), Tokenizer.from_pretrained(tiny / "mini-bert")
+    expected = embed(model, tok, TEXTS)
+    (place / "texts.txt").write_text("".join(f"{text}\r\n" for text in TEXTS))
+    (place / "texts.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(TEXTS)))
+    for words in (["--", *TEXTS], ["--file", "texts.txt"], ["--file", "texts.jsonl", "--text", "body"], []):
+        numbers = np.loadtxt(io.StringIO(done(capsys, "embed", "mini-bert", "--batch-size", "3", *words)), delimiter="\t")
+        np.testing.assert_allclose(numbers, expected.numpy(), atol=1e-5)
+    found = [json.loads(line) for line in done(capsys, "embed", "mini-bert", "--json", *TEXTS).splitlines()]
+    assert [one["text"] for one in found] == TEXTS
+    np.testing.assert_allclose([one["embedding"] for one in found], expected.numpy(), atol=1e-5)
+    assert done(capsys, "embed", "mini-bert", "--file", "texts.txt", "--out", "v.npy") == ""
+    np.testing.assert_allclose(np.load("v.npy"), expected.numpy(), atol=1e-6)
+
+
+def test_fill(capsys, place, tiny):
+    model, tok = Model.from_pretrained(tiny / "mini-bert"), Tokenizer.from_pretrained(tiny / "mini-bert")
+    text = "A [MASK] in the [MASK]."
+    expected = fill(model, tok, text, 3)
+    lines = [line.split("\t") for line in done(capsys, "fill", "mini-bert", "One [MASK]", text, "--top", "3").splitlines()]
+    assert [line[:2] for line in lines] == [["1", "1"]] * 3 + [["2", "1"]] * 3 + [["2", "2"]] * 3
+    assert [(token, float(p)) for _, _, token, p in lines[3:]] == [(token, pytest.approx(p, abs=6e-5)) for best in expected for token, p in best]
+    one = json.loads(done(capsys, "fill", "mini-bert", text, "--json", "--top", "1"))
+    assert one == {"text": text, "masks": [[{"token": best[0][0], "probability": pytest.approx(best[0][1], abs=1e-6)}] for best in expected]}
+
+
+def test_generate(capsys, place, tiny):
+    model, tok = Model.from_pretrained(tiny / "mini-gpt"), Tokenizer.from_pretrained(tiny / "mini-gpt")
+    prompts = ["The old man", "In"]
+    printed = [json.loads(line) for line in done(capsys, "generate", "mini-gpt", *prompts, "--max-new-tokens", "6", "--json").splitlines()]
+    for prompt, one in zip(prompts, printed, strict=True):          # each alone, so padding is not the program's own idea of right
+        assert one == {"prompt": prompt, "text": tok.decode(generate(model, tok(prompt)["input_ids"], max_new_tokens=6, stop=(tok.eos_id,))[0])}
+        assert one["text"].startswith(prompt) and len(one["text"]) > len(prompt)
+    sampled = [done(capsys, "generate", "mini-gpt", "The", "--temperature", "1", "--samples", "4", "--json", "--seed", seed) for seed in ("1", "1", "2")]
+    assert sampled[0] == sampled[1] != sampled[2] and len(set(sampled[0].splitlines())) == 4
+
+
+def test_inspect(capsys, place, tiny):
+    found = json.loads(done(capsys, "inspect", "mini-bert", "--json"))
+    model = Model.from_pretrained(tiny / "mini-bert")
+    assert found["model"] == {"family": "bert", "architecture": "BertForMaskedLM", "head": "masked"}
+    assert found["config"] == model.config.to_dict()
+    assert found["parameters"]["total"] == sum(p.numel() for p in model.parameters()) == found["files"]["float32 numbers"]
+    assert found["parameters"]["blocks.1"] == sum(p.numel() for p in model.blocks[1].parameters())
+    assert found["tokenizer"]["tokens"] == 500 and "mask [MASK] = 1" in found["tokenizer"]["special tokens"]
+    done(capsys, "finetune", "mini-bert", "samples/reviews.validation.tsv", "--out", "f", "strategy=lora:3", "steps=1", "progress=no")
+    out = done(capsys, "inspect", "f")
+    assert re.search(r"^  r +3$", out, re.MULTILINE) and re.search(r"^  labels +negative, positive$", out, re.MULTILINE)
+    (place / "broken").mkdir()
+    (place / "broken/config.json").write_text('{"model_type": "lama"}')
+    (place / "broken/model.safetensors").write_bytes(b"\x00" * 30)
+    out = done(capsys, "inspect", "broken")
+    assert "lama (not one of bert, gpt2" in out and len(re.findall(r"^  problem  ", out, re.MULTILINE)) == 3
+
+
+def test_convert(capsys, place):
+    torch.save({"weight": torch.arange(6.0)}, place / "old.pt")
+    assert json.loads(done(capsys, "convert", "old.pt", "new", "--json"))["files"] == ["model.safetensors"]
+    assert "new: 1 tensors" in done(capsys, "convert", "old.pt", "newer").replace("newer", "new")
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
+    """Each as it stands there; those that train for long only as a dry run."""
+    done(capsys, "finetune", "mini-bert", "samples/reviews.train.tsv", "--out", "runs/reviews", "steps=1", "progress=no")
+    (place / "reviews.yaml").write_text("model: mini-bert\ntrain: samples/reviews.train.tsv\n")
+    (place / "reviews.tsv").write_text("fine\tpositive\nbad\tnegative\n")
+    (place / "downloads/bert-base-uncased").mkdir(parents=True)
+    for verb in VERBS.values():
+        for line in verb.examples:
+            torch.save({"weight": torch.ones(2)}, place / "downloads/bert-base-uncased/pytorch_model.bin")
+            (place / "downloads/bert-base-uncased/model.safetensors").unlink(missing_ok=True)
+            monkeypatch.setattr(sys, "stdin", io.StringIO("fine\nbad\n"))
+            words = shlex.split(next(part for part in line.split(" | ") if part.startswith("minitransfer")))[1:]
+            long = verb.name in ("demo", "pretrain", "adapt", "finetune") and "--dry-run" not in words
+            out = done(capsys, *words, *(["--dry-run"] if long else []))
+            assert out or "--out" in words, line

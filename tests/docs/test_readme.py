@@ -1,0 +1,47 @@
+"""What the README says is run: its Python in one go, its commands against the CI script, its figures against the committed results."""
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert len(blocks) >= 4
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "accuracy" in done.stdout and "positive" in done.stdout + done.stderr
+
+
+def test_ci_runs_the_two_commands_of_the_readme():
+    commands = re.findall(r"```bash\n(.*?)```", README, re.S)
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert [c.strip() for c in commands] == ['pip install -e ".[dev]" && minitransfer demo', 'pip install -e ".[dev]" && pytest']
+    pip = script.replace("pip install -q -e", "pip install -e")
+    assert all(command.strip() in pip for command in commands)
+
+
+def test_every_path_of_the_tree_exists():
+    tree = re.search(r"```\nminitransfer/\n(.*?)```", README, re.S)[1]
+    names = [name for line in tree.splitlines() for name in re.findall(r"[\w.]+(?:/|\.py)", line.split("  a ")[0][:60])]
+    assert len(names) > 15
+    for name in names:
+        assert (ROOT / name).exists() or (ROOT / "minitransfer" / name).exists(), name
+
+
+def test_every_speed_is_a_committed_measurement():
+    """Each row of the README's table of speeds repeats the ratio of a line in bench/results/."""
+    lines = {}
+    for file in sorted((ROOT / "minitransfer/bench/results").glob("*.json")):
+        lines |= json.loads(file.read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| `([\w-]+)` \|.*\| ([\d.]+)x \|", README, re.M)
+    assert rows, "the README has no table of speeds"
+    for name, ratio in rows:
+        assert f"{lines[name]['ratio']:.2f}" == ratio, name
