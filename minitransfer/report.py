@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-Points = Sequence[tuple[float, float]]
+Number = int | float
+Points = Sequence[tuple[Number, Number]]
 
 STYLE = """
 :root{--paper:#fff;--ink:#1b1f24;--soft:#5b6570;--line:#d9dee4;--band:#f5f7f9;--good:#1a7f45;--bad:#b3261e;
@@ -91,7 +92,7 @@ def facts(values: Mapping[str, object]) -> Html:
     return element("dl", *(element(tag, one) for name, value in values.items() for tag, one in (("dt", name), ("dd", value))))
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
+def ticks(low: Number, high: Number, most: int = 6) -> list[Number]:
     """At most `most` round numbers (1, 2 or 5 times a power of ten apart) inside [low, high]."""
     if not high > low:
         return [low]
@@ -100,7 +101,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def bounds(values: Sequence[float]) -> tuple[float, float]:
+def bounds(values: Sequence[Number]) -> tuple[Number, Number]:
     """The range of an axis that shows all of `values`, a little wider than they are."""
     low, high = min(values), max(values)
     margin = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
@@ -110,20 +111,20 @@ def bounds(values: Sequence[float]) -> tuple[float, float]:
 class Plane:
     """Numbers to places on a drawing of `width` x `height`, with axes left and below."""
 
-    def __init__(self, x: tuple[float, float], y: tuple[float, float], width: int = 400, height: int = 260, left: int = 44):
+    def __init__(self, x: tuple[Number, Number], y: tuple[Number, Number], width: int = 400, height: int = 260, left: int = 44):
         self.x, self.y, self.left, self.right, self.top, self.bottom = x, y, left, width - 10, 10, height - 36
         self.width, self.height = width, height
 
-    def across(self, value: float) -> float:
+    def across(self, value: Number) -> Number:
         return round(self.left + (value - self.x[0]) / (self.x[1] - self.x[0]) * (self.right - self.left), 1)
 
-    def down(self, value: float) -> float:
+    def down(self, value: Number) -> Number:
         return round(self.bottom - (value - self.y[0]) / (self.y[1] - self.y[0]) * (self.bottom - self.top), 1)
 
-    def label(self, x: float, y: float, words: object, anchor: str = "middle") -> Html:
+    def label(self, x: Number, y: Number, words: object, anchor: str = "middle") -> Html:
         return element("text", words, class_="tick", x=x, y=y, text_anchor=anchor)
 
-    def line(self, x1: float, y1: float, x2: float, y2: float) -> Html:
+    def line(self, x1: Number, y1: Number, x2: Number, y2: Number) -> Html:
         return element("line", class_="axis", x1=x1, y1=y1, x2=x2, y2=y2)
 
     def columns(self, x_label: str) -> list[Html]:
@@ -166,7 +167,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str) -> Html:
     return element("figure", element("figcaption", title), plane.drawing(title, *plane.rows(), *plane.columns(x_label), *curves, *marks))
 
 
-def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float]], x_label: str) -> Html:
+def interval_chart(title: str, rows: Sequence[tuple[str, Number, Number, Number]], x_label: str) -> Html:
     """One row per (name, value, low, high): a dot with its interval. Intervals that overlap are results that may be equal."""
     low, high = bounds([number for _, *numbers in rows for number in numbers])
     plane = Plane((low, high), (0, len(rows)), width=400, height=46 + 30 * len(rows), left=118)
@@ -179,7 +180,7 @@ def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float]], 
     return element("figure", element("figcaption", title), plane.drawing(title, *plane.columns(x_label), *marks))
 
 
-def prediction_case(words: str, truth: str, answer: str, probability: float) -> Html:
+def prediction_case(words: str, truth: str, answer: str, probability: Number) -> Html:
     """A text, what it is and what a model says it is."""
     right = truth == answer
     verdict = " is right" if right else f" is wrong: the label is {truth}"

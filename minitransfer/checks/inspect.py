@@ -19,7 +19,7 @@ from ..transfer.groups import layer_groups
 from ..weights.files import read_json
 from ..weights.load import labels_of
 from ..weights.sources import resolve
-from ..weights.tensors import shards
+from ..weights.tensors import INDEX, shards
 
 ADAPTER = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -62,7 +62,7 @@ def inspect(source: str | Path, revision: str | None = None) -> Inspection:
         "model": ((folder / "config.json").is_file(), model_facts),
         "config": ((folder / "config.json").is_file(), config_facts),
         "parameters": ((folder / "config.json").is_file(), parameter_facts),
-        "files": (any(folder.glob(pattern) for pattern in ("*.safetensors", "*.safetensors.index.json", "*.bin")), file_facts),
+        "files": (any(path.suffix in (".safetensors", ".bin") or path.name == INDEX for path in folder.iterdir()), file_facts),
         "tokenizer": (any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")), tokenizer_facts),
         "adapter": ((folder / "adapter_config.json").is_file(), adapter_facts),
         "task": ((folder / "task.json").is_file(), lambda f: read_json(f / "task.json"))}

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 WORD = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
 COMMENT = re.compile(r"^ +(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)
@@ -29,7 +30,14 @@ def keys_of(settings: type) -> dict[str, Key]:
         comments = dict(COMMENT.findall(inspect.getsource(settings)))
     except OSError:                     # no source files are installed
         comments = {}
-    return {f.name: Key(str(f.type), None if f.default is MISSING else f.default, comments.get(f.name, "")) for f in fields(settings)}
+    types = get_type_hints(settings)
+    return {f.name: Key(kind_of(types[f.name]), None if f.default is MISSING else f.default, comments.get(f.name, "")) for f in fields(settings)}
+
+
+def kind_of(annotation: Any) -> str:
+    """`int | None` and the like, as an annotation is written; names given to unions are resolved."""
+    union = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return " | ".join("None" if one is NoneType else one.__name__ if isinstance(one, type) else str(one) for one in union)
 
 
 def whole(value: str) -> int:
@@ -62,7 +70,8 @@ def typed(name: str, value: str | list, kind: str) -> Any:
             return READ[one](value)
         except (ValueError, KeyError):
             continue
-    given, wanted = value if isinstance(value, str) else ",".join(map(str, value)), " or ".join(KIND_WORDS.get(one, "a word") for one in kinds)
+    given = value if isinstance(value, str) else ",".join(map(str, value))
+    wanted = " or ".join(KIND_WORDS.get(one, "a word") for one in kinds if one != "int" or "float" not in kinds)
     raise ValueError(f"{name}={given}; needed is {wanted}: correct it")
 
 

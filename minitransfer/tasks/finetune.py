@@ -25,9 +25,9 @@ from .token import TokenTask
 TASKS: dict[str, type[SequenceTask] | type[TokenTask]] = {"sequence": SequenceTask, "token": TokenTask}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FinetuneResult:
-    """What came out. `metrics`: of the validation rows, for the weights the model now has; accuracy with its 95 % interval (Wilson)."""
+    """What came out; prints as a sentence. `metrics`: of the validation rows, for the weights the model now has; accuracy with its 95 % interval (Wilson)."""
 
     model: Model
     metrics: dict[str, float]
@@ -54,6 +54,8 @@ class FinetuneResult:
                         f"matthews {m['matthews']:.4f} on {m['n']:.0f} held-out targets")
         return (f"{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
                 f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak")
+
+    __repr__ = __str__
 
 
 def task_of(task: str | Task, text: str, pair: str | None, label: str) -> Task:

@@ -86,7 +86,7 @@ class PackedBatches:
         ids, positions, documents = np.full(shape, self.filler, np.int64), np.zeros(shape, np.int64), np.full(shape, -1, np.int64)     # (B, T)
         for b, row in enumerate(indices):
             start = 0
-            for n, piece in enumerate(self._pieces(*self.plan[row])):
+            for n, piece in enumerate(self._pieces(*self.plan[row].tolist())):
                 end = start + len(piece)
                 ids[b, start:end], documents[b, start:end], positions[b, start:end] = piece, n, np.arange(len(piece))
                 start = end

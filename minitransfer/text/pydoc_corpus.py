@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
 import sysconfig
 import tokenize
 import warnings
@@ -18,9 +19,11 @@ LEFT_OUT = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_t
 
 def pydoc_files() -> list[Path]:
     """The source files, in the order of their paths."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    found = [path for path in root.rglob("*.py") if not LEFT_OUT & set(path.relative_to(root).parts[:-1]) and not path.name.startswith("__phello__")]
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+    found = []
+    for folder, inside, files in os.walk(sysconfig.get_paths()["stdlib"]):
+        inside[:] = [name for name in inside if name not in LEFT_OUT]         # walk no further there: installed packages are many
+        found += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(found, key=lambda path: path.as_posix())
 
 
 def read_pydoc(modules: Sequence[str] | None = None, shortest: int = 40) -> list[dict[str, str]]:

@@ -137,7 +137,7 @@ class Tokenizer:
         """The ids of many texts without special tokens, in full length; the fastest way to tokenise a corpus."""
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int] | Tensor, skip_specials: bool = True) -> str:
+    def decode(self, ids: Row | Tensor, skip_specials: bool = True) -> str:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_specials)
 
     def tokens(self, ids: Iterable[int] | Tensor) -> list[str]:

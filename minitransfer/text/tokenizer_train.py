@@ -48,7 +48,8 @@ def _fit(items: _Items, kind: str, size: int, lowercase: bool, specials: list[st
     if kind == "byte_bpe":
         backend = pipelines.byte_level(models.BPE(), lowercase)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, initial_alphabet=alphabet, special_tokens=specials, show_progress=False)
+        trainer = trainers.BpeTrainer(vocab_size=size, min_frequency=min_count, initial_alphabet=alphabet, special_tokens=specials,
+                                      show_progress=False)
     elif kind == "unigram":
         backend = pipelines.pieces(models.Unigram(), lowercase)
         trainer = trainers.UnigramTrainer(vocab_size=size, unk_token="<unk>", special_tokens=specials, show_progress=False)
@@ -72,7 +73,7 @@ def _fit_wordpiece(items: _Items, size: int, lowercase: bool, specials: list[str
     """WordPiece, the same in every run.
 
     The trainer numbers `##a`, `##b` as it meets them, in an order that changes from run to run, and breaks ties by number: two runs would give two
-    vocabularies. Named as special tokens in advance they have their numbers from the start; the vocabulary is then taken over without the mark.
+    vocabularies. Named as special tokens in advance they keep their numbers; the vocabulary is then taken over without the mark.
     """
     backend = pipelines.bert(models.WordPiece(unk_token="[UNK]"), lowercase)
     symbols = _alphabet(items, backend, file, COVERAGE, size - len(specials))

@@ -90,7 +90,7 @@ class ReportRow:
         return 100 * self.trainable / max(1, self.parameters)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainableReport:
     """How many parameters each layer group has and how many of them train. Shared parameters count once. Prints as a table."""
 
@@ -112,6 +112,8 @@ class TrainableReport:
         cells = self.cells()
         width = [max(len(row[i]) for row in cells) for i in range(4)]
         return "\n".join(f"{row[0]:<{width[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True)) for row in cells)
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         head, *body = self.cells()
@@ -170,8 +172,7 @@ def freeze_to(model: nn.Module, n: int) -> TrainableReport:
     if not -len(groups) <= n <= len(groups):
         raise ValueError(f"freeze_to({n}) on a model of {len(groups)} layer groups ({short_list(list(groups))}): "
                          f"give a number from {-len(groups)} to {len(groups)}")
-    split = n if n >= 0 else len(groups) + n
-    set_trainable(model, [name for group in list(groups)[split:] for name in groups[group]])
+    set_trainable(model, [name for group in list(groups)[n:] for name in groups[group]])
     return trainable_report(model)
 
 

@@ -8,6 +8,7 @@ Linears may share one A (`"q+k+v"`): that is LoRA on the fused projection [q; k;
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.nn.functional import linear
 
 from ..nn.model import Model
 from ..ops.dropout import Dropout
+from ..weights.save import family_of
 from .groups import TrainableReport, expand_range, fresh_names, set_trainable, trainable_report
 
 SHORT = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj",
@@ -111,22 +113,38 @@ def matching(names: list[str], target: str) -> list[str]:
     return [n for n in names if any(n == a or n.endswith("." + a) or n.startswith(a + ".") for a in addresses)]
 
 
-def match_targets(model: nn.Module, targets: str | list[str]) -> list[tuple[str, ...]]:
+def sharing(names: list[str], target: str) -> list[tuple[str, ...]]:
+    """The groups of Linears that one target names; those joined by + share an A. Empty if a part of the target names none."""
+    parts = [matching(names, part.strip()) for part in target.split("+")]
+    return list(zip(*parts, strict=True)) if all(parts) and len({len(part) for part in parts}) == 1 else []
+
+
+def from_files(model: Model, target: str) -> list[str]:
+    """What a module's name in the family's files, or its ending, stands for here: `c_attn` -> `attn.q_proj+attn.k_proj+attn.v_proj`."""
+    try:
+        table = family_of(model).LORA_TARGETS
+    except ValueError:                      # an architecture of no family has no files
+        return []
+    found = [ours for theirs, ours in table.items() if theirs == target or theirs.endswith("." + target)]
+    return [re.sub(r"([\w.]*)\{([\w,]+)\}", lambda m: "+".join(m[1] + one for one in m[2].split(",")), ours) for ours in found]
+
+
+def match_targets(model: Model, targets: str | list[str]) -> list[tuple[str, ...]]:
     """The Linears that `targets` name. Names in one tuple share an A; most tuples hold one name.
 
     Args:   targets: names joined by commas. q k v o gate up down; "all"; a suffix (`mlp.up_proj`); an address (`blocks.0-3.attn.q_proj`);
-            `q+k+v` for Linears side by side that share one A.
+            `q+k+v` for Linears side by side that share one A; or a name as in the family's files (`query`, `c_attn`, `c_proj`), as PEFT has them.
     Raises: ValueError for a target without a Linear, with the names of those there are.
     """
     names, found = linear_names(model), []
     seen: set[str] = set()
     for target in [t.strip() for text in ([targets] if isinstance(targets, str) else targets) for t in text.split(",") if t.strip()]:
-        parts = [matching(names, part.strip()) for part in target.split("+")]
-        if not all(parts) or len({len(p) for p in parts}) > 1:
+        groups = sharing(names, target) or [group for one in from_files(model, target) for group in sharing(names, one)]
+        if not groups:
             shapes = sorted({".".join(n.split(".")[2:]) if n.startswith("blocks.") else n for n in names})
             raise ValueError(f"the LoRA target {target!r} matches no Linear of this model; its Linears are {', '.join(shapes)} "
                              f"(blocks 0-{len(layer_blocks(names)) - 1}): name some of these, or use the short names {' '.join(SHORT)}, or 'all'")
-        for group in zip(*parts, strict=True):
+        for group in groups:
             fresh = tuple(n for n in group if n not in seen)
             seen.update(fresh)
             if fresh:
@@ -199,9 +217,9 @@ def lora_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters() if name.endswith((".lora_A", ".lora_B"))]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MergeReport:
-    """What merging changed. The last two are None unless a batch was given."""
+    """What merging changed; prints as a sentence. The last two are None unless a batch was given."""
 
     layers: int
     max_weight_change: float                 # largest |delta| of any weight
@@ -213,6 +231,8 @@ class MergeReport:
         if self.max_logit_change is not None:
             text += f"; logits changed by at most {self.max_logit_change:.3g}, {self.label_flips} best labels changed"
         return text
+
+    __repr__ = __str__
 
 
 @torch.no_grad()

@@ -144,15 +144,17 @@ class Filling:
         if ours[0].startswith("pooler.") and self.model.pooler is None:
             self.report.dropped.append(key)
             return
-        values = list(rule.op.read(tensor, len(ours))) if tensor.dtype in DTYPES and tensor.ndim in (1, 2) else []
+        if any(one not in parameters for one in ours):
+            self.faults.append(f"unexpected: {key} (the config has no {', '.join(ours)})")
+            return
+        usable = tensor.dtype in DTYPES and tensor.ndim == parameters[ours[0]].ndim
+        values = list(rule.op.read(tensor, len(ours))) if usable else []
         if len(values) != len(ours):
             self.faults.append(f"shape: {key} is {tuple(tensor.shape)} of {tensor.dtype}, needed is {' + '.join(ours)} in a floating-point type")
             self.filled.update(ours)
             return
         for one, value in zip(ours, values, strict=True):
-            if one not in parameters:
-                self.faults.append(f"unexpected: {key} (the config has no {one})")
-            elif one in self.filled:
+            if one in self.filled:
                 self.faults.append(f"twice: {key} fills {one} again")
             elif parameters[one].shape != value.shape:
                 self.faults.append(f"shape: {key} is {tuple(value.shape)}, {one} is {tuple(parameters[one].shape)}")

@@ -75,7 +75,7 @@ def test_the_report():
     assert rows["head"].percent == 100 and rows["embed"].percent == 0
     lines = str(report).splitlines()
     assert lines[0].split() == ["group", "parameters", "trainable", "%"] and lines[-1].split()[::2] == ["total", "87"]
-    assert len({len(line) for line in lines}) == 1
+    assert len({len(line) for line in lines}) == 1 and repr(report) == str(report)
     html = report._repr_html_()
     assert html.count("<tr>") == 8 and f"<td>{by_hand['pooler']:,}</td>" in html
 

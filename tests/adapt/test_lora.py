@@ -2,6 +2,7 @@
 import pytest
 import torch
 
+from minitransfer import generate
 from minitransfer.config import ModelConfig
 from minitransfer.nn.model import Model
 from minitransfer.transfer.groups import freeze_to, trainable_report, unfreeze
@@ -19,6 +20,10 @@ from minitransfer.transfer.lora import (
 from minitransfer.weights.report import LoadReport
 
 SIZES = {"vocab_size": 101, "d_model": 28, "n_layers": 3, "n_heads": 4, "d_ff": 53, "max_len": 37}
+
+
+GPT2 = {"causal": True, "norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "n_token_types": 0, "embed_norm": False,
+        "final_norm": True}
 
 
 def small(head: str = "sequence", **changes) -> Model:
@@ -77,11 +82,11 @@ def test_published_counts():
     """BERT-base, r 8 on query and value: 294,912. GPT-2, r 16 on c_attn: 589,824, since q, k and v share an A there; 884,736 if each has its own."""
     with torch.device("meta"):
         bert = Model(ModelConfig(vocab_size=30522, d_model=768, n_layers=12, n_heads=12, d_ff=3072, max_len=512, n_token_types=2), seed=None)
-        gpt2 = ModelConfig(vocab_size=50257, d_model=768, n_layers=12, n_heads=12, d_ff=3072, max_len=1024, causal=True, norm_position="pre")
+        gpt2 = ModelConfig(vocab_size=50257, d_model=768, n_layers=12, n_heads=12, d_ff=3072, max_len=1024, pooler=False, **GPT2)
     assert add_lora(bert, r=8, targets="q,v").trainable == 294_912
     assert add_lora(Model(gpt2, seed=None), r=16, targets="q+k+v").trainable == 589_824
     assert add_lora(Model(gpt2, seed=None), r=16, targets="q,k,v").trainable == 884_736
-    assert add_lora(Model(gpt2, seed=None), r=16, targets="q+k+v,o,down").trainable == 1_622_016
+    assert add_lora(Model(gpt2, seed=None), r=16, targets="c_attn,c_proj").trainable == 1_622_016       # in the MLP, too
 
 
 def test_only_a_b_and_the_head_train_and_the_rest_keeps_its_bits():
@@ -232,6 +237,17 @@ def test_targets():
     assert match_targets(model, "pooler") == [("pooler",)]
 
 
+def test_targets_may_be_called_as_in_the_files():
+    """The names people know from PEFT; c_proj is the end of two names there, of the attention and of the MLP."""
+    bert, gpt2 = small(n_token_types=2), small("causal", pooler=False, **GPT2)
+    assert match_targets(bert, "query,value") == match_targets(bert, "q,v")
+    assert match_targets(bert, "attention.output.dense") == match_targets(bert, "o")
+    assert match_targets(gpt2, "c_attn") == match_targets(gpt2, "q+k+v") and len(match_targets(gpt2, "c_attn")[0]) == 3
+    assert match_targets(gpt2, "c_proj") == match_targets(gpt2, "o,down") and match_targets(gpt2, "mlp.c_proj") == match_targets(gpt2, "down")
+    with pytest.raises(ValueError, match="LoRA target 'query' matches no Linear"):
+        match_targets(small(embed_norm=False), "query")                     # no family's files can hold this model: only our names count
+
+
 @pytest.mark.parametrize("call,message", [
     (lambda m: add_lora(m, targets="c_attn"), "LoRA target 'c_attn' matches no Linear of this model; its Linears are attn.k_proj, .*mlp.up_proj"),
     (lambda m: add_lora(m, targets="q+pooler"), r"'q\+pooler' matches no Linear"),
@@ -254,6 +270,17 @@ def test_a_refused_call_changes_nothing():
     with pytest.raises(ValueError, match="already carries LoRA"):
         add_lora(model, targets="q,k")
     assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_generation_goes_through_lora():
+    model, ids = small("causal", pooler=False, **GPT2), torch.randint(0, 101, (2, 5))
+    how = {"max_new_tokens": 20, "precision": "fp32"}
+    plain = generate(model, ids, **how)
+    add_lora(model, targets="all")
+    fill(model)
+    tuned = [generate(model, ids, use_cache=cache, **how) for cache in (True, False)]
+    merge_lora(model)
+    assert torch.equal(tuned[0], tuned[1]) and torch.equal(tuned[0], generate(model, ids, **how)) and not torch.equal(tuned[0], plain)
 
 
 def test_lora_works_with_what_else_changes_a_model():

@@ -10,13 +10,13 @@ from minitransfer.nn.model import Model
 from minitransfer.text import Tokenizer, read_texts
 from minitransfer.weights import sources
 
-CAUSAL = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False, "final_norm": True,
-          "pooler": False}
+CAUSAL = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False,
+          "final_norm": True, "pooler": False}
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A folder like checkpoints/, with a mini-bert and a mini-gpt of a few thousand parameters. Weights are spread out, so that outputs differ between texts."""
+    """A folder like checkpoints/, with a mini-bert and a mini-gpt of a few thousand parameters, spread out so that outputs differ between texts."""
     folder = tmp_path_factory.mktemp("checkpoints")
     texts = list(read_texts(samples.path("general.txt"), documents="line"))
     for name, kind, head, changes in (("mini-bert", "wordpiece", "masked", {}), ("mini-gpt", "byte_bpe", "causal", CAUSAL)):

@@ -1,4 +1,4 @@
-"""Runs that are killed with signal 9, each in a process of its own. A script: `python -m tests.train.killed_runs FOLDER` prints one JSON line.
+"""Runs that are killed with signal 9, each in a process of its own. A script: `python -m tests.train.killed_runs FOLDER steps full` prints one JSON line.
 
 Processes are forked before any thread exists (one thread for everything), so that each costs milliseconds.
 """
@@ -19,6 +19,7 @@ from types import SimpleNamespace
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 import torch
+import torch._dynamo  # the first optimizer imports it; here, so that no child has to
 
 from minitransfer.objectives import Masked
 from minitransfer.training import TrainSettings, held_out_loss, train
@@ -166,5 +167,5 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     assert forked(lambda: run(root / "whole")) == 0
     truth = files(root / "whole")
-    print(json.dumps({"steps": at_steps(root, truth), "save": in_a_save(root, truth), "moments": at_moments(root, truth), "full": full_disk(root, truth),
-                      "log": [one["step"] for one in json.loads(truth["log"])]}))
+    parts = {"steps": at_steps, "save": in_a_save, "moments": at_moments, "full": full_disk}
+    print(json.dumps({name: parts[name](root, truth) for name in sys.argv[2:]} | {"log": [one["step"] for one in json.loads(truth["log"])]}))

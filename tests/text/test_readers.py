@@ -1,0 +1,96 @@
+"""Rows of the usual files, compared with the csv module, pandas-free hand counts, and files written by hand."""
+import csv
+import gzip
+import json
+from collections import Counter
+
+import datasets
+import pytest
+
+from minitransfer.text import read_rows, sample_rows
+from minitransfer.text.readers import column
+
+
+def test_tables(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\tlabel\n"half a quote\t1\nit\'s "fine"\t0\n', encoding="utf-8")
+    (tmp_path / "a.csv").write_text('text,label\r\n"two\nlines, and ""quotes""",1\r\nplain,0\r\n', encoding="utf-8")
+    assert read_rows(tmp_path / "a.tsv") == [{"text": '"half a quote', "label": "1"}, {"text": 'it\'s "fine"', "label": "0"}]
+    assert read_rows(str(tmp_path / "a.csv")) == [{"text": 'two\nlines, and "quotes"', "label": "1"}, {"text": "plain", "label": "0"}]
+    (tmp_path / "long.csv").write_text("text,label\n" + "x" * 200_000 + ",1\n")
+    limit = csv.field_size_limit()
+    assert len(read_rows(tmp_path / "long.csv")[0]["text"]) == 200_000 and csv.field_size_limit() == limit
+    (tmp_path / "bare.tsv").write_text("0\tone\n1\ttwo\n")
+    assert read_rows(tmp_path / "bare.tsv", columns=["label", "text"]) == [{"label": "0", "text": "one"}, {"label": "1", "text": "two"}]
+
+
+def test_real_tables_have_the_rows_of_the_csv_module(data):
+    for name, how in (("sst2/validation.tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}), ("rte/validation.tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
+                      ("ag_news/validation.csv", {}), ("stsb/en/validation.csv", {})):
+        with (data / name).open(encoding="utf-8", newline="") as file:
+            assert read_rows(data / name) == list(csv.DictReader(file, **how)), name
+    rows = read_rows(data / "imdb/validation.jsonl.gz")
+    assert rows == [json.loads(line) for line in gzip.open(data / "imdb/validation.jsonl.gz", "rt", encoding="utf-8")]
+
+
+def test_conll(tmp_path, data):
+    (tmp_path / "a.conll").write_text("-DOCSTART- -X- O O\n\nMaria NNP B-PER\nflew VBD O\n\n\nOslo NNP B-LOC\n")
+    assert read_rows(tmp_path / "a.conll") == [{"words": ["Maria", "flew"], "tags": ["B-PER", "O"]}, {"words": ["Oslo"], "tags": ["B-LOC"]}]
+    (tmp_path / "a.conllu").write_text("# text = vámonos ya\n1-2\tvámonos\t_\t_\n1\tvamos\tir\tVERB\n2\tnos\tnosotros\tPRON\n2.1\tx\tx\tX\n3\tno way\tx\tADV\n\n")
+    assert read_rows(tmp_path / "a.conllu") == [{"words": ["vamos", "nos", "no way"], "tags": ["VERB", "PRON", "ADV"]}]
+    rows, text = read_rows(data / "wnut17/validation.conll"), (data / "wnut17/validation.conll").read_text(encoding="utf-8")
+    assert sum(len(row["words"]) for row in rows) == sum(bool(line.strip()) for line in text.split("\n")) and len(rows) == 1008
+    assert Counter(tag for row in rows for tag in row["tags"]) == Counter(line.split("\t")[-1] for line in text.split("\n") if line.strip())
+
+
+def test_datasets_and_lists():
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"]), "n": datasets.Value("int32")})
+    table = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, 0, -1], "n": [0, 1, 1]}, features=features)
+    assert read_rows(table) == [{"text": "a", "label": "pos", "n": 0}, {"text": "b", "label": "neg", "n": 1}, {"text": "c", "label": -1, "n": 1}]
+    rows = [{"text": "a"}]
+    assert read_rows(rows) == rows and read_rows(rows) is not rows
+
+
+def test_a_sample_keeps_the_shares_of_a_sorted_file():
+    rows = [{"text": str(n), "label": "ab"[n >= 600], "n": n} for n in range(1000)]
+    taken = sample_rows(rows, 50, seed=3, by="label")
+    assert Counter(row["label"] for row in taken) == {"a": 30, "b": 20}
+    assert [row["n"] for row in taken] == sorted({row["n"] for row in taken}) and len(taken) == 50
+    assert taken == sample_rows(rows, 50, seed=3, by="label") != sample_rows(rows, 50, seed=4, by="label")
+    for n in (1, 7, 333, 999, 1000):
+        counts = Counter(row["label"] for row in sample_rows(rows, n, by="label"))
+        assert abs(counts["a"] - 0.6 * n) <= 1 and sum(counts.values()) == n
+    plain = sample_rows(rows, 400)
+    assert 200 < sum(row["label"] == "a" for row in plain) < 280 and len({row["n"] for row in plain}) == 400
+    for n in (0, 1001):
+        with pytest.raises(ValueError, match=f"n={n} of 1000 rows; it is between 1 and the number of rows: choose a smaller n"):
+            sample_rows(rows, n)
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("a.tsv", "text\tlabel\none\t1\ntwo\n", r"a.tsv, line 3: 1 fields where 2 are needed \(text, label\): mend the line"),
+    ("a.csv", 'text,label\n"one\nmore",1\na,b,c\n', r"a.csv, line 4: 3 fields where 2 are needed"),
+    ("b.csv", 'text,label\n"one"x,1\n', "b.csv, line 2: not CSV .*: mend it, or name the file .tsv"),
+    ("c.csv", 'text,label\n"one,1\n', "c.csv, line 2: not CSV"),
+    ("d.tsv", "text\ttext\na\tb\n", r"d.tsv, line 1: two columns have one name \(text, text\); all names differ: mend the first line"),
+    ("e.tsv", "text\tlabel\n", "e.tsv holds no rows; at least one is needed: check that it is the file you mean"),
+    ("f.tsv", "", "f.tsv holds no rows"),
+    ("g.conll", "Maria B-PER\nflew\n", "g.conll, line 2: 'flew' has 1 columns; a word and its tag are needed: mend the line"),
+    ("h.conllu", "1\tMaria\n", "h.conllu, line 1: .* has 2 columns"),
+    ("i.jsonl", "{}{}\n", "i.jsonl, line 1: not JSON"),
+    ("j.xlsx", "PK", r"j.xlsx is of no known kind \(.xlsx\); rows come from .csv, .tsv, .jsonl, .conll, .conllu .*: rename or convert it"),
+    ("k.tsv", "text\tlabel\na\0b\t1\n", "k.tsv, line 2: binary data"),
+])
+def test_broken_files(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=said):
+        read_rows(tmp_path / name)
+
+
+def test_sources_that_are_none(tmp_path):
+    for source, said in [(tmp_path / "no.tsv", "no file .*no.tsv; a path of an existing file is needed"), ([], "no rows: the source is empty"),
+                         (["text"], "rows cannot be read from a list; they come from a file .*: convert it"),
+                         (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}), r"rows cannot be read|several splits \(train\); one is needed: pass")]:
+        with pytest.raises(ValueError, match=said):
+            read_rows(source)
+    with pytest.raises(KeyError, match=r"row 1 has no column 'label'; it has 'text', 'Label': did you mean 'Label'\?"):
+        column([{"label": 1}, {"text": "a", "Label": 2}], "label")
