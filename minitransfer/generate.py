@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,10 +16,8 @@ from .nn.cache import Cache
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
 from .ops.packed_linear import PackedLinear, available
+from .text import Tokenizer
 from .training.precision import Precision
-
-if TYPE_CHECKING:
-    from .text.tokenizer import Tokenizer
 
 
 # ---- one token from its logits -------------------------------------------------------------------------------------------------------------------
@@ -64,23 +63,37 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
     known = PACKED.get(model)
     if known is not None and known[0] == state:
         return known[1]
-    quick = copy.deepcopy(model, {id(p): p for p in model.parameters()})           # parameters are shared, not copied
-    for name, module in list(quick.named_modules()):
+    fast = copy.deepcopy(model, {id(p): p for p in model.parameters()})           # parameters are shared, not copied
+    for name, module in list(fast.named_modules()):
         for child_name, child in list(module.named_children()):
             if type(child) is nn.Linear and not name.endswith("base"):
                 setattr(module, child_name, PackedLinear(child.weight, child.bias, dtype))
-    if isinstance(quick.head, VocabularyHead):
-        quick.head.output = PackedLinear(quick.head.tokens[0].weight, quick.head.bias, dtype)
-    PACKED[model] = (state, quick)
-    return quick
+    if isinstance(fast.head, VocabularyHead):
+        fast.head.output = PackedLinear(fast.head.tokens[0].weight, fast.head.bias, dtype)
+    PACKED[model] = (state, fast)
+    return fast
 
 
-def prepared(model: Model, precision: str) -> tuple[Model, torch.dtype]:
-    """The model to generate with, and the dtype of its products."""
+@contextmanager
+def quick(model: Model, precision: str) -> Iterator[Any]:
+    """The model to generate with: packed on a CPU, where the packed products choose their own dtype; elsewhere itself, under autocast."""
     dtype = Precision(precision, model).dtype
     if model.device.type == "cpu" and available() and dtype in (torch.float32, torch.bfloat16):
-        return packed_copy(model, dtype), torch.float32                             # the packed products choose their own dtype
-    return model, dtype
+        yield packed_copy(model, dtype)
+        return
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        yield model
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Evaluation mode inside the block, what it was before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 # ---- the three questions ------------------------------------------------------------------------------------------------------------------------
@@ -109,28 +122,23 @@ def generate(model: Model, ids: Int[Tensor, "B T"], attention_mask: Tensor | Non
     if longest + max_new_tokens > model.config.max_len:
         raise ValueError(f"{longest} tokens and {max_new_tokens} new ones; this model reads at most {model.config.max_len}: "
                          f"ask for at most {max(model.config.max_len - longest, 0)}, or shorten the text")
-    training, stops = model.training, torch.tensor(list(stop), dtype=torch.long, device=ids.device)
-    model.eval()
-    try:
-        quick, dtype = prepared(model, precision)
-        cache, done, new = Cache(model.config.n_layers) if use_cache else None, torch.zeros(len(ids), dtype=torch.bool, device=ids.device), ids
-        with torch.autocast(ids.device.type, dtype, enabled=dtype != torch.float32):
-            for _ in range(max_new_tokens):
-                body = quick.body(new, keep[:, -new.shape[1] :], cache=cache)
-                logits = quick.head.logits(body.x[:, -1]).float()                   # (B, V): only the last position is asked
-                if repetition_penalty != 1.0:
-                    logits = penalised(logits, ids, keep, repetition_penalty)
-                if temperature == 0:
-                    chosen = logits.argmax(-1, keepdim=True)
-                else:
-                    chosen = torch.multinomial(filtered_probs(logits, temperature, top_k, top_p), 1, generator=generator)
-                chosen = torch.where(done[:, None], ids[:, -1:], chosen)            # (B, 1)
-                ids, keep = torch.cat([ids, chosen], 1), torch.cat([keep, torch.ones_like(chosen, dtype=torch.bool)], 1)
-                new = chosen if use_cache else ids
-                if len(stops) and bool((done := done | torch.isin(chosen[:, 0], stops)).all()):
-                    break
-    finally:
-        model.train(training)
+    stops, done = torch.tensor(list(stop), dtype=torch.long, device=ids.device), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    cache, new = Cache(model.config.n_layers) if use_cache else None, ids
+    with evaluating(model), quick(model, precision) as fast:
+        for _ in range(max_new_tokens):
+            body = fast.body(new, keep[:, -new.shape[1] :], cache=cache)
+            logits = fast.head.logits(body.x[:, -1]).float()                        # (B, V): only the last position is asked
+            if repetition_penalty != 1.0:
+                logits = penalised(logits, ids, keep, repetition_penalty)
+            if temperature == 0:
+                chosen = logits.argmax(-1, keepdim=True)
+            else:
+                chosen = torch.multinomial(filtered_probs(logits, temperature, top_k, top_p), 1, generator=generator)
+            chosen = torch.where(done[:, None], ids[:, -1:], chosen)                # (B, 1)
+            ids, keep = torch.cat([ids, chosen], 1), torch.cat([keep, torch.ones_like(chosen, dtype=torch.bool)], 1)
+            new = chosen if use_cache else ids
+            if len(stops) and bool((done := done | torch.isin(chosen[:, 0], stops)).all()):
+                break
     return ids
 
 
@@ -156,12 +164,14 @@ def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple
     if not isinstance(model.head, VocabularyHead) or model.head.shift:
         raise ValueError(f'a model with head "{model.head_name}"; masks are filled by a masked head: load it with head="masked"')
     batch = tok([text])
-    places = (batch["input_ids"][0] == tok.mask_id).nonzero()[:, 0]                 # (N,)
-    if tok.mask_id is None or len(places) == 0:
-        raise ValueError(f"{text!r} has no mask; write {tok.tokens([tok.mask_id])[0] if tok.mask_id is not None else 'a mask token'} where a word is missing")
-    training = model.training
-    body = model.eval().body(**{name: t.to(model.device) for name, t in batch.items()})
-    model.train(training)
+    if tok.mask_id is None:
+        raise ValueError("this tokenizer has no mask token; masks are filled by a model trained with one: use its tokenizer")
+    places = batch["input_ids"][0].eq(tok.mask_id).nonzero()[:, 0]                  # (N,)
+    if len(places) == 0:
+        raise ValueError(f"{text!r} has no mask; there must be one to fill: write {tok.tokens([tok.mask_id])[0]} where a word is missing")
+    with evaluating(model):
+        inputs: dict[str, Any] = {name: t.to(model.device) for name, t in batch.items()}
+        body = model.body(**inputs)
     probs = model.head.logits(body.x[0, places]).float().softmax(-1)                # (N, V)
     best = probs.topk(k)
     return [[(tok.decode([int(i)]).strip(), float(p)) for p, i in zip(*rows, strict=True)] for rows in zip(best.values, best.indices, strict=True)]
@@ -177,11 +187,10 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
     if not isinstance(model.head, EmbeddingHead):
         raise ValueError(f'a model with head "{model.head_name}"; vectors come from an embedding head: model.set_head("embedding", pooling="mean")')
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    out, training = torch.empty(len(texts), model.config.d_model), model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = tok([texts[i] for i in rows], max_length=max_length or model.config.max_len)
-        out[rows] = model(**{name: t.to(model.device) for name, t in batch.items()}).embeddings.float().cpu()
-    model.train(training)
+    out = torch.empty(len(texts), model.config.d_model)
+    with evaluating(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = tok([texts[i] for i in rows], max_length=max_length or model.config.max_len)
+            out[rows] = model(**{name: t.to(model.device) for name, t in batch.items()}).embeddings.float().cpu()
     return out

@@ -58,6 +58,7 @@ def read_source(path: Path) -> NotebookNode:
 def execute(notebook: NotebookNode, folder: Path) -> None:
     """Run every cell in a fresh kernel of this Python, with `folder` as its working directory."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")    # the notebooks need no network
+    os.environ.setdefault("OMP_NUM_THREADS", "1")   # sums in one order whatever the number of cores; and on a busy machine two threads wait for each other
     NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False).execute()
 
 

@@ -18,6 +18,7 @@ import random
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from ..nn.model import Model
 from ..tasks import finetune
@@ -44,7 +45,7 @@ def rows() -> tuple[list[dict], list[dict]]:
 def ours(strategy: str, seed: int) -> dict:
     train, validation = rows()
     model, tok = Model.from_pretrained(body(), head="sequence", labels=["0", "1"], seed=seed), Tokenizer.from_pretrained(body())
-    rate = {"lr": LR} if strategy == "full" else {}
+    rate: dict[str, Any] = {"lr": LR} if strategy == "full" else {}
     result = finetune(model, tok, train=train, validation=validation, strategy=strategy, text="sentence", batch_size=BATCH, epochs=EPOCHS, warmup=WARMUP,
                       weight_decay=0.0, best=None, max_length=MAX_LENGTH, seed=seed, progress=False, **rate)
     return {"accuracy": result.metrics["accuracy"], "seconds": result.seconds, "trainable": result.report.trainable, "precision": result.training.precision}
@@ -63,11 +64,14 @@ def peer(seed: int) -> dict:
         columns = tok([row["sentence"] for row in part], truncation=True, max_length=MAX_LENGTH)
         return Dataset.from_dict({**columns, "label": [int(row["label"]) for row in part]})
 
+    def accuracy(found: Any) -> dict[str, float]:
+        return {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())}
+
     with tempfile.TemporaryDirectory() as folder:
         settings = transformers.TrainingArguments(folder, num_train_epochs=EPOCHS, per_device_train_batch_size=BATCH, learning_rate=LR, warmup_steps=WARMUP, seed=seed,
                                                   report_to="none", save_strategy="no", disable_tqdm=True, logging_strategy="no", use_cpu=True)
         trainer = transformers.Trainer(model, settings, train_dataset=encoded(train), eval_dataset=encoded(validation), processing_class=tok,
-                                       compute_metrics=lambda p: {"accuracy": float((p.predictions.argmax(-1) == p.label_ids).mean())})
+                                       compute_metrics=accuracy)
         seconds = trainer.train().metrics["train_runtime"]
         return {"accuracy": trainer.evaluate()["eval_accuracy"], "seconds": seconds, "trainable": sum(p.numel() for p in model.parameters()), "precision": "fp32"}
 

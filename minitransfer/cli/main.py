@@ -6,11 +6,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import TextIO
 
 import torch
 
+from .. import __version__
 from .files import CONVERT, DEMO, INSPECT
 from .keys import nearest
 from .learn import ADAPT, FINETUNE, PRETRAIN
@@ -19,13 +19,6 @@ from .verb import UsageError, Verb
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT)}
 MISTAKES = (ValueError, KeyError, OSError, torch.OutOfMemoryError)       # what the engine raises for a user; its messages say what to do
-
-
-def package_version() -> str:
-    try:
-        return version("minitransfer")
-    except PackageNotFoundError:        # run from a copy of the sources
-        return "unknown"
 
 
 def overview() -> str:
@@ -55,7 +48,7 @@ def dispatch(words: Sequence[str]) -> int:
         print(overview())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
-        print(f"minitransfer {package_version()}")
+        print(f"minitransfer {__version__}")
         return 0
     if words[0] not in VERBS:
         raise UsageError(f"no verb {words[0]!r}{nearest(words[0], VERBS)}; there are {', '.join(VERBS)} (minitransfer --help explains them)")

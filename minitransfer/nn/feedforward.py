@@ -1,6 +1,7 @@
 """The feed-forward half of a block: up, bend, down."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from torch.nn.functional import gelu, relu, silu
 
 from ..config import ModelConfig
 
-ACTIVATIONS = {"gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"), "relu": relu, "silu": silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"), "relu": relu, "silu": silu}
 
 
 class FeedForward(nn.Module):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -76,10 +76,12 @@ class Model(nn.Module):
     @property
     def attention(self) -> str:
         """The attention backend of every block: "auto", "reference", "tiled" or "sdpa"."""
-        return self.blocks[0].attn.backend
+        first: Any = self.blocks[0]
+        return first.attn.backend
 
     @attention.setter
     def attention(self, backend: str) -> None:
+        block: Any
         for block in self.blocks:
             block.attn.use(backend)
 

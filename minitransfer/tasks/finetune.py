@@ -27,7 +27,7 @@ TASKS: dict[str, type[SequenceTask] | type[TokenTask]] = {"sequence": SequenceTa
 
 @dataclass(frozen=True, repr=False)
 class FinetuneResult:
-    """What came out; prints as a sentence. `metrics`: of the validation rows, for the weights the model now has; accuracy with its 95 % interval (Wilson)."""
+    """What came out; prints as a sentence. `metrics`: of the validation rows, for the weights the model now has; the interval is Wilson's."""
 
     model: Model
     metrics: dict[str, float]

@@ -34,7 +34,8 @@ class LabelledBatches:
 
     def __init__(self, rows: Sequence[dict[str, Any]], tok: Tokenizer, labels: Sequence[str], text: str = "text", pair: str | None = None,
                  label: str = "label", batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None, seed: int = 0):
-        if (batch_size is None) == (max_tokens is None) or min(batch_size or 1, max_tokens or 1) < 1:
+        sizes = [size for size in (batch_size, max_tokens) if size is not None]
+        if len(sizes) != 1 or sizes[0] < 1:
             raise ValueError(f"batch_size={batch_size}, max_tokens={max_tokens}; exactly one of them is needed, 1 or more: choose rows or tokens")
         if not rows:
             raise ValueError("no rows; at least one is needed: check the file or the filter they come from")

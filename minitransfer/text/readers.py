@@ -5,6 +5,7 @@
     .jsonl            one JSON object a line
     .conll, .conllu   one word a line, sentences between blank lines: {"words": [...], "tags": [...]}
     a list of dicts, or a datasets object (class numbers become their names)
+    "pydoc"           the docstrings of Python's standard library: {"text": ..., "label": module, "name": ...}
 
 Any file may be compressed (.gz).
 """
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from .lines import json_lines, kind_of, lines, missing
+from .pydoc_corpus import read_pydoc
 
 KINDS = (".csv", ".tsv", ".jsonl", ".conll", ".conllu")
 
@@ -30,11 +32,13 @@ def read_rows(source: Any, columns: Sequence[str] | None = None) -> list[dict[st
              columns: names for a .csv or .tsv without a first line of names.
     Raises:  ValueError for a missing, empty or broken file (with the line), or a source of another kind.
     """
+    if source == "pydoc" and not Path(source).exists():
+        return list(read_pydoc())
     if isinstance(source, (str, Path)):
         return _read_file(Path(source), columns)
+    if isinstance(source, dict):
+        raise ValueError(f"a data set with several splits ({', '.join(source)}); rows come from one of them: pass its [{next(iter(source), '')!r}]")
     if hasattr(source, "column_names") and hasattr(source, "features"):
-        if isinstance(source, dict):
-            raise ValueError(f"a data set with several splits ({', '.join(source)}); one is needed: pass source[{next(iter(source))!r}]")
         names = {c: f.names for c, f in source.features.items() if type(f).__name__ == "ClassLabel"}
         rows = [{c: names[c][v] if c in names and v is not None and v >= 0 else v for c, v in row.items()} for row in source]
     elif isinstance(source, Sequence) and all(isinstance(row, dict) for row in source):

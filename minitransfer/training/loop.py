@@ -16,7 +16,7 @@ from .diagnose import check_weights, explain_non_finite
 from .evaluate import Evaluation
 from .interrupt import Interrupt, interruptible
 from .memory import explained_out_of_memory, keep_freed_memory
-from .optim import check_groups, make_optimizer, param_groups, scale_and_clip, set_lr
+from .optim import check_groups, gradient_norm, make_optimizer, param_groups, scale_and_clip, set_lr
 from .precision import Precision
 from .run import Run, TrainResult
 from .schedule import Horizon, lr_at
@@ -41,11 +41,11 @@ def steps(run: Run, feed: Feed, objective: Objective, ctrl_c: Interrupt, on_step
             loss_sum, counted, tokens, length = loss_sum + loss.detach(), counted + n, tokens + n_tokens, batch["input_ids"].shape[1]
         targets = max(int(counted), 1)
         precision.unscale(optimizer)
-        # once per step: micro-batches hold different numbers of targets, averaging their averages would weigh them wrongly
-        norm = scale_and_clip(run.trained.values(), targets, settings.max_grad_norm)
-        mean_loss, grad_norm = torch.stack([loss_sum / targets, norm]).tolist()
+        mean_loss, grad_norm = torch.stack([loss_sum / targets, gradient_norm(run.trained.values()) / targets]).tolist()
         if not math.isfinite(mean_loss if precision.scaled else mean_loss + grad_norm):  # a loss scale makes overflows ordinary: the step is skipped
             raise explain_non_finite(model, lambda: replay(run, feed, objective), mean_loss, done.step, run.saved)
+        # once per step: micro-batches hold different numbers of targets, averaging their averages would weigh them wrongly
+        scale_and_clip(run.trained.values(), targets, grad_norm, settings.max_grad_norm)
         precision.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
         record = run.after_step(mean_loss, grad_norm, lr, tokens, targets, length)

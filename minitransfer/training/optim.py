@@ -63,15 +63,17 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr * group["lr_factor"]
 
 
-@torch.no_grad()
-def scale_and_clip(parameters: Iterable[nn.Parameter], targets: int | Tensor, max_norm: Number | None) -> Float[Tensor, ""]:
-    """g <- g / targets, then g <- g min(1, max_norm / |g|) with |g| over all parameters together.
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """|g| over all parameters together."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
-    Returns: |g| before clipping, the gradient of the mean loss per target.
-    Source:  Pascanu et al. 2013, algorithm 1.
+
+@torch.no_grad()
+def scale_and_clip(parameters: Iterable[nn.Parameter], targets: int, norm: float, max_norm: Number | None) -> None:
+    """g <- g / targets, then g <- g min(1, max_norm / norm), in one pass.
+
+    Args:   norm: |g| / targets, the norm of the gradient of the mean loss per target.
+    Source: Pascanu et al. 2013, algorithm 1.
     """
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm(gradients) / targets
-    scale = 1 / targets if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0) / targets  # 1e-6 keeps 0 / 0 out
-    torch._foreach_mul_(gradients, scale)  # one launch for all of them on a GPU
-    return norm
+    clip = 1.0 if max_norm is None else min(1.0, max_norm / (norm + 1e-6))       # 1e-6 keeps 0 / 0 out
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], clip / targets)  # one launch for all of them on a GPU

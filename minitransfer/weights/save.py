@@ -97,7 +97,7 @@ def sharded(model: Model, dtype: torch.dtype | None, max_bytes: int) -> list[dic
 
 
 def write_shards(parts: list[dict[str, Tensor]], folder: Path) -> None:
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         save_file(part, folder / file, metadata={"format": "pt"})

@@ -142,6 +142,16 @@ def test_a_decoder_reads_the_last_token_whatever_the_padding(gpt_tok, tmp_path):
     torch.testing.assert_close(model(**left).logits, model(**right).logits, atol=1e-5, rtol=0)
 
 
+def test_the_best_weights_are_kept_with_their_own_metrics(tok):
+    """Against labels turned round, the better the model learns the worse it scores: the best epoch is an early one."""
+    turned = [row | {"label": {"pos": "neg", "neg": "pos"}[row["label"]]} for row in HELD_OUT]
+    result = finetune(body(tok), tok, train=TRAIN, validation=turned, lr=2e-3, epochs=6, batch_size=16, **QUICK)
+    accuracies = [one["evaluation"]["accuracy"] for one in result.history if "evaluation" in one]
+    answers = predict(result.model, tok, [row["text"] for row in turned])
+    right = sum(a.label == row["label"] for a, row in zip(answers, turned, strict=True))
+    assert right / 40 == result.metrics["accuracy"] == max(accuracies) > accuracies[-1]
+
+
 def test_keep_best_can_be_left_out(tok):
     last = finetune(body(tok), tok, train=TRAIN, validation=HELD_OUT, best=None, lr=3e-3, epochs=2, **QUICK)
     assert last.training.best is None and last.metrics == [one["evaluation"] for one in last.history if "evaluation" in one][-1]

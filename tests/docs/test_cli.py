@@ -1,7 +1,6 @@
 """The command line: what it prints where, its exit codes, and that it calls the public functions with what was said."""
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -231,13 +230,17 @@ def test_pretrain_adapt_finetune_predict(capsys, place):
     assert json.loads((place / "a/manifest.json").read_text())["settings"]["lr"] == 1e-4
     assert run_main(["finetune", "a", "samples/reviews.validation.tsv", "--out", "f", "max_length=32", "steps=3", "lr=5e-3", "progress=no"]) == 0
     assert re.search(r"^minitransfer: warning: \d+ of 120 texts are longer than 32 tokens .*$", capsys.readouterr().err, re.MULTILINE)
-    rows = list(csv.DictReader(samples.path("reviews.test.tsv").open(), delimiter="\t", quoting=csv.QUOTE_NONE))[:20]
-    (place / "some.tsv").write_text("text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in rows))
-    printed = [line.split("\t") for line in done(capsys, "predict", "f", "--file", "some.tsv", "--batch-size", "7").splitlines()]
-    expected = predict(str(place / "f"), texts=[row["text"] for row in rows])
-    assert [(label, text) for label, _, text in printed] == [(one.label, row["text"]) for one, row in zip(expected, rows, strict=True)]
-    assert [float(p) for _, p, _ in printed] == pytest.approx([one.probability for one in expected], abs=6e-5)
-    assert len({p for _, p, _ in printed}) > 10
+    lines = samples.path("reviews.test.tsv").read_text().splitlines()[:21]
+    texts = [line.split("\t")[0] for line in lines[1:]]
+    (place / "some.tsv").write_text("\n".join(lines))
+    words = ["predict", "f", "--file", "some.tsv", "--batch-size", "7"]
+    as_table, as_json = [line.split("\t") for line in done(capsys, *words).splitlines()], [json.loads(line) for line in done(capsys, *words, "--json").splitlines()]
+    expected = predict(str(place / "f"), texts=texts)
+    assert len({one.probability for one in expected}) > 10
+    for table, named, one, text in zip(as_table, as_json, expected, texts, strict=True):
+        assert table == [one.label, f"{named['probability']:.4f}", text]
+        assert named == {"text": text, "label": one.label, "probability": pytest.approx(one.probability, abs=2e-7),
+                         "probabilities": pytest.approx(one.probabilities, abs=2e-7)}
 
 
 def test_a_token_task(capsys, place):
@@ -352,17 +355,20 @@ def test_convert(capsys, place):
 
 @pytest.mark.slow
 def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
-    """Each as it stands there; those that train for long only as a dry run."""
+    """Each as it stands there; those that train only as a dry run, and of small models. (The demo has its own test.)"""
+    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"]}
     done(capsys, "finetune", "mini-bert", "samples/reviews.train.tsv", "--out", "runs/reviews", "steps=1", "progress=no")
     (place / "reviews.yaml").write_text("model: mini-bert\ntrain: samples/reviews.train.tsv\n")
     (place / "reviews.tsv").write_text("fine\tpositive\nbad\tnegative\n")
     (place / "downloads/bert-base-uncased").mkdir(parents=True)
-    for verb in VERBS.values():
+    for verb in [verb for name, verb in VERBS.items() if name != "demo"]:
         for line in verb.examples:
             torch.save({"weight": torch.ones(2)}, place / "downloads/bert-base-uncased/pytorch_model.bin")
             (place / "downloads/bert-base-uncased/model.safetensors").unlink(missing_ok=True)
             monkeypatch.setattr(sys, "stdin", io.StringIO("fine\nbad\n"))
             words = shlex.split(next(part for part in line.split(" | ") if part.startswith("minitransfer")))[1:]
-            long = verb.name in ("demo", "pretrain", "adapt", "finetune") and "--dry-run" not in line
-            out = done(capsys, *words, *(["--dry-run"] if long else []))
+            named = {word.split("=")[0] for word in words}
+            words += [word for word in small.get(verb.name, []) if word.split("=")[0] not in named]
+            words += ["--dry-run"] if verb.name in ("pretrain", "adapt", "finetune") and "--dry-run" not in words else []
+            out = done(capsys, *words)
             assert out or "--out" in words, line

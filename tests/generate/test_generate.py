@@ -144,13 +144,14 @@ def test_errors(models, settings, message):
 
 
 def test_wrong_heads():
+    tok = mt.Tokenizer.train(["a b c", "a c b"], kind="wordpiece", vocab_size=20)
     bert = mt.Model(mt.ModelConfig(vocab_size=31, d_model=12, n_layers=1, n_heads=2, d_ff=17, max_len=13))
     with pytest.raises(ValueError, match='load it with head="causal"'):
         mt.generate(bert, torch.ones(1, 3, dtype=torch.long))
     with pytest.raises(ValueError, match='load it with head="masked"'):
-        mt.fill(bert, None, "a [MASK]")
+        mt.fill(bert, tok, "a [MASK]")
     with pytest.raises(ValueError, match="embedding head"):
-        mt.embed(bert, None, ["a"])
+        mt.embed(bert, tok, ["a"])
     gpt2 = mt.Model(mt.families.gpt2.config_from_hf(transformers.GPT2Config(n_embd=12, n_head=2, n_layer=1, vocab_size=31).to_dict()), "causal")
     with pytest.raises(ValueError, match="a text of no tokens"):
         mt.generate(gpt2, torch.ones(1, 0, dtype=torch.long))

@@ -79,7 +79,8 @@ def test_in_order_gives_the_rows_as_they_came(rows, tok):
 
 
 def test_pairs_and_other_columns(rows, tok):
-    batches = LabelledBatches([{"a": r["text"], "b": r["other"], "y": n % 2} for n, r in enumerate(rows)], tok, ["0", "1"], text="a", pair="b", label="y", batch_size=7)
+    renamed = [{"a": row["text"], "b": row["other"], "y": n % 2} for n, row in enumerate(rows)]
+    batches = LabelledBatches(renamed, tok, ["0", "1"], text="a", pair="b", label="y", batch_size=7)
     batch, want = next(batches.in_order()), tok([r["text"] for r in rows[:7]], [r["other"] for r in rows[:7]])
     assert all(torch.equal(batch[key], want[key]) for key in want) and batch["token_type_ids"].any()
     assert batch["labels"].tolist() == [0, 1, 0, 1, 0, 1, 0]
@@ -101,7 +102,7 @@ def test_buckets_are_at_most_a_quarter_too_wide():
 
 def test_rows_of_one_label_are_suspicious(rows, tok):
     sorted_rows = sorted(rows, key=lambda row: row["label"])
-    with pytest.warns(UserWarning, match=r"all 50 rows have the label 'neg': .* sorted by label; draw them with sample_rows\(rows, n, by=...\) instead of slicing"):
+    with pytest.warns(UserWarning, match=r"all 50 rows have the label 'neg': .* sorted by label; draw them with sample_rows\(rows, n, by"):
         LabelledBatches(sorted_rows[:50], tok, LABELS, batch_size=4)
 
 
@@ -118,8 +119,8 @@ def test_mistakes(rows, tok):
         (lambda: LabelledBatches([one, {"txt": "b", "label": "pos"}], tok, LABELS[1:2], batch_size=1), KeyError,
          r"row 1 has no column 'text'; it has 'txt', 'label': did you mean 'txt'\?"),
         (lambda: LabelledBatches([one, {"text": None, "label": "neg"}], tok, LABELS, batch_size=1), ValueError, r"texts\[1\] is None \(NoneType\)"),
-        (lambda: LabelledBatches([one, {"text": "", "label": "neg"}], byte, LABELS, batch_size=1), ValueError, "row 1 has no token, its 'text' is empty; .*drop"),
-        (lambda: LabelledBatches(rows, tok, LABELS, max_tokens=50), ValueError, "row .* tokens; a batch holds max_tokens=50: use a larger budget or a smaller"),
+        (lambda: LabelledBatches([one, {"text": "", "label": "neg"}], byte, LABELS, batch_size=1), ValueError, "row 1 has no token, its 'text' is empty"),
+        (lambda: LabelledBatches(rows, tok, LABELS, max_tokens=50), ValueError, "tokens; a batch holds max_tokens=50: use a larger"),
     ]:
         with pytest.raises(error, match=said):
             call()

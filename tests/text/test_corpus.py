@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from minitransfer.text import Tokenizer, corpus, pydoc_corpus, read_pydoc, read_texts, tokenize_corpus
+from minitransfer.text import Tokenizer, corpus, pydoc_corpus, read_pydoc, read_rows, read_texts, tokenize_corpus
 from minitransfer.text.pydoc_corpus import pydoc_files
 
 STORY = "One first line\nstill one\n\n \nTwo\n   \n\nThree, last\n"
@@ -115,7 +115,7 @@ def test_pydoc_is_a_corpus_of_modules_and_starts_at_once_the_second_time(tmp_pat
 
 @pytest.mark.slow
 def test_pydoc_is_large_enough_to_adapt_to():
-    rows = read_pydoc()
+    rows = read_rows("pydoc")
     assert 1_200_000 < sum(len(row["text"]) for row in rows) < 4_000_000 and len({row["label"] for row in rows}) > 100
     words = " ".join(row["text"] for row in rows).split()
     assert sum(word == "the" for word in words) > 0.04 * len(words)              # English prose

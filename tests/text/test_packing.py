@@ -108,8 +108,8 @@ def test_documents_longer_than_many_rows_and_chunks_of_the_plan(tmp_path):
 
 
 def sized(tok: Tokenizer, causal: bool) -> mt.Model:
-    config = mt.ModelConfig(vocab_size=tok.vocab_size, d_model=20, n_layers=2, n_heads=5, d_ff=23, max_len=LENGTH, causal=causal, dropout=0.0, norm_eps=1e-6,
-                            norm_position="pre" if causal else "post", activation="gelu", embed_norm=not causal, final_norm=causal, pooler=False)
+    config = mt.ModelConfig(vocab_size=tok.vocab_size, d_model=20, n_layers=2, n_heads=5, d_ff=23, max_len=LENGTH, causal=causal, dropout=0.0,
+                            norm_eps=1e-6, norm_position="pre" if causal else "post", activation="gelu", embed_norm=not causal, final_norm=causal, pooler=False)
     model = mt.Model(config, head="causal" if causal else "masked", seed=1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():

@@ -2,6 +2,7 @@
 import csv
 import gzip
 import json
+import re
 from collections import Counter
 
 import datasets
@@ -24,8 +25,8 @@ def test_tables(tmp_path):
 
 
 def test_real_tables_have_the_rows_of_the_csv_module(data):
-    for name, how in (("sst2/validation.tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}), ("rte/validation.tsv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
-                      ("ag_news/validation.csv", {}), ("stsb/en/validation.csv", {})):
+    tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    for name, how in (("sst2/validation.tsv", tabs), ("rte/validation.tsv", tabs), ("ag_news/validation.csv", {}), ("stsb/en/validation.csv", {})):
         with (data / name).open(encoding="utf-8", newline="") as file:
             assert read_rows(data / name) == list(csv.DictReader(file, **how)), name
     rows = read_rows(data / "imdb/validation.jsonl.gz")
@@ -35,10 +36,12 @@ def test_real_tables_have_the_rows_of_the_csv_module(data):
 def test_conll(tmp_path, data):
     (tmp_path / "a.conll").write_text("-DOCSTART- -X- O O\n\nMaria NNP B-PER\nflew VBD O\n\n\nOslo NNP B-LOC\n")
     assert read_rows(tmp_path / "a.conll") == [{"words": ["Maria", "flew"], "tags": ["B-PER", "O"]}, {"words": ["Oslo"], "tags": ["B-LOC"]}]
-    (tmp_path / "a.conllu").write_text("# text = vámonos ya\n1-2\tvámonos\t_\t_\n1\tvamos\tir\tVERB\n2\tnos\tnosotros\tPRON\n2.1\tx\tx\tX\n3\tno way\tx\tADV\n\n")
+    (tmp_path / "a.conllu").write_text("# text = vámonos ya\n"
+                                       "1-2\tvámonos\t_\t_\n1\tvamos\tir\tVERB\n2\tnos\tnosotros\tPRON\n2.1\tx\tx\tX\n3\tno way\tx\tADV\n\n")
     assert read_rows(tmp_path / "a.conllu") == [{"words": ["vamos", "nos", "no way"], "tags": ["VERB", "PRON", "ADV"]}]
     rows, text = read_rows(data / "wnut17/validation.conll"), (data / "wnut17/validation.conll").read_text(encoding="utf-8")
-    assert sum(len(row["words"]) for row in rows) == sum(bool(line.strip()) for line in text.split("\n")) and len(rows) == 1008
+    assert sum(len(row["words"]) for row in rows) == sum(bool(line.strip()) for line in text.split("\n")) 
+    assert len(rows) == sum(bool(block.strip()) for block in re.split(r"\n[ \t]*\n", text)) > 1000
     assert Counter(tag for row in rows for tag in row["tags"]) == Counter(line.split("\t")[-1] for line in text.split("\n") if line.strip())
 
 
@@ -89,7 +92,7 @@ def test_broken_files(tmp_path, name, content, said):
 def test_sources_that_are_none(tmp_path):
     for source, said in [(tmp_path / "no.tsv", "no file .*no.tsv; a path of an existing file is needed"), ([], "no rows: the source is empty"),
                          (["text"], "rows cannot be read from a list; they come from a file .*: convert it"),
-                         (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}), r"rows cannot be read|several splits \(train\); one is needed: pass")]:
+                         (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}), r"several splits \(train\); rows come from one of them: pass its \['train'\]")]:
         with pytest.raises(ValueError, match=said):
             read_rows(source)
     with pytest.raises(KeyError, match=r"row 1 has no column 'label'; it has 'text', 'Label': did you mean 'Label'\?"):
