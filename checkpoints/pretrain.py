@@ -22,7 +22,7 @@ SIZES = {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 4, "d_ff"
 DECODER = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False, "final_norm": True, "pooler": False}
 MODELS = {"mini-bert": ("masked", "wordpiece", {}), "mini-gpt": ("causal", "byte_bpe", DECODER)}
 # Short rows first: a masked model learns from its neighbours sooner when there are few of them. Long rows last, for the positions.
-PHASES = {"mini-bert": [{"length": 32, "batch_size": 32, "lr": 1e-3, "share": 0.8}, {"length": 128, "batch_size": 16, "lr": 4e-4, "share": 0.2}],
+PHASES = {"mini-bert": [{"length": 32, "batch_size": 32, "lr": 1e-3, "share": 0.8}, {"length": 128, "batch_size": 16, "lr": 4e-4, "share": 0.1}],
           "mini-gpt": [{"length": 128, "batch_size": 16, "lr": 1e-3, "share": 1.0}]}
 MASKED = 0.3                                            # of the tokens: more to learn from in each of few steps (Wettig et al. 2023)
 HERE = Path(__file__).parent

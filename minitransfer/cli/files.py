@@ -1,4 +1,4 @@
-"""The verbs that look at files or show the engine: convert, inspect, demo."""
+"""The verbs that look at files or show and measure the engine: convert, inspect, demo, bench."""
 from __future__ import annotations
 
 import argparse
@@ -60,6 +60,20 @@ def demo(args: argparse.Namespace) -> int:
     return 0
 
 
+def bench_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("cpu",), help="cpu: training steps, generation and memory beside those of other libraries")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these only [all]")
+    parser.add_argument("--quick", action="store_true", help="one reading per side: does it run here?")
+    parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of one row")
+    parser.add_argument("--save", action="store_true", help="also keep the results in the project, under this machine's name")
+
+
+def bench(args: argparse.Namespace) -> int:
+    from ..bench import run
+    run(args.rows, args.quick, args.nanogpt, args.save)
+    return 0
+
+
 CONVERT = Verb(
     "convert", "Turn an old checkpoint (pytorch_model.bin) into safetensors, the only form the engine reads.",
     ("minitransfer convert downloads/bert-base-uncased", "minitransfer convert downloads/bert-base-uncased models/bert-base-uncased"),
@@ -70,3 +84,6 @@ INSPECT = Verb(
 DEMO = Verb(
     "demo", "Compare ways to tune a small pretrained model on reviews, and write a report. Needs no network and no GPU.",
     ("minitransfer demo", "minitransfer demo --rows 100 --seed 1 --out runs/demo-100"), demo_arguments, demo)
+BENCH = Verb(
+    "bench", "Compare speed and memory with other libraries, each side in a process of its own. Prints one JSON line per comparison.",
+    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick"), bench_arguments, bench)

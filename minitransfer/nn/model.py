@@ -56,6 +56,8 @@ class Model(nn.Module):
     Source: Vaswani et al. 2017; Devlin et al. 2019; Radford et al. 2019.
     """
 
+    head: Any       # a module of nn.heads, or None
+
     def __init__(self, config: ModelConfig, head: str = "none", labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True,
                  seed: int | None = 0):
         super().__init__()

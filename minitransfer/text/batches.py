@@ -105,7 +105,7 @@ def bucket(lengths: np.ndarray) -> np.ndarray:
 def label_numbers(values: Sequence[Any], labels: Sequence[str]) -> Tensor:
     """Labels as numbers of classes, (N,) int64.
 
-    Warns:   if all rows carry one label although the classes are several: such rows are usually the top of a file sorted by label.
+    Warns:   if all of ten rows or more carry one label although the classes are several: such rows are usually the top of a file sorted by label.
     Raises:  ValueError for a label that is not one of `labels`.
     """
     number = {str(name): i for i, name in enumerate(labels)}
@@ -113,7 +113,7 @@ def label_numbers(values: Sequence[Any], labels: Sequence[str]) -> Tensor:
         if str(value) not in number:
             raise ValueError(f"row {i} has the label {value!r}; the classes are {', '.join(map(repr, number))}: mend the row, or name every label")
     counts = Counter(map(str, values))
-    if len(counts) == 1 and len(labels) > 1 and len(values) > 1:
+    if len(counts) == 1 and len(labels) > 1 and len(values) >= 10:
         warnings.warn(f"all {len(values)} rows have the label {next(iter(counts))!r}: the rows may be the top of a file sorted by label; "
                       "draw them with sample_rows(rows, n, by=...) instead of slicing", UserWarning, stacklevel=3)
     return torch.tensor([number[str(value)] for value in values], dtype=torch.long)

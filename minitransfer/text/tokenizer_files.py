@@ -41,7 +41,7 @@ def read(folder: Path) -> tuple[Tokenizer, Format]:
     else:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
         raise ValueError(f"{folder} holds no tokenizer ({there}); it needs tokenizer.json, or vocab.txt, or vocab.json with merges.txt: "
-                                "copy one of them there, or save a tokenizer with save_pretrained")
+                         "copy one of them there, or save a tokenizer with save_pretrained")
     return backend, _format(backend, config)
 
 
@@ -152,12 +152,12 @@ def _add(backend: Tokenizer, folder: Path, config: dict) -> None:
 
 
 def _format(backend: Tokenizer, config: dict) -> Format:
-    """Roles: as the files say, else the usual names that the vocabulary holds."""
+    """Roles: as the files say, else the usual names that the vocabulary holds; BERT's names are usual even where only some are said."""
     vocab = backend.get_vocab()
-    named = {role: _content(config.get(f"{role}_token")) for role in ROLES}
-    if not any(named.values()):
-        usual = next((f for f in (BERT, GPT2, PIECES) if any(token in vocab for token in f.tokens.values())), Format())
-        named = {role: getattr(usual, role) for role in ROLES}
+    named = {role: token for role in ROLES if (token := _content(config.get(f"{role}_token")))}
+    usual = next((f for f in (BERT, GPT2, PIECES) if any(token in vocab for token in f.tokens.values())), Format())
+    if usual is BERT or not named:
+        named = usual.tokens | named
     roles = {role: token for role, token in named.items() if token in vocab}
     limit = config.get("model_max_length")
     names, cls = config.get("model_input_names"), str(config.get("tokenizer_class", ""))

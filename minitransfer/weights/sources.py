@@ -46,7 +46,8 @@ def from_hub(source: str, revision: str | None, patterns: tuple[str, ...], names
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except HFValidationError as e:
-        raise ValueError(f"no folder and no bundled checkpoint ({', '.join(names) or 'none'}) is called {source!r}, and it cannot be a hub id ({e}): check the path") from None
+        raise ValueError(f"no folder and no bundled checkpoint ({', '.join(names) or 'none'}) is called {source!r}, and it cannot be a hub id ({e}): "
+                         "check the path") from None
     except RevisionNotFoundError:
         raise ValueError(f"the hub has no revision {revision!r} of {source}; needed is a branch, tag or commit of it: look at the model's page") from None
     except RepositoryNotFoundError:

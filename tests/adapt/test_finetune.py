@@ -67,12 +67,12 @@ def test_every_step_equals_a_loop_written_by_hand(tok):
     twin = copy.deepcopy(model).set_head("sequence", ["neg", "pos"], seed=5)
     seen = []
     finetune(model, tok, train=TRAIN, on_step=lambda one: seen.append((one["loss"], one["grad_norm"], one["lr"])), lr=1e-3, epochs=3, batch_size=32,
-             warmup=2, weight_decay=0.1, max_grad_norm=0.3, seed=5, **QUICK)
+             warmup=2, weight_decay=30.0, max_grad_norm=0.3, seed=5, **QUICK)
     batches = LabelledBatches(TRAIN, tok, ["neg", "pos"], batch_size=32, seed=5)
     decay, none = [], []
     for name, p in twin.named_parameters():
         (none if name.endswith("bias") or "norm" in name else decay).append(p)
-    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 0.1}, {"params": none, "weight_decay": 0.0}], foreach=False, fused=False)
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": 30.0}, {"params": none, "weight_decay": 0.0}], foreach=False, fused=False)
     assert len(seen) == 9
     for step in range(9):
         lr = 1e-3 * (step + 1) / 2 if step < 2 else 1e-3 * (9 - step) / 7
@@ -258,7 +258,7 @@ GRADUAL = Strategy("gradual", trains=lambda model: [n for n, _ in model.named_pa
 def test_a_broken_run_goes_on_bit_for_bit(tok, base, tmp_path, strategy):
     def run(out, **more):
         return finetune(Model.from_pretrained(base), tok, train=TRAIN, validation=HELD_OUT, strategy=strategy, out=out, lr=3e-3, epochs=5,
-                        batch_size=24, save_every=3, **QUICK, **more)
+                        batch_size=24, save_every=3, best=None, **QUICK, **more)
     whole = run(tmp_path / "whole").model.state_dict()
     with pytest.raises(Stopped):
         run(tmp_path / "broken", on_step=stop_at(8))
@@ -290,6 +290,20 @@ def test_a_strategy_that_changes_over_time(tok):
     finetune(model, tok, train=TRAIN, strategy=replace(GRADUAL, insert=remember), on_step=watch, batch_size=48, epochs=5, lr=1e-3, **QUICK)
     order = ["head", "pooler", "blocks.1", "blocks.0", "embed"]
     assert moved == [set(order[: 1 + step // 2]) for step in range(10)]
+
+
+def test_a_strategy_with_a_rate_for_each_group(tok):
+    """The first step of Adam moves every number by the learning rate, so the largest move in a group is its rate."""
+    factors = {"embed": 0.25, "blocks.0": 0.0, "blocks.1": 0.5, "pooler": 1.0, "head": 2.0}
+
+    def rate(model: Model):
+        return lambda name: next(factor for group, factor in factors.items() if name.startswith(group))
+    model = body(tok).set_head("sequence", ["neg", "pos"])
+    start = copy.deepcopy(model)
+    finetune(model, tok, train=TRAIN, strategy=replace(full(), name="rates", rate=rate), lr=1e-3, warmup=0, steps=1, weight_decay=0.0, **QUICK)
+    for group, names in layer_groups(model).items():
+        moved = max(float((model.get_parameter(n) - start.get_parameter(n)).detach().abs().max()) for n in names)
+        assert moved == pytest.approx(1e-3 * factors[group], rel=1e-2)
 
 
 def test_a_strategy_that_adds_to_the_objective(tok):

@@ -45,8 +45,8 @@ def test_modules_and_public_names_say_what_they_are():
 
 
 def test_public_names():
-    promised = {"Tokenizer", "Model", "ModelConfig", "ModelOutput", "Cache", "generate", "fill", "embed", "pretrain", "adapt", "finetune", "predict", "layer_groups", "freeze",
-                "freeze_to", "unfreeze", "trainable_report", "add_lora", "merge_lora", "unmerge_lora", "remove_adapters", "save_adapter", "load_adapter"}
+    promised = {"Tokenizer", "Model", "ModelConfig", "ModelOutput", "Cache", "generate", "fill", "embed", "pretrain", "adapt", "finetune", "predict",
+                "layer_groups", "freeze", "freeze_to", "unfreeze", "trainable_report", "add_lora", "merge_lora", "unmerge_lora", "remove_adapters", "save_adapter", "load_adapter"}
     assert promised <= set(mt.__all__) and all(hasattr(mt, public) for public in mt.__all__) and len(set(mt.__all__)) == len(mt.__all__)
 
 
@@ -55,7 +55,8 @@ def test_public_names():
 def words_of_code(path: Path) -> set[str]:
     """Names and texts that code can act on: not docstrings, not comments."""
     module, found = tree(path), set()
-    docstrings = {id(node.body[0].value) for node in ast.walk(module) if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) and ast.get_docstring(node) is not None}
+    documented = [node for node in ast.walk(module) if isinstance(node, (ast.Module, ast.ClassDef, *FUNCTIONS)) and ast.get_docstring(node) is not None]
+    docstrings = {id(node.body[0].value) for node in documented}
     for node in ast.walk(module):
         texts = [getattr(node, field, None) for field in ("id", "attr", "arg", "name")]
         if isinstance(node, ast.Constant) and id(node) not in docstrings:
@@ -88,8 +89,8 @@ def imported(path: Path) -> set[str]:
 
 def test_the_rooms_import_one_way():
     """The contract of pyproject.toml."""
-    done = subprocess.run([sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint(['--no-cache', '--no-logo'])"], cwd=ROOT, capture_output=True, text=True,
-                          check=False)
+    code = "from importlinter.cli import lint_imports_command as lint; lint(['--no-cache', '--no-logo'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "1 kept, 0 broken" in done.stdout, done.stdout + done.stderr
 
 
@@ -101,7 +102,8 @@ def test_the_libraries_we_are_compared_with_are_not_in_the_engine():
 
 def test_importing_and_building_is_light():
     """Nothing heavy is imported, no device touched, no random number drawn, no default changed and nothing printed."""
-    heavy = ["transformers", "datasets", "matplotlib", "sklearn", "peft", "sentence_transformers", "pandas", "scipy", "sympy", "pyarrow", "huggingface_hub.hf_api", "torch._dynamo", "IPython"]
+    heavy = ["transformers", "datasets", "matplotlib", "sklearn", "peft", "sentence_transformers", "pandas", "scipy", "sympy", "pyarrow", "IPython",
+             "huggingface_hub.hf_api", "torch._dynamo"]
     code = ("import sys, torch; before, state = set(sys.modules), torch.get_rng_state()\n"
             "import minitransfer as mt; mt.Model(mt.ModelConfig(11, 6, 1, 2, 5, 7), 'masked')\n"
             f"print([name for name in {heavy} if name in set(sys.modules) - before], torch.cuda.is_initialized(),"
@@ -132,7 +134,8 @@ def skips() -> set[tuple[str, str]]:
 
 
 def ledger() -> list[list[str]]:
-    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in (ROOT / "tests" / "SKIPS.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    lines = (ROOT / "tests" / "SKIPS.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines if line.startswith("|")]
     return rows[2:]                                              # without the head and its rule
 
 

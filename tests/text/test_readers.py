@@ -92,7 +92,8 @@ def test_broken_files(tmp_path, name, content, said):
 def test_sources_that_are_none(tmp_path):
     for source, said in [(tmp_path / "no.tsv", "no file .*no.tsv; a path of an existing file is needed"), ([], "no rows: the source is empty"),
                          (["text"], "rows cannot be read from a list; they come from a file .*: convert it"),
-                         (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}), r"several splits \(train\); rows come from one of them: pass its \['train'\]")]:
+                         (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}),
+                          r"several splits \(train\); rows come from one of them: pass its \['train'\]")]:
         with pytest.raises(ValueError, match=said):
             read_rows(source)
     with pytest.raises(KeyError, match=r"row 1 has no column 'label'; it has 'text', 'Label': did you mean 'Label'\?"):

@@ -210,13 +210,14 @@ def test_a_fingerprint_ignores_formatting_and_notices_rules(trained, tmp_path):
 
 
 @pytest.mark.parametrize("config, lower",
-                         [({"do_lower_case": False}, False), ({"do_lower_case": True}, True), ({"model_max_length": 9}, True), (None, False)])
+                         [({"do_lower_case": False}, False), ({"do_lower_case": True}, True), ({"model_max_length": 9, "mask_token": "[MASK]"}, True), (None, False)])
 def test_lower_casing_of_a_vocab_txt_is_what_its_configuration_says(tmp_path, config, lower):
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Fox", "fox"]) + "\n")
     if config is not None:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tok = Tokenizer.from_pretrained(tmp_path)
     assert tok.encode("Fox") == [2, 6 if lower else 5, 3]
+    assert (tok.pad_id, tok.unk_id, tok.cls_id, tok.sep_id, tok.mask_id) == (0, 1, 2, 3, 4)
     assert tok.max_len == (config or {}).get("model_max_length")
 
 

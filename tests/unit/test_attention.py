@@ -110,7 +110,7 @@ def test_show_gives_probabilities_and_scores_on_any_backend():
     attention = Attention(bert()).eval()
     for backend in BACKENDS:
         attention.use(backend)
-        out, probs, scores = attention(torch.randn(B, 5, 28), Mask(causal=True), show=True)
+        _, probs, scores = attention(torch.randn(B, 5, 28), Mask(causal=True), show=True)
         assert torch.allclose(probs.sum(-1), torch.ones(B, H, 5)) and torch.equal(probs > 0, torch.isfinite(scores))
         assert attention(torch.randn(B, 5, 28), Mask())[1:] == (None, None) or backend == "reference"
 

@@ -22,7 +22,8 @@ def fed(model, ids, chunks, keep=None):
     return torch.cat(out, 1)
 
 
-@pytest.mark.parametrize("changes, backend", [({}, "auto"), ({}, "reference"), ({}, "tiled"), ({"window": 4}, "auto"), ({"window": 4}, "tiled"), ({"n_kv_heads": 2}, "auto")],
+@pytest.mark.parametrize("changes, backend", [({}, "auto"), ({}, "reference"), ({}, "tiled"), ({"window": 4}, "auto"), ({"window": 4}, "tiled"),
+                                              ({"n_kv_heads": 2}, "auto")],
                          ids=["auto", "reference", "tiled", "window-auto", "window-tiled", "shared heads"])
 @pytest.mark.parametrize("chunks", CHUNKS, ids=lambda c: "+".join(map(str, c[:3])))
 @torch.no_grad()

@@ -53,7 +53,7 @@ def test_refused(changes, message):
 @pytest.mark.parametrize("value", ["101", 5.5, None, True, 2])
 def test_a_size_of_another_type(value):
     """What a config.json may hold; annotations are checked in tests only, this always."""
-    with pytest.raises(ValueError, match="d_ff=.*; it is an int, 3 or more"):
+    with pytest.raises(ValueError, match=r"d_ff=.*; it is an int, 3 or more"):
         whole_number("d_ff", value, 3)
     whole_number("d_ff", 3, 3)
 

@@ -1,4 +1,6 @@
 """Masks and positions, against loops that follow the definition word by word."""
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -62,7 +64,7 @@ def test_positions_restart_in_each_document():
     truth = []
     for row in DOCUMENTS.tolist():
         positions = [0]
-        for before, here in zip(row, row[1:], strict=False):
+        for before, here in pairwise(row):
             positions.append(positions[-1] + 1 if here == before else 0)
         truth.append(positions)
     assert positions_in_documents(DOCUMENTS).tolist() == truth

@@ -1,4 +1,6 @@
 """Packed rows: no text sees another, to the last bit, and each is what it is alone."""
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from tests.unit.tiny import bert, gpt2, moved
 ENDS = (0, 5, 6, 17, 20)                                     # four texts of 5, 1, 11 and 3 tokens, then padding
 T = 23
 DOCUMENTS = torch.tensor([[0] * 5 + [1] * 1 + [2] * 11 + [3] * 3 + [-1] * 3])
-SPANS = list(zip(ENDS, ENDS[1:], strict=False))
+SPANS = list(pairwise(ENDS))
 BODIES = {"bert": bert(), "gpt2": gpt2(), "window": gpt2(window=3)}
 
 

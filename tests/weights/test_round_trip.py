@@ -85,7 +85,8 @@ def test_from_scratch(name, config, head, labels, tmp_path):
     else:
         close(got.last_hidden_state if head == "none" else got.logits, want[0], what=name)
     same_model(ours, mt.Model.from_pretrained(tmp_path))
-    assert labels is None or theirs.config.id2label == dict(enumerate(labels)) and theirs.config.label2id == {label: i for i, label in enumerate(labels)}
+    if labels is not None:
+        assert theirs.config.id2label == dict(enumerate(labels)) and theirs.config.label2id == {label: i for i, label in enumerate(labels)}
 
 
 @pytest.mark.parametrize("config, message", [
@@ -180,8 +181,8 @@ def test_a_model_in_bf16_saves_as_bf16(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-@pytest.mark.parametrize("config, head, absent", [(bert(), "masked", ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"]), (gpt2(), "causal", ["lm_head.weight"])],
-                         ids=["bert", "gpt2"])
+@pytest.mark.parametrize("config, head, absent", [(bert(), "masked", ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"]),
+                                                  (gpt2(), "causal", ["lm_head.weight"])], ids=["bert", "gpt2"])
 def test_tied_tensors_are_written_once(config, head, absent, tmp_path):
     moved(mt.Model(config, head)).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
@@ -210,10 +211,11 @@ def test_names_of_old_compiled_and_distributed_files(change, tmp_path):
 def test_buffers_of_old_files_are_no_parameters(tmp_path):
     _, ours = pair("GPT2LMHeadModel", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file(tensors | {"transformer.h.0.attn.bias": torch.ones(1, 1, 41, 41), "transformer.h.1.attn.masked_bias": torch.tensor(-1e4)}, tmp_path / "model.safetensors")
+    buffers = {"transformer.h.0.attn.bias": torch.ones(1, 1, 41, 41), "transformer.h.1.attn.masked_bias": torch.tensor(-1e4)}
+    save_file(tensors | buffers, tmp_path / "model.safetensors")
     again = mt.Model.from_pretrained(tmp_path)
     same_model(ours, again)
-    assert again.load_report.ignored == {"transformer.h.0.attn.bias": "the causal mask, a buffer of old files", "transformer.h.1.attn.masked_bias": "a constant of old files"}
+    assert again.load_report.ignored == dict(zip(buffers, ("the causal mask, a buffer of old files", "a constant of old files"), strict=True))
 
 
 @pytest.mark.parametrize("name, kept, tied", [("GPT2LMHeadModel", "transformer.wte.weight", "lm_head.weight"),

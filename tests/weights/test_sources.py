@@ -49,13 +49,12 @@ def test_bundled_checkpoints_are_found_in_a_checkout_and_in_a_wheel(tmp_path, mo
 
 @pytest.mark.parametrize("source, message", [
     ("../outside", r"no folder \.\./outside; needed is a folder, a bundled name \(mini\) or a hub id: check the path"),
-    ("mini/../../outside", "no folder mini/../../outside"), ("mini/../mini", "no folder mini/../mini"), ("..", "nothing"), ("mini/..", "nothing"), (".mini", "no folder .mini"),
-    ("/no/such/folder", "no folder /no/such/folder"), ("a/b/c", "no folder a/b/c"), ("~nobody-here/x", "no folder ~nobody-here/x"), ("", "an empty source; needed is a folder"),
+    ("mini/../../outside", "no folder mini/../../outside"), ("mini/../mini", "no folder mini/../mini"), ("mini/..", r"no folder mini/\.\."), ("..", "no config.json in"),
+    (".mini", "no folder .mini"), ("/no/such/folder", "no folder /no/such/folder"), ("a/b/c", "no folder a/b/c"), ("~nobody-here/x", "no folder ~nobody-here/x"),
+    ("", "an empty source; needed is a folder"),
     ("with space", "no folder with space"), ("name--with--dashes", r"is called 'name--with--dashes', and it cannot be a hub id \(.*\): check the path"),
 ])
 def test_neither_folder_nor_name_nor_id(checkpoints, source, message):
-    if message == "nothing":                                     # these exist as folders, and hold no checkpoint
-        message = "no config.json in" if source == ".." else "no folder mini/.."
     with pytest.raises(ValueError, match=message):
         mt.Model.from_pretrained(source)
 
@@ -70,7 +69,7 @@ def test_a_file_instead_of_its_folder(checkpoints):
 def test_offline_and_not_in_the_cache(checkpoints, source, monkeypatch):
     import huggingface_hub.constants
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(checkpoints / "cache"))
-    with pytest.raises(ValueError, match=rf"'{source}' is no folder and no bundled checkpoint \(mini\), is not in the hub's cache, and the hub cannot be reached \(\w+\): "
+    with pytest.raises(ValueError, match=rf"'{source}' is no folder and no bundled checkpoint \(mini\), is not in the hub's cache, and the hub cannot be reached \(.*\): "
                                          r"give a local folder, or connect once to fetch it \(unset HF_HUB_OFFLINE if it is set\)"):
         mt.Model.from_pretrained(source)
 
@@ -115,7 +114,8 @@ def test_only_what_is_needed_is_fetched(checkpoints, monkeypatch):
     asked = {}
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda source, **more: asked.update(more, source=source) or str(checkpoints / "outside"))
     assert resolve("someone/tiny", "v2") == checkpoints / "outside"
-    assert asked["source"] == "someone/tiny" and asked["revision"] == "v2" and not any(pattern.endswith((".bin", ".py", ".pt", ".msgpack")) for pattern in asked["allow_patterns"])
+    assert asked["source"] == "someone/tiny" and asked["revision"] == "v2"
+    assert not any(pattern.endswith((".bin", ".py", ".pt", ".msgpack")) for pattern in asked["allow_patterns"])
 
 
 def test_the_network_is_never_asked_offline(checkpoints, monkeypatch):
