@@ -148,6 +148,8 @@ def tune(way: Way, source: str, tok: Tokenizer, split: Split, epochs: int, seed:
         model = Model(model.config, "sequence", labels, seed=seed)
     result = finetune(model.to(device), tok, train=split.train, validation=split.validation, strategy=way.strategy, epochs=epochs, lr=way.lr,
                       seed=seed, batch_size=BATCH, best=None, log_every=4, progress=False)
+    if result.training.stopped == "interrupted":
+        raise KeyboardInterrupt
     memory = used_since(before, device)
     answers = predict(result.model, tok, [row["text"] for row in split.test])
     correct = sum(answer.label == row["label"] for answer, row in zip(answers, split.test, strict=True))
@@ -246,6 +248,7 @@ def run(model: str = "mini-bert", generator: str | None = "mini-gpt", out: str |
         split = replace(split, train=sample_rows(split.train, rows, seed, by="label"))
     device, tok, began = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Tokenizer.from_pretrained(model), time.perf_counter()
     filled, generated = fill_lines(model, device), [] if generator is None else generate_lines(generator, seed, device)
+    Path(out).mkdir(parents=True, exist_ok=True)            # a folder that cannot be written is better known now than after the work
     baseline = tf_idf(split)
     outcomes = [] if baseline is None else [baseline]
     warm_up(model, tok, split, device)

@@ -23,6 +23,8 @@
 
 # %%
 import math
+import textwrap
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -32,6 +34,7 @@ import minitransfer as mt
 from minitransfer.tasks.metrics import wilson
 from minitransfer.text import read_rows
 
+warnings.filterwarnings("ignore", message="IProgress not found")      # no progress bars here, so their absence is no news
 plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
@@ -88,7 +91,8 @@ print("and back:", tok.decode(ids))
 # %%
 texts = ["Not bad at all.", "We waited an hour for cold soup, and nobody said sorry.", "Wonderful!"]
 batch = tok(texts)
-print({name: (tuple(t.shape), str(t.dtype)) for name, t in batch.items()})      # (B, T) each
+for name, t in batch.items():
+    print(f"{name:15} {tuple(t.shape)} {t.dtype}")                                  # (B, T)
 
 
 def draw_batch(batch):
@@ -146,11 +150,16 @@ def token_shares(rows):
 
 shares = {label: token_shares([row for row in train if row["label"] == label]) for label in labels}
 log_odds = (shares["positive"] / shares["negative"]).log()                             # (V,)
-evidence = [float(log_odds[tok.encode(row["text"])].sum()) for row in test]
-hits = {"word counts": [(one > 0) == (row["label"] == "positive") for one, row in zip(evidence, test, strict=True)]}
+
+
+def counts_say(text):
+    return "positive" if log_odds[tok.encode(text)].sum() > 0 else "negative"
+
+
 print("tokens for positive:", " ".join(tok.tokens(log_odds.topk(12).indices)))
 print("tokens for negative:", " ".join(tok.tokens((-log_odds).topk(12).indices)))
-print(f"right on test: {sum(hits['word counts'])} of {len(test)}")
+right = sum(counts_say(row["text"]) == row["label"] for row in validation)
+print(f"right on validation: {right} of {len(validation)}")
 
 # %% [markdown]
 # ## 4. A new head
@@ -234,6 +243,7 @@ def right_ones(answers, rows):
 
 
 answers = {way: mt.predict(result.model, tok, [row["text"] for row in test]) for way, result in results.items()}
+hits = {"word counts": [counts_say(row["text"]) == row["label"] for row in test]}
 hits |= {way: right_ones(answers[way], test) for way in answers}
 
 
@@ -350,7 +360,7 @@ else:
 # %%
 wrong = [(answer, row) for answer, row in zip(answers["full"], test, strict=True) if answer.label != row["label"]]
 for answer, row in sorted(wrong, key=lambda pair: -pair[0].probability)[:10]:
-    print(f"said {answer.label} ({answer.probability:.2f}): {row['text']}")
+    print(f"said {answer.label} ({answer.probability:.2f}): {textwrap.shorten(row['text'], 88, placeholder=' ...')}")
 
 # %% [markdown]
 # Reading suggests reasons: negation, praise and blame in one sentence, irony, opinions told as a story without any word

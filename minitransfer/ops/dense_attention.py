@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .dropout import draw_keep, masked, rounded
+from .dropout import draw_keep, rounded
 
 
 def reference(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"],
@@ -51,17 +51,17 @@ class DenseAttention(torch.autograd.Function):
         if rate:
             dropped, ctx.factor = rounded(rate)
             keep = draw_keep(p, dropped)
-            dropped_p = masked(p, keep, ctx.factor)
+            dropped_p = torch.where(keep, p, 0.0)
         ctx.save_for_backward(q, k, v, p, keep)
-        return dropped_p @ v
+        return dropped_p @ (v * ctx.factor if rate else v)                        # the factor on v: it is S / Dh times smaller than p
 
     @staticmethod
     def backward(ctx, dout: Tensor):
         q, k, v, p, keep = ctx.saved_tensors
-        dp = dout @ v.transpose(-2, -1)                                           # (B, H, T, S)
-        dropped_p = p
+        dout = dout if keep is None else dout * ctx.factor
+        dropped_p, dp = p, dout @ v.transpose(-2, -1)                             # (B, H, T, S)
         if keep is not None:
-            dropped_p, dp = masked(p, keep, ctx.factor), masked(dp, keep, ctx.factor)
+            dropped_p, dp = torch.where(keep, p, 0.0), torch.where(keep, dp, 0.0)
         dv = dropped_p.transpose(-2, -1) @ dout
         ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)            # p * (dp - sum_j p dp), in one pass
         return (ds @ k).mul_(ctx.scale), ds.transpose(-2, -1) @ q, dv, None, None  # q holds the scale already

@@ -37,10 +37,9 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
     if not model.head_name.startswith(head):
         raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), '
                          f'or load the checkpoint with head="{head}"')
-    if model.config.causal != (head == "causal"):
-        raise ValueError(f"objective={head!r} for a body with causal={model.config.causal}; " + (
-            "a body that sees what it shall predict learns to copy: use a causal body, or the masked objective" if head == "causal"
-            else "hidden tokens are to be guessed from both sides: use a bidirectional body, or the causal objective"))
+    if head == "masked" and model.config.causal:
+        raise ValueError("the masked objective for a body with causal=True; hidden tokens are to be guessed from both sides: "
+                         "use a bidirectional body, or the causal objective")
 
 
 def make_objective(objective: str | Objective, tok: Tokenizer) -> Objective:

@@ -76,8 +76,11 @@ def test_a_document_in_parts_has_the_tokens_of_the_whole(tmp_path, monkeypatch, 
     assert tokenize_corpus(tok, path, cache=tmp_path, documents="file").ids.tolist() == tok.encode(text.replace("\r\n", "\n"), specials=False)
 
 
-def test_long_texts_without_a_space_stay_whole(monkeypatch):
+def test_where_parts_end(monkeypatch):
     monkeypatch.setattr(corpus, "BLOCK", 5)
+    assert list(corpus.read_parts(["aaaa bbbb    ", "  "])) == [("aaaa bbbb", False), ("    ", True)]
+    one, two = (corpus.content_hash(texts, "text", "file") for texts in (["aaaaaa bbbb"], ["aaaaaa", " bbbb"]))
+    assert one != two                                                            # the same parts, but one document or two
     assert list(corpus.read_parts(["x" * 60, "\n" * 60 + "a"])) == [("x" * 60, True), ("\n" * 60 + "a", True)]
 
 

@@ -33,7 +33,7 @@ TOK = SimpleNamespace(mask_id=4, vocab_size=V, special_ids=frozenset(range(5)))
 
 
 def run(out: Path, on_step: Callable[[dict], None] | None = None, save_every: int = SAVE_EVERY) -> None:
-    """Dropout, masks drawn anew, two micro-batches a step, epochs that end inside steps, evaluations, best weights: everything a resumption could get wrong."""
+    """Dropout, masks drawn anew, two micro-batches a step, epochs that end inside steps, evaluations, best weights: all that a resumption could get wrong."""
     settings = TrainSettings(steps=STEPS, lr=1e-2, micro_batches=2, eval_every=4, best="loss lower", save_every=save_every, log_every=2,
                              precision="fp32", progress=False)
     objective = Masked(TOK, 0.3)

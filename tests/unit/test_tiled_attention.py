@@ -42,7 +42,7 @@ def test_any_tile_size_equals_the_whole_matrix(name, tile, T, S):
 def test_gradients_by_finite_differences(name):
     mask, (q, k, v) = Mask(**facts(name, 7)), qkv(5, 7)
     small = [t.detach()[:, :1, :, :3].requires_grad_() for t in (q, k, v)]
-    assert torch.autograd.gradcheck(lambda *t: tiled_attention(*t, parts(mask), tile=3), small, eps=1e-6, atol=1e-7)
+    assert torch.autograd.gradcheck(lambda *t: tiled_attention(*t, parts(mask), tile=3), small, eps=1e-6, atol=1e-7, fast_mode=name != "causal+padding")
 
 
 def seeded(*tensors, rate=0.4, tile=3):
