@@ -39,6 +39,8 @@ def keep_on_disk(path: Path) -> None:
 
 def flush(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
+        if path.is_file():
+            path.chmod(path.parent.stat().st_mode & 0o666)      # safetensors leaves files that only their owner may read
         keep_on_disk(path)
 
 

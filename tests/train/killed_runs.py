@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +39,8 @@ def run(out: Path, on_step: Callable[[dict], None] | None = None, save_every: in
                              precision="fp32", progress=False)
     objective = Masked(TOK, 0.3)
     fresh = not recover(out / "last").exists()       # else other weights, so that every bit has to come from the save
-    train(bert(seed=0 if fresh else os.getpid()), batches(n=7), objective, settings, out=out, evaluate=held_out_loss(batches(n=2, seed=9), objective), resume=True, on_step=on_step)
+    train(bert(seed=0 if fresh else os.getpid()), batches(n=7), objective, settings, out=out, resume=True, on_step=on_step,
+          evaluate=held_out_loss(batches(n=2, seed=9), objective))
 
 
 def forked(work: Callable[[], None], after: float | None = None) -> int:
@@ -58,8 +60,29 @@ def forked(work: Callable[[], None], after: float | None = None) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def die(condition: bool = True) -> None:
+    if condition:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(step: int, record: dict) -> None:
+    die(record["step"] == step)
+
+
+def die_in_save(out: Path, operation: int) -> None:
+    """Die at file operation number `operation` in the folder from step 8 on, where a save and an evaluation are due."""
+    state = {"armed": False, "count": 0}
+
+    def watch(event: str, args: tuple) -> None:
+        if state["armed"] and event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.scandir") and str(out) in str(args[0]):
+            die(state["count"] == operation)
+            state["count"] += 1
+
+    def arm(record: dict) -> None:
+        state["armed"] = record["step"] == 2 * SAVE_EVERY
+
+    sys.addaudithook(watch)
+    run(out, arm)
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -78,7 +101,7 @@ def saved_step(out: Path) -> int:
 def outcome(out: Path, wanted: dict[str, bytes], killed: int, at: object) -> dict:
     """Resume a run that was killed, and compare."""
     step = saved_step(out)
-    ended = forked(lambda: run(out))
+    ended = forked(partial(run, out))
     got = files(out) if ended == 0 else {}
     # the loss of a window that was cut in two by the kill is a mean over its second half
     return {"at": at, "killed": killed, "saved": step, "ended": ended, "differs": [name for name in wanted if name != "log" and got.get(name) != wanted[name]],
@@ -90,36 +113,17 @@ def at_steps(folder: Path, wanted: dict[str, bytes]) -> list[dict]:
     found = []
     for n, step in enumerate(random.Random(0).sample(range(1, STEPS), 5)):
         out = folder / f"step{n}"
-        killed = forked(lambda: run(out, lambda record: die() if record["step"] == step else None))
+        killed = forked(partial(run, out, partial(die_at, step)))
         found.append(outcome(out, wanted, killed, step))
     return found
 
 
 def in_a_save(folder: Path, wanted: dict[str, bytes]) -> list[dict]:
-    """Killed at every single file operation of the second save (and of the evaluation that keeps the best weights, in the same step)."""
-    found = []
+    """Killed at every single file operation of the second save, and of the evaluation before it, which keeps the best weights."""
+    found: list[dict] = []
     while not found or found[-1]["killed"]:
-        out, operation = folder / f"save{len(found)}", len(found)
-
-        def work() -> None:
-            count = 0
-
-            def watch(event: str, args: tuple) -> None:
-                nonlocal count
-                if armed and event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.scandir") and str(folder) in str(args[0]):
-                    if count == operation:
-                        die()
-                    count += 1
-
-            def arm(record: dict) -> None:
-                nonlocal armed
-                armed = record["step"] == 2 * SAVE_EVERY
-
-            armed = False
-            sys.addaudithook(watch)
-            run(out, arm)
-
-        found.append(outcome(out, wanted, forked(work), operation))
+        out = folder / f"save{len(found)}"
+        found.append(outcome(out, wanted, forked(partial(die_in_save, out, len(found))), len(found)))
     return found
 
 
@@ -127,11 +131,11 @@ def at_moments(folder: Path, wanted: dict[str, bytes]) -> list[dict]:
     """Killed again and again at random moments while every step saves, until it has come to its end."""
     found, chance = [], random.Random(0)
     began = time.perf_counter()
-    forked(lambda: run(folder / "timed", save_every=1))
+    forked(partial(run, folder / "timed", save_every=1))
     whole = time.perf_counter() - began
     for n in range(3):
         out, lives = folder / f"moment{n}", 0
-        while lives < 20 and forked(lambda: run(out, save_every=1), after=whole * chance.uniform(0.3, 0.7)) != 0:
+        while lives < 20 and forked(partial(run, out, save_every=1), after=whole * chance.uniform(0.3, 0.7)) != 0:
             lives += 1
         found.append(outcome(out, wanted, lives, n))
     return found

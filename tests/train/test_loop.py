@@ -16,7 +16,7 @@ from minitransfer.nn.heads import IGNORE
 from minitransfer.objectives import Causal
 from minitransfer.training import RandomWindows, held_out_loss, lr_at, param_groups, train
 
-from .small import V, Listed, batches, bert, gpt, same, settings, weights
+from .small import Listed, V, batches, bert, gpt, same, settings, weights
 
 
 class FixedMasks:
@@ -223,7 +223,7 @@ def test_the_logged_loss_is_the_mean_over_the_targets_since_the_last_line():
 def test_nothing_is_logged_elsewhere_unless_it_is_named(tmp_path, monkeypatch):
     """TensorBoard by name only: without the package there is one clear error, with it the same numbers as in the log."""
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match="tensorboard=True, and the tensorboard package is not installed.*pip install tensorboard"):
+    with pytest.raises(ValueError, match=r"tensorboard=True, and the tensorboard package is not installed.*pip install tensorboard"):
         train(gpt(), batches(), Causal(), settings(1, tensorboard=True), out=tmp_path / "a")
     with pytest.raises(ValueError, match="tensorboard=True without a run folder"):
         train(gpt(), batches(), Causal(), settings(1, tensorboard=True))

@@ -31,7 +31,7 @@ def test_auto_on_a_cpu_goes_by_its_instructions_and_the_size_of_the_model(monkey
         monkeypatch.setattr(rooms, "cpu_computes_bf16", lambda there=there: there)
         assert choose_precision("auto", CPU, parameters) == wanted
     assert choose_precision("fp32", CPU, 10**7) == "fp32"
-    with pytest.raises(ValueError, match='precision="fp16" on cpu.*needs an NVIDIA GPU'):
+    with pytest.raises(ValueError, match=r'precision="fp16" on cpu.*needs an NVIDIA GPU'):
         choose_precision("fp16", CPU, 10**7)
 
 

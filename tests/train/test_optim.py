@@ -30,7 +30,7 @@ def test_strays_are_named():
     model = bert()
     groups = param_groups(model, 0.1)
     lost = groups[0]["params"].pop(0)
-    with pytest.raises(ValueError, match="in no group: embed.tokens.weight"):
+    with pytest.raises(ValueError, match=r"in no group: embed.tokens.weight"):
         check_groups(model, groups)
     groups[0]["params"] += [lost, lost, torch.nn.Parameter(torch.zeros(3, 7))]
     with pytest.raises(ValueError, match=r"not the model's: a parameter of shape \(3, 7\)") as error:

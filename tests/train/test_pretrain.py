@@ -43,8 +43,8 @@ def test_a_body_learns_what_frequencies_do_not_tell_and_is_saved_whole(kind, tok
     model = bert(vocab_size=tok.vocab_size) if kind == "masked" else gpt(vocab_size=decoder_tok.vocab_size)
     tok = tok if kind == "masked" else decoder_tok
     objective = Masked(tok, 0.3) if kind == "masked" else "causal"
-    result = pretrain(model, tok, TEXTS, objective, out=tmp_path / "run", steps=200, lr=1e-2, **QUICK)
-    assert result.metrics["loss"] < 0.8 * result.metrics["unigram_loss"]
+    result = pretrain(model, tok, TEXTS, objective, out=tmp_path / "run", steps=120, lr=1e-2, **QUICK)
+    assert result.metrics["loss"] < 0.9 * result.metrics["unigram_loss"]
     assert result.metrics["perplexity"] == pytest.approx(math.exp(result.metrics["loss"]))
     for folder in ("model", "best", "last"):
         again, its_tok = mt.Model.from_pretrained(tmp_path / "run" / folder), Tokenizer.from_pretrained(tmp_path / "run" / folder)
@@ -139,7 +139,7 @@ def test_pretraining_goes_on_after_ctrl_c_and_notices_another_corpus(tok, tmp_pa
         return objective(model, batch, generator)
 
     assert pretrain(model, tok, TEXTS, pressed, out=tmp_path / "run", **settings).steps == 4
-    with pytest.raises(ValueError, match="(?s)data batches: .*data corpus: .* then"):
+    with pytest.raises(ValueError, match=r"(?s)data batches: .*data corpus: .* then"):
         pretrain(bert(vocab_size=tok.vocab_size), tok, TEXTS[::-1], out=tmp_path / "run", resume=True, **settings)
     assert pretrain(again, tok, TEXTS, out=tmp_path / "run", resume=True, **settings).stopped == "steps"
     assert same(weights(whole), weights(again))
@@ -147,8 +147,8 @@ def test_pretraining_goes_on_after_ctrl_c_and_notices_another_corpus(tok, tmp_pa
 
 def test_adaptation_reports_the_domain_and_the_general_text_before_and_after(tok, tmp_path):
     model = bert(vocab_size=tok.vocab_size)
-    general = pretrain(model, tok, GENERAL * 5, Masked(tok, 0.3), steps=150, lr=1e-2, **QUICK)
-    result = adapt(model, tok, TEXTS, Masked(tok, 0.3), general=GENERAL, out=tmp_path / "run", steps=150, lr=5e-3, **QUICK)
+    general = pretrain(model, tok, GENERAL * 5, Masked(tok, 0.3), steps=80, lr=1e-2, **QUICK)
+    result = adapt(model, tok, TEXTS, Masked(tok, 0.3), general=GENERAL, out=tmp_path / "run", steps=80, lr=5e-3, **QUICK)
     assert result.before.keys() == result.after.keys() == {"loss", "perplexity", "targets", "unigram_loss", "general_loss"}
     assert result.after["loss"] < result.before["loss"] - 0.3 and result.after["general_loss"] > result.before["general_loss"] + 0.3
     assert general.before == {} and result.after["loss"] == pytest.approx(result.best["value"])

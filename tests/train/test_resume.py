@@ -57,7 +57,7 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     monkeypatch.setattr("minitransfer.training.state.save_file", full)
     with pytest.raises(SaveError, match=r"step 2 could not be saved in .*No space left on device.*nothing was saved there before"):
         train(gpt(), batches(), Causal(), settings(4, save_every=2), out=tmp_path / "new")
-    with pytest.raises(ValueError, match="already holds a run.*pass resume=True"):
+    with pytest.raises(ValueError, match=r"already holds a run.*pass resume=True"):
         train(gpt(), batches(), Causal(), settings(4), out=out)
     assert {path.name: path.read_bytes() for path in (out / "last").iterdir()} == files
 
@@ -109,7 +109,7 @@ def test_going_on_with_other_data_or_weights_is_an_error_that_names_them(tmp_pat
     stopped_run(tmp_path)
     model = gpt()
     model.embed.requires_grad_(False)
-    with pytest.raises(ValueError, match="data batches: .* then, .* now"):
+    with pytest.raises(ValueError, match=r"data batches: .* then, .* now"):
         train(model, batches(seed=1), Causal(), settings(4), out=tmp_path, data={"corpus": "abc"}, resume=True)
     with pytest.raises(ValueError, match="data corpus: abc then, absent now"):
         train(model, batches(), Causal(), settings(4), out=tmp_path, resume=True)
@@ -117,7 +117,7 @@ def test_going_on_with_other_data_or_weights_is_an_error_that_names_them(tmp_pat
         model.embed.tokens.weight[3, 4] += 1e-6
     with pytest.raises(ValueError, match="weights frozen: "):
         train(model, batches(), Causal(), settings(4), out=tmp_path, data={"corpus": "abc"}, resume=True)
-    with pytest.raises(ValueError, match="(?s)shape of embed.positions.weight: absent then.*weights frozen"):
+    with pytest.raises(ValueError, match=r"(?s)shape of embed.positions.weight: absent then.*weights frozen"):
         train(gpt(), batches(), Causal(), settings(4), out=tmp_path, data={"corpus": "abc"}, resume=True)
 
 
@@ -136,7 +136,7 @@ def test_a_damaged_save_is_refused(tmp_path, file):
     path.write_bytes(path.read_bytes()[:-7])
     model = gpt()
     model.embed.requires_grad_(False)
-    with pytest.raises(ValueError, match="the save in .* cannot be read .*these files were changed since"):
+    with pytest.raises(ValueError, match=r"the save in .* cannot be read .*these files were changed since"):
         train(model, batches(), Causal(), settings(4), out=tmp_path, data={"corpus": "abc"}, resume=True)
 
 

@@ -102,7 +102,7 @@ def test_settings_that_make_no_sense(given, message):
 
 
 def test_an_unknown_setting_is_answered_with_the_nearest():
-    with pytest.raises(KeyError, match="no setting is called 'learning_rat'.*leave it out"):
+    with pytest.raises(KeyError, match=r"no setting is called 'learning_rat'.*leave it out"):
         TrainSettings.from_dict({"steps": 1, "learning_rat": 1e-3})
     with pytest.raises(KeyError, match="did you mean 'warmup'"):
         TrainSettings.from_dict({"steps": 1, "warm_up": 3})
