@@ -22,8 +22,9 @@ SIZES = {"vocab_size": 8192, "d_model": 256, "n_layers": 4, "n_heads": 4, "d_ff"
 DECODER = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False, "final_norm": True, "pooler": False}
 MODELS = {"mini-bert": ("masked", "wordpiece", {}), "mini-gpt": ("causal", "byte_bpe", DECODER)}
 # Short rows first: a masked model learns from its neighbours sooner when there are few of them. Long rows last, for the positions.
-PHASES = {"mini-bert": [{"length": 32, "batch_size": 32, "lr": 1e-3, "share": 0.8}, {"length": 128, "batch_size": 16, "lr": 4e-4, "share": 0.1}],
-          "mini-gpt": [{"length": 128, "batch_size": 16, "lr": 1e-3, "share": 1.0}]}
+PHASES = {"mini-bert": [{"length": 32, "batch_size": 32, "lr": 1e-3, "minutes": 45}, {"length": 32, "batch_size": 64, "lr": 1e-3, "minutes": 29},
+                        {"length": 128, "batch_size": 16, "lr": 4e-4, "minutes": 8}],
+          "mini-gpt": [{"length": 128, "batch_size": 16, "lr": 1e-3, "minutes": 80}]}
 MASKED = 0.3                                            # of the tokens: more to learn from in each of few steps (Wettig et al. 2023)
 HERE = Path(__file__).parent
 
@@ -40,17 +41,19 @@ def held_out(data: Path) -> list[str]:
     return [book[:20_000] for book in rows("gutenberg/validation.jsonl.gz")] + rows("wikipedia_en/validation.jsonl.gz")[::3]
 
 
-def run(name: str, data: Path, out: Path, minutes: float, resume: bool) -> None:
+def run(name: str, data: Path, out: Path, first: int) -> None:
     head, kind, changes = MODELS[name]
     if not (out / "tokenizer").exists():
         Tokenizer.train(read_texts(sources(data)), kind, vocab_size=SIZES["vocab_size"], max_len=SIZES["max_len"]).save_pretrained(out / "tokenizer")
     tok = Tokenizer.from_pretrained(out / "tokenizer")
-    model = mt.Model(mt.ModelConfig(**{**SIZES, **changes}), head, seed=0)
+    if first:
+        model = mt.Model.from_pretrained(out / f"phase{first - 1}" / "last")
+    else:
+        model = mt.Model(mt.ModelConfig(**{**SIZES, **changes}), head, seed=0)
     objective = Masked(tok, probability=MASKED) if head == "masked" else Causal()
-    for number, phase in enumerate(PHASES[name]):
-        settings = {name: value for name, value in phase.items() if name != "share"}
-        pretrain(model, tok, sources(data), objective, validation=held_out(data), out=out / f"phase{number}", resume=resume, minutes=minutes * phase["share"],
-                 warmup=0.04, beta2=0.98, weight_decay=0.01, eval_every=4000, save_every=1000, log_every=100, seed=number, progress=False, **settings)
+    for number, phase in enumerate(PHASES[name][first:], first):
+        pretrain(model, tok, sources(data), objective, validation=held_out(data), out=out / f"phase{number}", warmup=0.04, beta2=0.98, weight_decay=0.01,
+                 eval_every=4000, save_every=1000, log_every=100, seed=number, progress=False, **phase)
 
 
 def finish(name: str, out: Path) -> None:
@@ -66,9 +69,8 @@ if __name__ == "__main__":
     parser.add_argument("name", choices=MODELS)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--minutes", type=float, default=85)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--first", type=int, default=0, help="the phase to begin with, from the last save of the one before")
     parser.add_argument("--finish", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.out or Path("runs") / arguments.name
-    finish(arguments.name, folder) if arguments.finish else run(arguments.name, arguments.data, folder, arguments.minutes, arguments.resume)
+    finish(arguments.name, folder) if arguments.finish else run(arguments.name, arguments.data, folder, arguments.first)

@@ -71,11 +71,11 @@ def test_a_batch_is_a_function_of_seed_and_number(rows, tok):
 
 def test_in_order_gives_the_rows_as_they_came(rows, tok):
     for size in ({"batch_size": 16}, {"max_tokens": 600}):
-        found = [ids[keep].tolist() for batch in LabelledBatches(rows, tok, LABELS, **size).in_order()
-                 for ids, keep in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        batches = list(LabelledBatches(rows, tok, LABELS, **size).in_order())
+        found = [ids[keep].tolist() for batch in batches for ids, keep in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
         assert found == [tok.encode(row["text"]) for row in rows]
-        labels = torch.cat([batch["labels"] for batch in LabelledBatches(rows, tok, LABELS, **size).in_order()])
-        assert labels.tolist() == [n % 3 for n in range(len(rows))]
+        assert torch.cat([batch["labels"] for batch in batches]).tolist() == [n % 3 for n in range(len(rows))]
+        assert max(batch["input_ids"].numel() for batch in batches) <= size.get("max_tokens", 1e9)
 
 
 def test_pairs_and_other_columns(rows, tok):
