@@ -225,7 +225,7 @@ for way, result in results.items():
     losses.plot(*zip(*logged, strict=True), color=COLOURS[way])
     accuracies.plot(*zip(*checked, strict=True), color=COLOURS[way], marker="o", markersize=3.5, label=way)
 losses.set(title="training loss, nats per review", xlabel="epoch", ylim=(0, None))
-accuracies.set(title="accuracy on the validation reviews, %", xlabel="epoch")
+accuracies.set(title="accuracy on the validation reviews, %", xlabel="epoch", xticks=range(1, EPOCHS + 1))
 accuracies.axhline(50, color="#b9bec6", linewidth=1, linestyle=":")
 fig.legend(loc="outside right center", frameon=False)
 plt.show()
@@ -399,6 +399,8 @@ for name, belongs in groups.items():
 #   equal; it has not been shown to be worse. More test rows would tell.
 # * *Word counts* cost nothing. If a network does not beat them clearly, the body knows too little for this task (it is
 #   small and has read little), or the rows are too few.
+# * A way whose training loss hardly falls has not lost the comparison: at this learning rate and in so few epochs it has
+#   not learned at all. Try another rate, judged on the validation rows, before saying anything about the way.
 # * One seed is one draw. The three seeds of *head* show how far a count moves by that alone; the intervals do not
 #   contain it.
 # * These reviews are few, and were written for teaching, to be varied and not easy: the accuracies say nothing about

@@ -26,7 +26,7 @@ from nbformat import NotebookNode
 
 HERE = Path(__file__).resolve().parent
 SOURCE_NAME = re.compile(r"\d\d_\w+\.py")
-TIMEOUT = 600                                       # seconds for one cell
+TIMEOUT = 1000                                      # seconds for one cell
 KEPT_METADATA = ("jupyter", "tags")                 # of a cell: whether it is folded
 WIDGET = "application/vnd.jupyter.widget-view+json"
 ABSOLUTE_PATH = re.compile(r"(?<![\w.<])(?:/(?:home|root|Users|tmp|var|work|opt|usr|mnt|content)/|[A-Z]:\\\w)[^\s\"'<>)]*")
@@ -59,7 +59,8 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
     """Run every cell in a fresh kernel of this Python, with `folder` as its working directory."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")    # the notebooks need no network
     os.environ.setdefault("OMP_NUM_THREADS", "1")   # sums in one order whatever the number of cores; and on a busy machine two threads wait for each other
-    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False).execute()
+    NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, record_timing=False,
+                   coalesce_streams=True).execute()
 
 
 def without_paths(text: str, folder: Path) -> str:

@@ -7,10 +7,13 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..nn.model import Model
 from ..objectives import Causal
@@ -20,6 +23,12 @@ from .rows import Row
 EVALUATE_EVERY, EVALUATION_BATCHES = 250, 20
 CLOCK, HELD_OUT = re.compile(r"^iter \d+: .*time ([\d.]+)ms", re.MULTILINE), re.compile(r"^step \d+: .*val loss ([\d.]+)", re.MULTILINE)
 FILES = ("train.py", "model.py", "configurator.py", "config/train_shakespeare_char.py")
+
+
+def check_clone(folder: Path) -> None:
+    """Raises: ValueError for a folder that is not a clone of nanoGPT."""
+    if absent := [name for name in FILES if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} has no {', '.join(absent)}; the peer of the row characters is nanoGPT's own code: give the folder of a clone with --nanogpt")
 
 
 def tinyshakespeare() -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -41,8 +50,7 @@ class Windows:
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def __getitem__(self, k: int) -> dict:
-        import torch
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
         return {"input_ids": torch.from_numpy(self.rows[k * self.batch_size:(k + 1) * self.batch_size])}
 
 
@@ -55,12 +63,15 @@ class First:
     def __len__(self) -> int:
         return self.n
 
-    def __getitem__(self, k: int) -> dict:
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
         return self.batches[k]
 
 
 def ours_characters(row: Row, repeats: int) -> dict[str, Any]:
-    """The engine's loop with a run folder, at the peer's settings; `loss` is over the whole held-out tenth, taken after the clock has stopped."""
+    """The engine's loop with a run folder, at the peer's settings; the clock includes evaluations and saves.
+
+    `loss` is over the whole held-out tenth, of the weights with the best evaluation, taken after the clock has stopped.
+    """
     assert row.config is not None
     training, held_out, characters = tinyshakespeare()
     assert len(characters) == row.config.vocab_size, len(characters)
@@ -71,18 +82,21 @@ def ours_characters(row: Row, repeats: int) -> dict[str, Any]:
     def evaluate(model: Model) -> dict[str, float]:
         return {"train": measures[0](model)["loss"], "loss": measures[1](model)["loss"]}
 
+    start = time.perf_counter()
+    with torch.no_grad():
+        evaluate(model.eval())                                                   # the peer also begins with one
     settings = TrainSettings(steps=repeats, lr=1e-3, min_lr=0.1, schedule="cosine", warmup=min(100, repeats // 2), beta2=0.99, weight_decay=0.1, seed=1337,
                              precision=row.precision, eval_every=EVALUATE_EVERY, save_every=10**9, best="loss lower", progress=False)
     with tempfile.TemporaryDirectory() as folder:
         result = train(model, RandomWindows(training, length, row.batch, seed=1337), Causal(), settings, out=Path(folder) / "run", evaluate=evaluate)
-    whole = held_out_loss(Windows(held_out, row.length, 100), Causal())(model)["loss"]
-    return {"readings": [result.seconds], "dtype": result.precision, "loss": whole, "steps": result.steps}
+        seconds = time.perf_counter() - start
+    with torch.no_grad():
+        whole = held_out_loss(Windows(held_out, row.length, 100), Causal())(model)["loss"]
+    return {"readings": [seconds], "dtype": result.precision, "loss": whole, "steps": result.steps}
 
 
 def peer_characters(row: Row, repeats: int, folder: Path) -> dict[str, Any]:
     """nanoGPT's own script in a copy of its folder; `loss` is the lowest of the held-out losses that it prints."""
-    if absent := [name for name in FILES if not (folder / name).is_file()]:
-        raise ValueError(f"{folder} has no {', '.join(absent)}; the peer of this row is nanoGPT's own code: give the folder of a clone with --nanogpt")
     training, held_out, characters = tinyshakespeare()
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
@@ -94,9 +108,10 @@ def peer_characters(row: Row, repeats: int, folder: Path) -> dict[str, Any]:
         training.tofile(data / "train.bin")
         held_out.tofile(data / "val.bin")
         (data / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": len(characters), "stoi": {}, "itos": {}}))
-        settings = {"device": "cpu", "compile": False, "eval_iters": EVALUATION_BATCHES, "log_interval": 1, "block_size": row.length, "batch_size": row.batch, "n_layer": 4,
-                    "n_head": 4, "n_embd": 128, "max_iters": repeats, "lr_decay_iters": repeats, "dropout": 0.0}
+        settings = {"device": "cpu", "compile": False, "eval_iters": EVALUATION_BATCHES, "log_interval": 1, "block_size": row.length, "batch_size": row.batch,
+                    "n_layer": 4, "n_head": 4, "n_embd": 128, "max_iters": repeats, "lr_decay_iters": repeats, "dropout": 0.0}
         words = [f"--{key}={value}" for key, value in settings.items()]
-        done = subprocess.run([sys.executable, "train.py", "config/train_shakespeare_char.py", *words], cwd=place, capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, "train.py", "config/train_shakespeare_char.py", *words], cwd=place, capture_output=True, text=True, check=True,
+                              env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())})
     times = [float(ms) / 1000 for ms in CLOCK.findall(done.stdout)]
     return {"readings": [sum(times)], "dtype": "fp32", "loss": min(map(float, HELD_OUT.findall(done.stdout))), "steps": len(times)}

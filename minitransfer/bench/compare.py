@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from ..weights.files import read_json, write_json
+from .characters import check_clone
 from .rows import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
@@ -82,8 +83,8 @@ def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
     """
     if importlib.util.find_spec("transformers") is None and any(row.kind in ("step", "memory", "generate") for row in rows):
         raise ValueError('transformers is not installed; it is the peer of these rows: pip install "minitransfer[verify]", or choose others with --rows')
-    if nanogpt is not None and not (nanogpt / "train.py").is_file():
-        raise ValueError(f"{nanogpt} has no train.py; the peer of the row characters is nanoGPT's own code: give the folder of a clone with --nanogpt")
+    if nanogpt is not None:
+        check_clone(nanogpt)
     data = os.environ.get("MINITRANSFER_DATA")
     if data and (Path(data) / "tinyshakespeare/input.txt").is_file():
         return rows

@@ -18,11 +18,11 @@ from ..nn.model import Model
 from ..objectives.base import ask_head
 from ..training import TrainSettings, train
 from ..training.memory import peak_memory, reset_peak
-from ..training.precision import choose_precision
+from ..training.precision import Precision
 from .rows import Row
 
 WARM_UP = 2                             # steps; the first ones also allocate, and choose kernels
-MASKED, MASK_ID = 0.15, 103
+FIRST_ID, MASK_ID, MASKED = 1000, 103, 0.15
 CPU = torch.device("cpu")
 
 
@@ -38,7 +38,7 @@ class Given:
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(k)
-        ids = torch.randint(1000, self.vocab_size, (self.row.batch, self.row.length), generator=generator)
+        ids = torch.randint(FIRST_ID, self.vocab_size, (self.row.batch, self.row.length), generator=generator)
         if self.row.head == "causal":
             return {"input_ids": ids, "labels": ids}
         hidden = torch.rand(ids.shape, generator=generator) < MASKED
@@ -107,22 +107,22 @@ def prompt(row: Row) -> Tensor:
     return Given(row)[0]["input_ids"]
 
 
-def timed(call: Callable[[], Tensor], repeats: int) -> list[float]:
+def timed(row: Row, call: Callable[[], Tensor], repeats: int) -> list[float]:
     call()
     readings = []
     for _ in range(repeats):
         start = time.perf_counter()
         made = call()
         readings.append(time.perf_counter() - start)
-    assert made.shape[1] == NEW_TOKENS + 16, made.shape
+    assert made.shape[1] == row.length + NEW_TOKENS, made.shape
     return readings
 
 
 def ours_generate(row: Row, repeats: int) -> dict[str, Any]:
     assert row.config is not None
     model, ids = Model(row.config, row.head).eval(), prompt(row)
-    dtype = choose_precision(row.precision, CPU, sum(p.numel() for p in model.parameters()))
-    return {"readings": timed(lambda: generate(model, ids, max_new_tokens=NEW_TOKENS, precision=row.precision), repeats), "dtype": dtype}
+    readings = timed(row, lambda: generate(model, ids, max_new_tokens=NEW_TOKENS, precision=row.precision), repeats)
+    return {"readings": readings, "dtype": Precision(row.precision, model).name}
 
 
 def peer_generate(row: Row, repeats: int) -> dict[str, Any]:
@@ -130,7 +130,8 @@ def peer_generate(row: Row, repeats: int) -> dict[str, Any]:
     model, ids = peer_model(row.config, row.head).eval(), prompt(row)
     model.generation_config.eos_token_id = None
     keep = torch.ones_like(ids)
-    return {"readings": timed(lambda: model.generate(ids, attention_mask=keep, max_new_tokens=NEW_TOKENS, do_sample=False), repeats), "dtype": "fp32"}
+    readings = timed(row, lambda: model.generate(ids, attention_mask=keep, max_new_tokens=NEW_TOKENS, do_sample=False), repeats)
+    return {"readings": readings, "dtype": "fp32"}
 
 
 # ---- starting -------------------------------------------------------------------------------------------------------------------------------------

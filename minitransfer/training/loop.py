@@ -72,10 +72,9 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
           on_step: Callable[[dict], None] | None = None, save: Save | None = None, data: dict[str, str] | None = None) -> TrainResult:
     """Train the parameters of `model` that are in `groups` (default: all that require a gradient) until the first limit of `settings`.
 
-    Everything random is drawn from (seed, step): with `resume`, a run that was stopped or killed ends with the same bits on a CPU as one that was
-    not.
-    Exceptions: a limit in minutes (weights and optimizer go on exactly, the learning rate follows the clock), and another number of threads (sums
-    are taken in another order).
+    Everything random is drawn from (seed, step): on a CPU, a run that was stopped or killed and went on with `resume` ends with the same bits as one
+    that never stopped. Exceptions: a limit in minutes (weights and optimizer go on exactly, the learning rate follows the clock), and another number
+    of threads (sums are taken in another order).
 
     Args:    out: the run's folder: manifest.json, log.jsonl, last/ (to resume from), best/, model/ (the result). None: nothing is written.
              evaluate: model -> metrics, called in evaluation mode without gradients.

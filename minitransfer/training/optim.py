@@ -28,7 +28,7 @@ def param_groups(model: nn.Module, weight_decay: Number, lr_factor: Callable[[st
 
 
 def check_groups(model: nn.Module, groups: list[dict]) -> None:
-    """Prove that the groups hold every trainable parameter once, and nothing that is not the model's.
+    """Prove that the groups hold every trainable parameter once, in float32 (or double), and nothing that is not the model's.
 
     Raises: ValueError that names every stray.
     """
@@ -41,6 +41,8 @@ def check_groups(model: nn.Module, groups: list[dict]) -> None:
                 faults.append(f"not the model's: a parameter of shape {tuple(p.shape)} in group {group['name']!r}")
             else:
                 times[names[id(p)]] += 1
+    faults += [f"in {str(p.dtype).removeprefix('torch.')}, where small steps are lost (load the model with dtype=torch.float32; `precision` is for the products): "
+               f"{name}" for name, p in model.named_parameters() if times[name] and p.dtype not in (torch.float32, torch.float64)]
     faults += [f"in {n} groups: {name}" for name, n in times.items() if n > 1]
     faults += [f"in no group: {name}" for name, p in model.named_parameters() if p.requires_grad and times[name] == 0]
     if faults or not any(times.values()):

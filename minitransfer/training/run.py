@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..nn.model import Model
-from ..weights.files import recover, write_aside, write_json
+from ..weights.files import read_json, recover, write_aside, write_json
 from .evaluate import Evaluation, measure
 from .log import RunLog, finish_manifest, write_manifest
 from .memory import peak_memory, reset_peak
@@ -59,13 +59,15 @@ class Run:
     def open(self, resume: bool) -> None:
         """Begin, or go on where the folder's last save was made."""
         if self.out is not None:
-            self.out.mkdir(parents=True, exist_ok=True)
+            with explained_save(self.out, 0):
+                self.out.mkdir(parents=True, exist_ok=True)
             if not resume and recover(self.out / "last").exists():
                 raise ValueError(f"{self.out} already holds a run; a new one would write over it: pass resume=True to go on, or another out")
             if (found := load_state(self.out / "last", self.trained, self.optimizer, self.precision.scaler, self.whole)) is not None:
                 self.progress, self.saved = found, found.step
             else:
-                write_manifest(self.out, self.model, self.settings, self.precision.name, self.data)
+                with explained_save(self.out, 0):
+                    write_manifest(self.out, self.model, self.settings, self.precision.name, self.data)
         self.log = RunLog(self.out, self.progress.step, self.settings.tensorboard)
         self.metrics = next((one["evaluation"] for one in reversed(self.log.records) if "evaluation" in one), {})
         self.meter = Meter(self.model, self.precision.dtype)
@@ -103,8 +105,12 @@ class Run:
 
     def write_record(self) -> None:
         rates = self.meter.read()
-        self.log.write({**self.record, **rates, "memory": peak_memory(self.model.device)})
+        self.write_log({**self.record, **rates, "memory": peak_memory(self.model.device)})
         self.bar.set_postfix_str(f"loss {rates['loss']:.3f}, {rates['tokens_per_second']:,.0f} tokens/s", refresh=False)
+
+    def write_log(self, record: dict) -> None:
+        with explained_save(Path() if self.out is None else self.out / "last", self.progress.step):
+            self.log.write(record)
 
     def say(self, line: str) -> None:
         if self.settings.progress:
@@ -123,7 +129,7 @@ class Run:
         self.metrics = measure(self.model, self.evaluation, self.precision)
         self.model.train()
         self.progress.evaluated, self.progress.seconds = self.progress.step, time.perf_counter() - self.began
-        self.log.write({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": self.metrics})
+        self.write_log({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": self.metrics})
         if self.settings.best:
             self.keep_if_best(*self.settings.best.split())
         self.step_began = time.perf_counter()
@@ -154,6 +160,7 @@ class Run:
         """Give the model the weights that were kept."""
         if self.out is not None:
             load_parameters(self.trained, recover(self.out / "best"))
+            self.progress.best = read_json(self.out / "best" / "best.json")
         else:
             with torch.no_grad():
                 for name, value in self.best_weights.items():

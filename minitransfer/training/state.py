@@ -47,7 +47,7 @@ def identity(model: nn.Module, trained: dict[str, nn.Parameter], settings: Train
     frozen = hashlib.sha256()
     for name, p in model.named_parameters():
         if name not in trained:
-            frozen.update(name.encode() + p.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            frozen.update(name.encode() + p.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {"setting": {name: value for name, value in settings.to_dict().items() if name not in FREE} | {"precision": precision},
             "data": data, "shape of": {name: list(p.shape) for name, p in trained.items()}, "weights": {"frozen": frozen.hexdigest()[:16]}}
 

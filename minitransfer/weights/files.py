@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STALE = ".stale.json"      # in a folder whose files are about to move: names to remove after that
+NEW, READY = ".new", ".ready"   # folders inside one whose files are replaced: still being written; complete, and on their way to their places
+STALE = ".stale.json"           # beside the files that are ready: names to remove once these are in their places
 
 
 def write_json(path: Path, value: object) -> None:
@@ -53,14 +54,14 @@ def recover(folder: Path) -> Path:
     real = folder.resolve()
     if not real.exists() and aside(real, "old").exists():
         aside(real, "old").rename(real)
-    if aside(real, "ready").exists():
-        move_in(aside(real, "ready"), real)
+    if (real / READY).exists():
+        move_in(real)
     return folder
 
 
-def move_in(ready: Path, folder: Path) -> None:
-    """Put the files of `ready` in their places, then remove the stale ones it lists. Done again from the start, it ends the same."""
-    folder.mkdir(exist_ok=True)
+def move_in(folder: Path) -> None:
+    """Put the files that are ready in their places, then remove the stale ones listed with them. Done again from the start, it ends the same."""
+    ready = folder / READY
     for path in sorted(ready.iterdir()):
         if path.name == STALE:
             continue
@@ -114,7 +115,7 @@ def replace_files(folder: str | Path, stale: tuple[str, ...] = ()) -> Iterator[P
     The files are moved one by one, so a kill among the moves leaves new beside old: `recover` moves the rest.
     """
     folder = check_writable(recover(Path(folder).resolve()))
-    new, ready = aside(folder, "new"), aside(folder, "ready")
+    new, remains = folder / NEW, folder.exists()        # inside, not beside: `folder` may be the root of a disk
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
@@ -122,8 +123,8 @@ def replace_files(folder: str | Path, stale: tuple[str, ...] = ()) -> Iterator[P
         gone = {path.name for pattern in stale for path in folder.glob(pattern)} - {path.name for path in new.iterdir()}
         (new / STALE).write_text(json.dumps(sorted(gone)))
         flush(new)
-        new.rename(ready)                           # from here on the new files are the ones that count
+        new.rename(folder / READY)                  # from here on the new files are the ones that count
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(new if remains else folder, ignore_errors=True)
         raise
-    move_in(ready, folder)
+    move_in(folder)

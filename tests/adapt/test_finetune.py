@@ -1,6 +1,7 @@
 """Rows in, a tuned model out: against a loop written by hand, against the reference libraries, and with strategies from outside."""
 import copy
 import json
+import math
 import random
 from dataclasses import replace
 
@@ -150,6 +151,8 @@ def test_the_best_weights_are_kept_with_their_own_metrics(tok):
     answers = predict(result.model, tok, [row["text"] for row in turned])
     right = sum(a.label == row["label"] for a, row in zip(answers, turned, strict=True))
     assert right / 40 == result.metrics["accuracy"] == max(accuracies) > accuracies[-1]
+    loss = -sum(math.log(a.probabilities[row["label"]]) for a, row in zip(answers, turned, strict=True)) / 40
+    assert result.metrics["loss"] == pytest.approx(loss, rel=1e-4)             # over rows, though the last batch is smaller
 
 
 def test_keep_best_can_be_left_out(tok):

@@ -70,3 +70,11 @@ def test_scaling_and_clipping_in_one_pass_is_dividing_and_then_clipping(max_norm
     torch.testing.assert_close(norm, wanted)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-12, rtol=1e-12)
+
+
+def test_parameters_are_trained_in_float32():
+    with pytest.raises(ValueError, match=r"in bfloat16, where small steps are lost \(load the model with dtype=torch.float32.*: embed.tokens.weight"):
+        param_groups(gpt().to(torch.bfloat16), 0.1)
+    frozen = gpt().to(torch.bfloat16).requires_grad_(False)                      # a frozen body may be
+    frozen.norm.float().requires_grad_(True)
+    assert len(param_groups(frozen, 0.1)) == 1

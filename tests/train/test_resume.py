@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from minitransfer.objectives import Causal
 from minitransfer.training import train
 from minitransfer.training.state import SaveError
 
-from .small import batches, gpt, same, settings, weights
+from .small import Listed, batches, gpt, same, settings, weights
 
 
 def killed(folder: Path, *parts: str) -> dict:
@@ -62,11 +63,41 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in (out / "last").iterdir()} == files
 
 
+def test_a_log_that_does_not_fit_and_a_folder_that_cannot_be_made(tmp_path, monkeypatch):
+    def full(self, record):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minitransfer.training.log.RunLog.write", full)
+    with pytest.raises(SaveError, match=r"step 4 could not be saved in .*last \(.*No space left on device.*the previous save in .*last is intact"):
+        train(gpt(), batches(), Causal(), settings(9, save_every=2, log_every=4), out=tmp_path / "run")
+    (tmp_path / "file").touch()
+    with pytest.raises(SaveError, match=r"step 0 could not be saved in .*file/run \(.*Not a directory.*nothing was saved there before"):
+        train(gpt(), batches(), Causal(), settings(), out=tmp_path / "file" / "run")
+
+
+def test_ctrl_c_before_the_first_step(tmp_path):
+    whole, model = gpt(), gpt()
+    train(whole, batches(), Causal(), settings(3))
+
+    class Pressing(Listed):
+        def __getitem__(self, k):
+            if not pressed:
+                pressed.append(k)
+                signal.raise_signal(signal.SIGINT)
+            return super().__getitem__(k)
+
+    pressed: list[int] = []
+    with pytest.raises(KeyboardInterrupt):                                       # not yet training: as always
+        train(model, Pressing(batches().batches), Causal(), settings(3), out=tmp_path / "run")
+    assert train(model, batches(), Causal(), settings(3), out=tmp_path / "run", resume=True).steps == 3
+    assert same(weights(model), weights(whole))
+
+
 def test_a_fault_of_the_user_s_own_save_is_not_called_a_full_disk(tmp_path):
     def save(model, folder):
         raise ValueError("a fault of its own")
 
-    with pytest.raises(ValueError, match="^a fault of its own$"):
+    with pytest.raises(ValueError, match=r"^a fault of its own$"):
         train(gpt(), batches(), Causal(), settings(4, save_every=2), out=tmp_path / "run", save=save)
 
 
