@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -58,10 +59,43 @@ def run(name: str, data: Path, out: Path, first: int) -> None:
 
 def finish(name: str, out: Path) -> None:
     """The run's result as a bundled checkpoint: float16 holds these weights in 11 bits of mantissa, in half the bytes."""
-    model, tok = mt.Model.from_pretrained(out / f"phase{len(PHASES[name]) - 1}" / "model"), Tokenizer.from_pretrained(out / "tokenizer")
+    last = len(PHASES[name]) - 1
+    model, tok = mt.Model.from_pretrained(out / f"phase{last}" / "model"), Tokenizer.from_pretrained(out / "tokenizer")
     model.config = dataclasses.replace(model.config, dropout=0.1, attn_dropout=0.1, embed_dropout=0.1)
     model.save_pretrained(HERE / name, dtype=torch.float16)
     tok.save_pretrained(HERE / name)
+    (HERE / name / "README.md").write_text(card(name, out), encoding="utf-8")
+
+
+def card(name: str, out: Path) -> str:
+    """The model card, from what the run wrote down."""
+    done = [json.loads((out / f"phase{number}/last/train_state.json").read_text())["progress"] for number in range(len(PHASES[name]))]
+    manifest = json.loads((out / f"phase{len(done) - 1}/manifest.json").read_text())
+    found, facts, head = manifest["result"]["metrics"], manifest["model"], MODELS[name][0]
+    sha = hashlib.sha256((HERE / name / "model.safetensors").read_bytes()).hexdigest()
+    phases = "\n".join(f"| {number + 1} | {phase['length']} | {phase['batch_size']} | {phase['lr']:g} | {progress['step']:,} | {progress['tokens']:,} | {progress['seconds'] / 60:.0f} |"
+                       for number, (phase, progress) in enumerate(zip(PHASES[name], done, strict=True)))
+    guess = f"hides {MASKED:.0%} of the tokens" if head == "masked" else "predicts the next token"
+    return f"""# {name}
+
+A small {'encoder in BERT' if head == 'masked' else 'decoder in GPT-2'} layout, pretrained with minitransfer on one CPU core in the background of other work. It {guess}.
+It is here so that everything can be tried offline in seconds. It is not a good language model: it has read {sum(p['tokens'] for p in done) / 1e6:.1f} million tokens, where BERT read 3.3 billion words about 40 times (Devlin et al. 2019, A.2).
+
+| | |
+|---|---|
+| shape | {facts['config']['n_layers']} blocks, width {facts['config']['d_model']}, {facts['config']['n_heads']} heads, vocabulary {facts['config']['vocab_size']:,}, at most {facts['config']['max_len']} tokens, {facts['parameters']:,} parameters, saved in float16 |
+| text | gutenberg (English fiction, public domain), wikipedia_en (articles, CC BY-SA 3.0), wikitext2 (CC BY-SA 3.0): {int(manifest['data']['tokens']):,} tokens, of which a part was read |
+| held-out loss | {found['loss']:.3f} nats a target, perplexity {found['perplexity']:.0f}, on {found['targets']:,.0f} targets of validation books and articles; token frequencies alone: {found['unigram_loss']:.3f} |
+| precision | {manifest['result']['precision']} products, float32 weights |
+| sha256 of model.safetensors | `{sha}` |
+| command | `python checkpoints/pretrain.py {name} DATA`, then the same with `--finish` |
+
+| phase | tokens a row | rows a batch | peak learning rate | steps | tokens read | minutes |
+|---|---|---|---|---|---|---|
+{phases}
+
+Fiction before 1930 and encyclopaedia articles: it repeats their views and their errors. Weights: Apache-2.0; the texts keep their licences.
+"""
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Job:
             print_json({"dry_run": True, **line})
             return 0
         print_json({"out": self["out"], "model": str(Path(self["out"]) / "model"), **line})
-        if result.stopped == "never":
+        if result.stopped == "interrupted":
             print(f"minitransfer: interrupted; saved in {self['out']}, the same command with --resume goes on", file=sys.stderr)
             return 130
         return 0

@@ -98,12 +98,12 @@ def lines(path: str | None) -> Iterator[str]:
         if sys.stdin.isatty():
             print("minitransfer: one text a line; Ctrl-D ends", file=sys.stderr)
         for line in sys.stdin:
-            yield line.rstrip("\r\n")
+            yield line.rstrip("\n")
         return
     try:
         with Path(path).open(encoding="utf-8") as file:
             for line in file:
-                yield line.rstrip("\r\n")
+                yield line.rstrip("\n")
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8 text ({e.reason}); one text a line is needed: convert it with `iconv -f latin1 -t utf-8`") from None
 

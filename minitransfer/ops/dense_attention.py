@@ -15,6 +15,7 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .dropout import draw_keep, rounded
 
@@ -56,6 +57,7 @@ class DenseAttention(torch.autograd.Function):
         return dropped_p @ (v * ctx.factor if rate else v)                        # the factor on v: it is S / Dh times smaller than p
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dout: Tensor):
         q, k, v, p, keep = ctx.saved_tensors
         dout = dout if keep is None else dout * ctx.factor

@@ -83,7 +83,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None      # handed on, not copied: dW is as large as the output matrix
         if dloss.device.type == "cpu" and dloss == 1:       # asking a GPU would make the host wait
             return *gradients, None, None
-        return *(None if g is None else g * dloss.to(g.dtype) for g in gradients), None, None
+        return *(None if g is None else g * dloss for g in gradients), None, None     # dloss is 0-d: g keeps its dtype, dloss its digits
 
 
 def linear_cross_entropy(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"],

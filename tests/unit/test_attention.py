@@ -7,6 +7,7 @@ import torch
 from minitransfer.nn.attention import BACKENDS, Attention, attend
 from minitransfer.nn.cache import LayerCache
 from minitransfer.nn.masks import Mask
+from minitransfer.ops.dense_attention import dense_attention
 from tests.unit.tiny import bert
 
 B, H, Dh = 3, 4, 7
@@ -113,6 +114,25 @@ def test_show_gives_probabilities_and_scores_on_any_backend():
         _, probs, scores = attention(torch.randn(B, 5, 28), Mask(causal=True), show=True)
         assert torch.allclose(probs.sum(-1), torch.ones(B, H, 5)) and torch.equal(probs > 0, torch.isfinite(scores))
         assert attention(torch.randn(B, 5, 28), Mask())[1:] == (None, None) or backend == "reference"
+
+
+@pytest.mark.parametrize("backend", ["auto", "tiled", "sdpa"])
+@pytest.mark.parametrize("name", ["plain", "causal+padding", "empty rows"])
+def test_bf16_is_at_most_twice_the_written_out_path_from_the_truth(name, backend):
+    """Judged against fp64 on the same rounded weights and input, for the output and every gradient."""
+    attention, mask, results = Attention(bert(dropout=0.0)).eval().bfloat16(), Mask(**facts(name, 61)), []
+    x = torch.randn(B, 61, 28).bfloat16()
+    for kind, dtype in ((backend, torch.bfloat16), ("reference", torch.bfloat16), ("reference", torch.float64)):
+        results.append(run(attention.to(dtype), kind, x.to(dtype), mask, None))
+    for ours, plain, truth in zip(*results, strict=True):
+        assert (ours - truth).abs().mean() <= 2 * (plain - truth).abs().mean() + 1e-9
+
+
+def test_the_dense_path_has_no_second_derivatives_rather_than_wrong_ones():
+    q, k, v = (torch.randn(1, 2, 3, 5, requires_grad=True) for _ in range(3))
+    (dq,) = torch.autograd.grad(dense_attention(q, k, v).square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        dq.sum().backward()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

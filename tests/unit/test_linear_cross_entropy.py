@@ -104,6 +104,18 @@ def test_bf16_is_at_most_twice_plain_torch_from_the_truth(weights_dtype):
         assert (mine.grad - true.grad).abs().mean() <= 2 * (other.grad - true.grad).abs().mean()
 
 
+def test_the_incoming_gradient_keeps_its_digits():
+    """1/317 rounded to bf16 first would scale every gradient of x by the same wrong 0.1 %."""
+    x, weight, bias, targets = inputs(torch.float32, N=300)
+    leaves = [x.detach().bfloat16().requires_grad_(), weight, bias]
+    torch.autograd.backward(linear_cross_entropy(*leaves, targets))
+    whole = leaves[0].grad.double()
+    leaves[0].grad = None
+    torch.autograd.backward(linear_cross_entropy(*leaves, targets), torch.tensor(1 / 317))
+    ratio = (leaves[0].grad.double() * 317 / whole)[whole != 0]
+    assert abs(ratio.mean() - 1) < 2e-4
+
+
 def test_a_large_logit_does_not_overflow():
     x, weight, bias, targets = inputs(torch.float32, scale=300.0)
     loss = linear_cross_entropy(x, weight, bias, targets, 4)
