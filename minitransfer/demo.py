@@ -76,7 +76,7 @@ class Outcome:
 
     def cells(self) -> tuple[str, ...]:
         memory = "?" if self.memory is None else f"{self.memory / 1e6:,.0f} MB"
-        return (self.name, f"{self.trainable:,}", f"{100 * self.trainable / self.total:.2f} %", f"{self.seconds:.1f} s", memory,
+        return (self.name, f"{self.trainable:,}", f"{100 * self.trainable / self.total:.3g} %", f"{self.seconds:.1f} s", memory,
                 "{:.1f} % ({:.1f} to {:.1f})".format(*self.percent))
 
 
@@ -170,7 +170,7 @@ def machine() -> str:
     name = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists():
         name = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), name)
-    return f"{name}, {torch.get_num_threads()} threads" + (f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
+    return f"{name}, threads: {torch.get_num_threads()}" + (f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
 
 
 # ---- showing -----------------------------------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_five_cases_show_right_and_wrong_ones():
 def test_cells_are_arithmetic_on_what_was_measured():
     one = Outcome("head", 1_250, 50_000, 3.14159, 12_600_000, 150, 200)
     # Wilson's interval for 150 of 200, computed by hand: (0.75 + z2/400 +- z sqrt(0.75 * 0.25 / 200 + z2 / 160000)) / (1 + z2 / 200), z = 1.96
-    assert one.cells() == ("head", "1,250", "2.50 %", "3.1 s", "13 MB", "75.0 % (68.6 to 80.5)")
+    assert one.cells() == ("head", "1,250", "2.5 %", "3.1 s", "13 MB", "75.0 % (68.6 to 80.5)")
     assert Outcome("x", 1, 1, 0.0, None, 1, 1).cells()[4] == "?"
 
 

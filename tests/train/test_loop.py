@@ -86,6 +86,18 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
 
+def test_every_step_and_micro_batch_draws_other_numbers_for_dropout_and_for_masks():
+    drawn: list[list[float]] = [[], []]
+
+    def objective(model, batch, generator):
+        drawn[0].append(float(torch.rand(())))
+        drawn[1].append(float(torch.rand((), generator=generator)))
+        return Causal()(model, batch, generator)
+
+    train(gpt(dropout=0.0), batches(), objective, settings(4, micro_batches=2))
+    assert len({*drawn[0], *drawn[1]}) == 16
+
+
 def test_training_leaves_the_caller_s_random_state_alone():
     torch.manual_seed(5)
     wanted = torch.rand(3)

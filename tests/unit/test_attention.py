@@ -124,7 +124,9 @@ def test_bf16_is_at_most_twice_the_written_out_path_from_the_truth(name, backend
     x = torch.randn(B, 61, 28).bfloat16()
     for kind, dtype in ((backend, torch.bfloat16), ("reference", torch.bfloat16), ("reference", torch.float64)):
         results.append(run(attention.to(dtype), kind, x.to(dtype), mask, None))
-    for ours, plain, truth in zip(*results, strict=True):
+    judged = [errors for errors in zip(*results, strict=True) if errors[2].abs().max() > 1e-9]     # the key bias has no gradient, only noise
+    assert len(judged) == len(results[0]) - 1
+    for ours, plain, truth in judged:
         assert (ours - truth).abs().mean() <= 2 * (plain - truth).abs().mean() + 1e-9
 
 
