@@ -73,19 +73,25 @@ def card(name: str, out: Path) -> str:
     manifest = json.loads((out / f"phase{len(done) - 1}/manifest.json").read_text())
     found, facts, head = manifest["result"]["metrics"], manifest["model"], MODELS[name][0]
     sha = hashlib.sha256((HERE / name / "model.safetensors").read_bytes()).hexdigest()
-    phases = "\n".join(f"| {number + 1} | {phase['length']} | {phase['batch_size']} | {phase['lr']:g} | {progress['step']:,} | {progress['tokens']:,} | {progress['seconds'] / 60:.0f} |"
-                       for number, (phase, progress) in enumerate(zip(PHASES[name], done, strict=True)))
+    rows = [(phase["length"], phase["batch_size"], f"{phase['lr']:g}", f"{p['step']:,}", f"{p['tokens']:,}", f"{p['seconds'] / 60:.0f}")
+            for phase, p in zip(PHASES[name], done, strict=True)]
+    phases = "\n".join("| " + " | ".join(map(str, (number, *row))) + " |" for number, row in enumerate(rows, 1))
     guess = f"hides {MASKED:.0%} of the tokens" if head == "masked" else "predicts the next token"
+    shape, read = facts["config"], sum(p["tokens"] for p in done) / 1e6
     return f"""# {name}
 
 A small {'encoder in BERT' if head == 'masked' else 'decoder in GPT-2'} layout, pretrained with minitransfer on one CPU core in the background of other work. It {guess}.
-It is here so that everything can be tried offline in seconds. It is not a good language model: it has read {sum(p['tokens'] for p in done) / 1e6:.1f} million tokens, where BERT read 3.3 billion words about 40 times (Devlin et al. 2019, A.2).
+It is here so that everything can be tried offline in seconds. It is not a good language model:
+it has read {read:.1f} million tokens, where BERT read 3.3 billion words about 40 times (Devlin et al. 2019, A.2).
 
 | | |
 |---|---|
-| shape | {facts['config']['n_layers']} blocks, width {facts['config']['d_model']}, {facts['config']['n_heads']} heads, vocabulary {facts['config']['vocab_size']:,}, at most {facts['config']['max_len']} tokens, {facts['parameters']:,} parameters, saved in float16 |
-| text | gutenberg (English fiction, public domain), wikipedia_en (articles, CC BY-SA 3.0), wikitext2 (CC BY-SA 3.0): {int(manifest['data']['tokens']):,} tokens, of which a part was read |
-| held-out loss | {found['loss']:.3f} nats a target, perplexity {found['perplexity']:.0f}, on {found['targets']:,.0f} targets of validation books and articles; token frequencies alone: {found['unigram_loss']:.3f} |
+| shape | {shape['n_layers']} blocks, width {shape['d_model']}, {shape['n_heads']} heads, vocabulary {shape['vocab_size']:,}, at most {shape['max_len']} tokens |
+| size | {facts['parameters']:,} parameters, saved in float16 |
+| text | gutenberg (English fiction, public domain), wikipedia_en (articles, CC BY-SA 3.0), wikitext2 (CC BY-SA 3.0) |
+| of it | {int(manifest['data']['tokens']):,} tokens, of which a part was read |
+| held-out loss | {found['loss']:.3f} nats a target, perplexity {found['perplexity']:.0f}, on {found['targets']:,.0f} targets of validation books and articles |
+| loss of token frequencies alone | {found['unigram_loss']:.3f} |
 | precision | {manifest['result']['precision']} products, float32 weights |
 | sha256 of model.safetensors | `{sha}` |
 | command | `python checkpoints/pretrain.py {name} DATA`, then the same with `--finish` |

@@ -19,7 +19,6 @@ from .ops.packed_linear import PackedLinear, available
 from .text import Tokenizer
 from .training.precision import Precision
 
-
 # ---- one token from its logits -------------------------------------------------------------------------------------------------------------------
 
 def penalised(logits: Float[Tensor, "B V"], ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"], penalty: float) -> Float[Tensor, "B V"]:

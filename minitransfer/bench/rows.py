@@ -8,7 +8,8 @@ from ..config import ModelConfig
 
 BERT_SMALL = ModelConfig(vocab_size=30_522, d_model=256, n_layers=4, n_heads=4, d_ff=1024, max_len=512)
 BERT_BASE = ModelConfig(vocab_size=30_522, d_model=768, n_layers=12, n_heads=12, d_ff=3072, max_len=512)
-DECODER: dict[str, Any] = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False, "final_norm": True, "pooler": False}
+DECODER: dict[str, Any] = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False,
+                           "final_norm": True, "pooler": False}
 GPT2 = ModelConfig(vocab_size=50_257, d_model=768, n_layers=12, n_heads=12, d_ff=3072, max_len=1024, **DECODER)
 # 65 positions: 64 of them predict, the last is only a target
 CHARACTERS = ModelConfig(vocab_size=65, d_model=128, n_layers=4, n_heads=4, d_ff=512, max_len=65, dropout=0.0, **DECODER)
