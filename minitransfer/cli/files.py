@@ -44,8 +44,8 @@ def inspect(args: argparse.Namespace) -> int:
 
 
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="mini-bert", help="the pretrained encoder: a bundled name, a folder or a hub id [mini-bert]")
-    parser.add_argument("--generator", default="mini-gpt", help="the pretrained decoder for the last lines; none leaves them out [mini-gpt]")
+    parser.add_argument("--model", default="mini-bert", metavar="NAME", help="the pretrained encoder: a bundled name, a folder or a hub id [mini-bert]")
+    parser.add_argument("--generator", default="mini-gpt", metavar="NAME", help="the pretrained decoder for the last lines; none leaves them out [mini-gpt]")
     parser.add_argument("--out", default="runs/demo", metavar="FOLDER", help="where report.html is written [runs/demo]")
     parser.add_argument("--rows", type=positive, metavar="N", help="train on N of the reviews only, as many of each label [all]")
     parser.add_argument("--epochs", type=positive, metavar="N", help=f"passes over the reviews, the same for every strategy [{show.EPOCHS}]")

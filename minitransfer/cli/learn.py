@@ -37,7 +37,7 @@ def add_words(*places: str) -> Callable[[argparse.ArgumentParser], None]:
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.usage = f"{parser.prog} {names} [--out FOLDER] [--config FILE] [--resume] [--dry-run] [key=value ...]"
-        parser.add_argument("words", nargs="*", metavar="word", help=f"{names}, and settings as key=value")
+        parser.add_argument("words", nargs="*", metavar=names, help="in this order, or as settings; all settings are written key=value")
         parser.add_argument("--out", metavar="FOLDER", help=settings.RUN["out"].about)
         parser.add_argument("--resume", action="store_const", const="true", help=settings.RUN["resume"].about)
         parser.add_argument("--dry-run", action="store_true",
@@ -131,7 +131,7 @@ def make_config(job: Job, vocab_size: int) -> ModelConfig:
 
 def pretrain(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
-        job = Job(args, ("corpus",), settings.PRETRAIN | settings.SHAPE | settings.TRAIN, stack)
+        job = Job(args, ("corpus",), settings.PRETRAIN | settings.SHAPE | settings.TRAINING["pretrain"], stack)
         choose("objective", job["objective"], ("masked", "causal"))
         tok = make_tokenizer(job)
         model = Model(make_config(job, tok.vocab_size), job["objective"], seed=job["seed"]).to(device_of(job["device"]))
@@ -144,7 +144,7 @@ def pretrain(args: argparse.Namespace) -> int:
 
 def adapt(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
-        job = Job(args, ("model", "corpus"), settings.ADAPT | settings.TRAIN, stack)
+        job = Job(args, ("model", "corpus"), settings.ADAPT | settings.TRAINING["adapt"], stack)
         source = model_source(job["model"])
         model, tok = Model.from_pretrained(source).to(device_of(job["device"])), Tokenizer.from_pretrained(source)
         result = go_on(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
@@ -156,7 +156,7 @@ def adapt(args: argparse.Namespace) -> int:
 
 def finetune(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
-        job = Job(args, ("model", "train"), settings.FINETUNE | settings.TRAIN, stack)
+        job = Job(args, ("model", "train"), settings.FINETUNE | settings.TRAINING["finetune"], stack)
         source = model_source(job["model"])
         model, tok = Model.from_pretrained(source).to(device_of(job["device"])), Tokenizer.from_pretrained(source)
         train = read_rows(bundled_sample(job["train"]))
@@ -177,16 +177,16 @@ PRETRAIN = Verb(
      "minitransfer pretrain samples/general.txt --out runs/general documents=line objective=causal length=64 d_model=64 epochs=3",
      "minitransfer pretrain pydoc --dry-run"), add_words("corpus"), pretrain,
     {"settings": settings.PRETRAIN, "the model": settings.SHAPE,
-     "training (the first limit that is reached ends the run; here: epochs=1 unless one is given)": settings.TRAIN})
+     "training (of steps, epochs, tokens and minutes the first that is reached ends the run)": settings.TRAINING["pretrain"]})
 ADAPT = Verb(
     "adapt", "Go on pretraining a pretrained model on the text of a domain, and report what that changed.",
     ("minitransfer adapt mini-bert pydoc --out runs/adapted steps=100",
      "minitransfer adapt mini-bert pydoc general=samples/general.txt documents=line minutes=2 --dry-run"), add_words("model", "corpus"), adapt,
-    {"settings": settings.ADAPT, "training (here: lr=1e-4, and epochs=1 unless a limit is given)": settings.TRAIN})
+    {"settings": settings.ADAPT, "training (of steps, epochs, tokens and minutes the first that is reached ends the run)": settings.TRAINING["adapt"]})
 FINETUNE = Verb(
     "finetune", "Train a pretrained model to label texts, or the words of texts.",
     ("minitransfer finetune mini-bert samples/reviews.train.tsv --out runs/reviews validation=samples/reviews.validation.tsv lr=2e-4 epochs=4",
      "minitransfer finetune mini-bert samples/reviews.train.tsv --out runs/lora strategy=lora",
      "minitransfer finetune mini-bert samples/tagged.conll --out runs/names task=token lr=3e-4 epochs=8",
      "minitransfer finetune --config reviews.yaml lr=1e-4 seed=1 --dry-run"), add_words("model", "train"), finetune,
-    {"settings": settings.FINETUNE, "training (here: lr=5e-5, of head and lora 1e-3; epochs=3 unless a limit is given)": settings.TRAIN})
+    {"settings": settings.FINETUNE, "training (strategies have settings of their own: head and lora lr=1e-3)": settings.TRAINING["finetune"]})

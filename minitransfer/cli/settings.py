@@ -1,11 +1,21 @@
 """What the verbs that train can be told, by name. The settings of a run come from TrainSettings itself."""
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from ..training import TrainSettings
 from .keys import Key, keys_of
 
 KINDS = ("wordpiece", "byte_bpe", "bpe", "unigram", "character")        # of tokenizers that can be trained
 TRAIN = keys_of(TrainSettings)
+
+
+def training(**defaults: Any) -> dict[str, Key]:
+    """The settings of TrainSettings with the defaults that a verb's function puts in their place."""
+    return TRAIN | {name: replace(TRAIN[name], default=value) for name, value in defaults.items()}
+
+
 MODEL = {"model": Key("str | None", None, "the pretrained model: a folder, a bundled name or a hub id")}
 RUN = {
     "out": Key("str | None", None, "the folder of the run; out/model is then the result"),
@@ -49,3 +59,7 @@ FINETUNE = {
     "max_tokens": Key("int | None", None, "tokens per batch, padding included, instead of batch_size"),
     "max_length": Key("int | None", None, "longer texts are cut after so many tokens; none: what the model can read"),
     **RUN}
+TRAINING = {
+    "pretrain": training(epochs=1, eval_every=500, best="loss lower"),
+    "adapt": training(epochs=1, eval_every=500, best="loss lower", lr=1e-4),
+    "finetune": training(epochs=3, best="accuracy higher", lr=5e-5)}

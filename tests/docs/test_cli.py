@@ -1,6 +1,8 @@
 """The command line: what it prints where, its exit codes, and that it calls the public functions with what was said."""
 from __future__ import annotations
 
+import importlib
+import inspect
 import io
 import json
 import os
@@ -22,10 +24,13 @@ from minitransfer.cli.keys import Key, gather, keys_of, typed
 from minitransfer.cli.main import VERBS
 from minitransfer.generate import embed, fill, generate
 from minitransfer.nn.model import Model
-from minitransfer.tasks import predict
+from minitransfer.tasks import SequenceTask, predict
 from minitransfer.text import Tokenizer
 from minitransfer.training import TrainSettings
 from minitransfer.training.run import Run
+from minitransfer.transfer.strategies import strategy
+
+pretraining, tuning = importlib.import_module("minitransfer.training.pretrain"), importlib.import_module("minitransfer.tasks.finetune")
 
 TINY = "d_model=16 n_layers=1 n_heads=2 length=32 vocab_size=300 batch_size=8 progress=no".split()
 
@@ -67,6 +72,20 @@ def test_keys_come_from_the_dataclass_with_their_comments():
     assert keys_of(Example) == {"steps": Key("int | None", None, "optimizer steps"), "lr": Key("float", 5e-4, 'at the peak: "high"'),
                                 "progress": Key("bool", True, ""), "best": Key("str | None", None, '"loss lower"')}
     assert set(settings.TRAIN) == set(TrainSettings(steps=1).to_dict()) and settings.TRAIN["steps"].about == "optimizer steps"
+
+
+def test_the_defaults_in_the_help_texts_are_those_of_the_functions():
+    """Whatever a verb does not say, its function decides: the two must not drift apart."""
+    shown = {verb: {name: key.default for name, key in keys.items()} for verb, keys in settings.TRAINING.items()}
+    assert shown["pretrain"] == TrainSettings.from_dict(pretraining.defaults({})).to_dict()
+    assert shown["adapt"] == TrainSettings.from_dict(pretraining.defaults({}, lr=1e-4)).to_dict()
+    assert shown["finetune"] == tuning.settings_of(strategy("full"), True, SequenceTask.best, {}).to_dict()
+    for function, keys in ((pretraining.pretrain, settings.PRETRAIN), (pretraining.adapt, settings.ADAPT), (tuning.finetune, settings.FINETUNE)):
+        parameters = inspect.signature(function).parameters
+        for name in set(keys) & set(parameters) - {"model", "corpus", "train"}:
+            assert keys[name].default == parameters[name].default, (function.__name__, name)
+        unknown = set(keys) - set(parameters) - {"field", "documents", "device", "tokenizer"}
+        assert not unknown, f"{function.__name__} takes no {unknown}"
 
 
 @pytest.mark.parametrize("name, word, value", [
