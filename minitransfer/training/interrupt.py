@@ -22,9 +22,9 @@ class Interrupt:
 
 @contextmanager
 def interruptible() -> Iterator[Interrupt]:
-    """Turn the first Ctrl-C into `.asked`. Only the main thread receives signals; elsewhere nothing changes."""
+    """Turn the first Ctrl-C into `.asked`. Only the main thread receives signals, and a process started to ignore it (nohup) goes on ignoring it."""
     interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         yield interrupt
         return
     before = signal.signal(signal.SIGINT, interrupt.handle)

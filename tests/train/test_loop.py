@@ -271,14 +271,14 @@ def test_random_windows_are_windows_of_the_stream_and_a_function_of_the_number()
         RandomWindows(ids, 102, 1)
 
 
-def test_ctrl_c_finishes_the_step_saves_and_returns(tmp_path):
+def test_ctrl_c_finishes_the_step_saves_and_returns(tmp_path, ctrl_c):
     handler = signal.getsignal(signal.SIGINT)
     whole, model = gpt(), gpt()
     train(whole, batches(), Causal(), settings(9))
 
     def press(record):
         if record["step"] == 4:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
 
     result = train(model, batches(), Causal(), settings(9), out=tmp_path / "run", on_step=press)
     assert (result.stopped, result.steps) == ("interrupted", 4) and not (tmp_path / "run" / "model").exists()
@@ -288,10 +288,15 @@ def test_ctrl_c_finishes_the_step_saves_and_returns(tmp_path):
     assert result.stopped == "steps" and same(weights(again), weights(whole))
 
 
-def test_a_second_ctrl_c_does_not_wait():
+def test_a_second_ctrl_c_does_not_wait(ctrl_c):
     def press(record):
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        ctrl_c()
+        ctrl_c()
 
     with pytest.raises(KeyboardInterrupt):
         train(gpt(), batches(), Causal(), settings(9), on_step=press)
+
+
+def test_a_process_that_ignores_ctrl_c_goes_on_ignoring_it(ctrl_c):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert train(gpt(), batches(), Causal(), settings(3), on_step=lambda record: ctrl_c()).stopped == "steps"

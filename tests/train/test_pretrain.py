@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 
 import numpy as np
 import pytest
@@ -126,7 +125,7 @@ def test_a_binary_corpus_is_refused(tok, tmp_path):
         pretrain(bert(vocab_size=tok.vocab_size), tok, path, steps=1, **QUICK)
 
 
-def test_pretraining_goes_on_after_ctrl_c_and_notices_another_corpus(tok, tmp_path):
+def test_pretraining_goes_on_after_ctrl_c_and_notices_another_corpus(tok, tmp_path, ctrl_c):
     whole, model, again = (bert(vocab_size=tok.vocab_size) for _ in range(3))
     settings = QUICK | {"steps": 8, "eval_every": 3}
     pretrain(whole, tok, TEXTS, **settings)
@@ -135,7 +134,7 @@ def test_pretraining_goes_on_after_ctrl_c_and_notices_another_corpus(tok, tmp_pa
     def pressed(model, batch, generator):
         steps.append(model.training)
         if sum(steps) == 4:                                                      # evaluations ask the objective too
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         return objective(model, batch, generator)
 
     assert pretrain(model, tok, TEXTS, pressed, out=tmp_path / "run", **settings).steps == 4

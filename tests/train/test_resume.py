@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +74,7 @@ def test_a_log_that_does_not_fit_and_a_folder_that_cannot_be_made(tmp_path, monk
         train(gpt(), batches(), Causal(), settings(), out=tmp_path / "file" / "run")
 
 
-def test_ctrl_c_before_the_first_step(tmp_path):
+def test_ctrl_c_before_the_first_step(tmp_path, ctrl_c):
     whole, model = gpt(), gpt()
     train(whole, batches(), Causal(), settings(3))
 
@@ -83,7 +82,7 @@ def test_ctrl_c_before_the_first_step(tmp_path):
         def __getitem__(self, k):
             if not pressed:
                 pressed.append(k)
-                signal.raise_signal(signal.SIGINT)
+                ctrl_c()
             return super().__getitem__(k)
 
     pressed: list[int] = []
