@@ -10,7 +10,7 @@ from torch import Tensor, nn
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 128.0  # losses are sums over targets, hundreds of times larger than the means that the usual first scale (65536) is made for
 
-CPU_BF16_FROM = 1_000_000  # parameters
+CPU_BF16_FROM = 500_000  # parameters
 
 
 def cpu_computes_bf16() -> bool:
@@ -33,7 +33,7 @@ def gpu_computes_bf16(device: torch.device) -> bool:
 def choose_precision(wanted: str, device: torch.device, parameters: int) -> str:
     """What "auto" means here: bf16 where the hardware has it, fp16 on older GPUs, otherwise fp32.
 
-    On a CPU a model below a million parameters stays in fp32: its products are so small that casting costs what bf16 saves.
+    On a CPU a model below half a million parameters stays in fp32: its products are so small that casting costs what bf16 saves.
 
     Raises: ValueError for fp16 on a CPU.
     """
