@@ -65,7 +65,7 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
     fast = copy.deepcopy(model, {id(p): p for p in model.parameters()})           # parameters are shared, not copied
     for name, module in list(fast.named_modules()):
         for child_name, child in list(module.named_children()):
-            if type(child) is nn.Linear and not name.endswith("base"):
+            if isinstance(child, nn.Linear) and not name.endswith("base"):
                 setattr(module, child_name, PackedLinear(child.weight, child.bias, dtype))
     if isinstance(fast.head, VocabularyHead):
         fast.head.output = PackedLinear(fast.head.tokens[0].weight, fast.head.bias, dtype)

@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ..config import ModelConfig, choose
 from ..ops.dense_attention import dense_attention
 from ..ops.dropout import dropout
+from ..ops.linear import Linear
 from ..ops.tiled_attention import tiled_attention
 from .cache import LayerCache
 from .masks import Mask
@@ -59,10 +60,10 @@ class Attention(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.d_head, self.dropout = c.d_head, c.rate("attn_dropout")
-        self.q_proj = nn.Linear(c.d_model, c.n_heads * c.d_head)
-        self.k_proj = nn.Linear(c.d_model, c.kv_heads * c.d_head)
-        self.v_proj = nn.Linear(c.d_model, c.kv_heads * c.d_head)
-        self.o_proj = nn.Linear(c.n_heads * c.d_head, c.d_model)
+        self.q_proj = Linear(c.d_model, c.n_heads * c.d_head)
+        self.k_proj = Linear(c.d_model, c.kv_heads * c.d_head)
+        self.v_proj = Linear(c.d_model, c.kv_heads * c.d_head)
+        self.o_proj = Linear(c.n_heads * c.d_head, c.d_model)
         self.shared_by = c.n_heads // c.kv_heads
         self.backend = "auto"
 

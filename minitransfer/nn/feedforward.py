@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, silu
 
 from ..config import ModelConfig
+from ..ops.linear import Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"), "relu": relu, "silu": silu}
 
@@ -18,8 +19,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.up_proj = nn.Linear(c.d_model, c.d_ff)
-        self.down_proj = nn.Linear(c.d_ff, c.d_model)
+        self.up_proj = Linear(c.d_model, c.d_ff)
+        self.down_proj = Linear(c.d_ff, c.d_model)
         self.activation = ACTIVATIONS[c.activation]
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.functional import cross_entropy, normalize
 
 from ..config import ModelConfig, choose
 from ..ops.dropout import Dropout
+from ..ops.linear import Linear, linear
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from .feedforward import ACTIVATIONS
 
@@ -61,10 +62,10 @@ class VocabularyHead(nn.Module):
 
     def __init__(self, c: ModelConfig, tokens: nn.Embedding, transform: bool, shift: bool, next_sentence: bool = False):
         super().__init__()
-        self.transform = nn.Linear(c.d_model, c.d_model) if transform else None
+        self.transform = Linear(c.d_model, c.d_model) if transform else None
         self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if transform else None
         self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if transform else None
-        self.next_sentence = nn.Linear(c.d_model, 2) if next_sentence else None
+        self.next_sentence = Linear(c.d_model, 2) if next_sentence else None
         self.activation, self.shift = ACTIVATIONS[c.activation], shift
         self.tokens = [tokens]  # in a list: shared with the body, registered there only
         self.output: nn.Module | None = None    # a quicker product with the same matrix and bias, for inference
@@ -101,7 +102,7 @@ class SequenceHead(nn.Module):
         super().__init__()
         self.last = c.causal
         self.dropout = Dropout(c.rate("head_dropout"))
-        self.classifier = nn.Linear(c.d_model, n_labels, bias=not c.causal)
+        self.classifier = Linear(c.d_model, n_labels, bias=not c.causal)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
         if not self.last:
@@ -121,7 +122,7 @@ class TokenHead(nn.Module):
     def __init__(self, c: ModelConfig, n_labels: int):
         super().__init__()
         self.dropout = Dropout(c.rate("head_dropout"))
-        self.classifier = nn.Linear(c.d_model, n_labels)
+        self.classifier = Linear(c.d_model, n_labels)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T n"]:
         return self.classifier(self.dropout(body.x))
@@ -136,7 +137,7 @@ class SpanHead(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.ends = nn.Linear(c.d_model, 2)
+        self.ends = Linear(c.d_model, 2)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T 2"]:
         logits = self.ends(body.x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
+from ..ops.linear import Linear
 from .block import Block
 from .cache import Cache
 from .embeddings import Embeddings, resized
@@ -66,7 +67,7 @@ class Model(nn.Module):
             self.embed = Embeddings(c)
             self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
             self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.final_norm else None
-            self.pooler = nn.Linear(c.d_model, c.d_model) if c.pooler and head in USES_POOLER else None
+            self.pooler = Linear(c.d_model, c.d_model) if c.pooler and head in USES_POOLER else None
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
         self.head_name, self.labels = head, list(labels) if labels else None
         self.checkpointing = False
@@ -100,7 +101,7 @@ class Model(nn.Module):
             if head not in USES_POOLER or not c.pooler:
                 self.pooler = None
             elif self.pooler is None:
-                self.pooler = nn.Linear(c.d_model, c.d_model)
+                self.pooler = Linear(c.d_model, c.d_model)
                 fresh += [self.pooler]
         self.head_name, self.labels = head, list(labels) if labels else None
         for module in fresh:

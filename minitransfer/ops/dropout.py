@@ -2,19 +2,23 @@
 
     y = x * keep / (1 - rate)        dx = dy * keep / (1 - rate)        keep = (16 random bits >= rate * 2^16)
 
-PyTorch's CPU dropout draws one number of 32 bits or more per element, on one thread; here four elements share one draw of 64 bits.
+PyTorch's CPU dropout draws one number of 32 bits or more per element, on one thread, from a slow generator; here four elements share one draw of 64 bits
+from SFC64, seeded by one draw of torch's default generator: `torch.manual_seed` and gradient checkpointing govern it.
+The product with keep is one of integers, the bits of x times 0 or 1: the CPU does many at once, which it does not for a float and a bool, or a choice.
 The rate is rounded to a multiple of 2^-16 (0.1 becomes 0.100006), and the scale follows the rounded rate, so the mean is kept exactly.
-Other devices use PyTorch's own. The bits come from torch's default generator, so `torch.manual_seed` and gradient checkpointing govern them.
-Source: Srivastava et al. 2014, in the inverted form that leaves evaluation alone.
+Other devices use PyTorch's own.
+Source: Srivastava et al. 2014, in the inverted form that leaves evaluation alone; Doty-Humphrey 2010 (SFC64).
 """
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int8
 from torch import Tensor
 from torch.nn.functional import dropout as torch_dropout
 
 LEVELS = 1 << 16
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}      # bytes of a number -> the integer as wide
 
 
 def reference(x: Tensor, rate: float) -> Tensor:
@@ -33,16 +37,16 @@ def rounded(rate: float) -> tuple[int, float]:
     return dropped, LEVELS / (LEVELS - dropped)
 
 
-def draw_keep(x: Tensor, dropped: int) -> Bool[Tensor, "..."]:
-    """One bool per element of x, False with probability dropped / 2^16."""
-    n = x.numel()
-    bits = torch.empty(-(-n // 4), dtype=torch.int64).random_(-(1 << 63), None).view(torch.int16)
-    return (bits[:n] >= dropped - LEVELS // 2).view(x.shape)
+def draw_keep(x: Tensor, dropped: int) -> Int8[Tensor, "..."]:
+    """A 0 or 1 per element of x, 0 with probability dropped / 2^16."""
+    n, seed = x.numel(), int(torch.randint(1 << 62, ()))
+    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-n // 4)).view(np.int16))
+    return bits[:n].ge_(dropped - LEVELS // 2).to(torch.int8).view(x.shape)
 
 
-def masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    """x * keep * scale; a choice between x and 0 is cheaper than a product of a float and a bool."""
-    return torch.where(keep, x, 0.0).mul_(scale)
+def kept(x: Tensor, keep: Int8[Tensor, "..."]) -> Tensor:
+    """x where keep is 1, zero where it is 0."""
+    return (x.view(INTEGERS[x.element_size()]) * keep).view(x.dtype)
 
 
 class Dropout16(torch.autograd.Function):
@@ -53,12 +57,12 @@ class Dropout16(torch.autograd.Function):
         dropped, ctx.scale = rounded(rate)
         keep = draw_keep(x, dropped)
         ctx.save_for_backward(keep)
-        return masked(x, keep, ctx.scale)
+        return kept(x, keep).mul_(ctx.scale)
 
     @staticmethod
     def backward(ctx, dy: Tensor):
         (keep,) = ctx.saved_tensors
-        return masked(dy, keep, ctx.scale), None
+        return kept(dy, keep).mul_(ctx.scale), None
 
 
 def dropout(x: Float[Tensor, "..."], rate: float) -> Float[Tensor, "..."]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
-from .packed_linear import available
+from .linear import product
 
 
 def reference(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
@@ -33,13 +33,6 @@ def cost(N: int, V: int, D: int, chunk: int, bytes_per_number: int = 4) -> dict[
 def autocast_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x W^T + b; in float32 on a CPU by oneDNN, which is faster than the default library for a matrix as wide as a vocabulary."""
-    if x.device.type == "cpu" and x.dtype == torch.float32 and available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return linear(x, weight, bias)
 
 
 class LinearCrossEntropy(torch.autograd.Function):

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from ..nn.model import Model
 from ..ops.dropout import Dropout
+from ..ops.linear import Linear, linear
 from ..weights.save import family_of
 from .groups import TrainableReport, expand_range, fresh_names, set_trainable, trainable_report
 
@@ -88,7 +88,7 @@ class LoRALinear(nn.Module):
     def plain(self) -> nn.Linear:
         """The Linear that was there before, with its own parameters."""
         self.unmerge()
-        base = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        base = Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         base.weight, base.bias = self.weight, self.bias
         return base
 

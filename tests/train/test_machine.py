@@ -64,8 +64,12 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights_moments_and_losses():
     assert seen["bf16"] != seen["fp32"] and seen["bf16"] == pytest.approx(seen["fp32"], rel=1e-2)
 
 
-def test_floating_point_operations_are_those_that_pytorch_counts():
-    """Every token a target, so that the head counts in full; the counter sees the products that are really run, forward and backward."""
+def test_floating_point_operations_are_those_that_pytorch_counts(monkeypatch):
+    """Every token a target, so that the head counts in full; the counter sees the products that are really run, forward and backward.
+
+    It does not know oneDNN's operator, so the products are PyTorch's here.
+    """
+    monkeypatch.setattr("minitransfer.ops.linear.available", lambda: False)
     model, ids = gpt(dropout=0.0, vocab_size=47), torch.randint(47, (3, 17))
     model.attention = "reference"
     with FlopCounterMode(display=False) as counter:
