@@ -12,11 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .nn.attention import Attention
 from .nn.cache import Cache
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
 from .ops.packed_linear import PackedLinear, available
 from .text import Tokenizer
+from .training.memory import keep_freed_memory
 from .training.precision import Precision
 
 # ---- one token from its logits -------------------------------------------------------------------------------------------------------------------
@@ -50,7 +52,14 @@ def filtered_probs(logits: Float[Tensor, "B V"], temperature: float = 1.0, top_k
 
 # ---- a copy of the model that is quick at one row ----------------------------------------------------------------------------------------------
 
+QKV = ("q_proj", "k_proj", "v_proj")
 PACKED: WeakKeyDictionary[Model, tuple[tuple, Model]] = WeakKeyDictionary()     # one packed copy per model, dropped with it
+
+
+def packed(linears: Sequence[nn.Linear], dtype: torch.dtype) -> PackedLinear:
+    """Linears that read the same input, side by side in one product."""
+    biases = [one.weight.new_zeros(one.out_features) if one.bias is None else one.bias for one in linears]
+    return PackedLinear(torch.cat([one.weight for one in linears]), torch.cat(biases) if any(one.bias is not None for one in linears) else None, dtype)
 
 
 def packed_copy(model: Model, dtype: torch.dtype) -> Model:
@@ -63,10 +72,13 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
     if known is not None and known[0] == state:
         return known[1]
     fast = copy.deepcopy(model, {id(p): p for p in model.parameters()})           # parameters are shared, not copied
-    for name, module in list(fast.named_modules()):
-        for child_name, child in list(module.named_children()):
-            if isinstance(child, nn.Linear) and not name.endswith("base"):
-                setattr(module, child_name, PackedLinear(child.weight, child.bias, dtype))
+    keep_freed_memory()
+    for module in list(fast.modules()):
+        linears = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
+        if isinstance(module, Attention) and linears.keys() >= set(QKV):
+            module.joined = packed([linears.pop(name) for name in QKV], dtype)
+        for name, child in linears.items():
+            setattr(module, name, packed([child], dtype))
     if isinstance(fast.head, VocabularyHead):
         fast.head.output = PackedLinear(fast.head.tokens[0].weight, fast.head.bias, dtype)
     PACKED[model] = (state, fast)

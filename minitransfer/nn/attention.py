@@ -66,6 +66,15 @@ class Attention(nn.Module):
         self.o_proj = Linear(c.n_heads * c.d_head, c.d_model)
         self.shared_by = c.n_heads // c.kv_heads
         self.backend = "auto"
+        self.joined: nn.Module | None = None    # a quicker product with q, k and v at once, for inference
+
+    def project(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B K T Dh"], Float[Tensor, "B K T Dh"]]:
+        """Queries, keys and values, by head."""
+        if self.joined is None:
+            return self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
+        n = self.k_proj.out_features // self.d_head
+        q, k, v = self.heads(self.joined(x)).split([n * self.shared_by, n, n], dim=1)
+        return q, k, v
 
     def heads(self, x: Float[Tensor, "B T _"]) -> Float[Tensor, "B _ T Dh"]:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)                # (B, H or K, T, Dh)
@@ -73,7 +82,7 @@ class Attention(nn.Module):
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None,
                 show: bool = False) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None, Float[Tensor, "B H T S"] | None]:
         """Mixed values; with `show` also probabilities and scores, which only the reference path has."""
-        q, k, v = self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
+        q, k, v = self.project(x)
         if cache is not None:
             k, v = cache.append(k, v)                                            # (B, K, S, Dh)
         if self.shared_by > 1:

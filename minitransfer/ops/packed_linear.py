@@ -15,7 +15,8 @@ from torch.nn.functional import linear
 
 def available() -> bool:
     """Whether this build of PyTorch has oneDNN's products, and `torch.backends.mkldnn.flags` does not switch them off."""
-    return bool(torch.backends.mkldnn.enabled) and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+    return there and bool(torch.backends.mkldnn.enabled)
 
 
 def reference(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, "F"] | None) -> Float[Tensor, "*N F"]:
