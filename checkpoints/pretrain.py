@@ -24,7 +24,7 @@ DECODER = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", 
 MODELS = {"mini-bert": ("masked", "wordpiece", {}), "mini-gpt": ("causal", "byte_bpe", DECODER)}
 # Short rows first: a masked model learns from its neighbours sooner when there are few of them. Long rows last, for the positions.
 PHASES = {"mini-bert": [{"length": 32, "batch_size": 32, "lr": 1e-3, "minutes": 45}, {"length": 32, "batch_size": 64, "lr": 1e-3, "minutes": 29},
-                        {"length": 128, "batch_size": 16, "lr": 8e-4, "minutes": 17}],
+                        {"length": 128, "batch_size": 16, "lr": 8e-4, "minutes": 17}, {"length": 128, "batch_size": 16, "lr": 8e-4, "minutes": 60}],
           "mini-gpt": [{"length": 128, "batch_size": 16, "lr": 1e-3, "minutes": 80}]}
 MASKED = 0.3                                            # of the tokens: more to learn from in each of few steps (Wettig et al. 2023)
 HERE = Path(__file__).parent

@@ -58,8 +58,9 @@ PACKED: WeakKeyDictionary[Model, tuple[tuple, Model]] = WeakKeyDictionary()     
 
 def packed(linears: Sequence[nn.Linear], dtype: torch.dtype) -> PackedLinear:
     """Linears that read the same input, side by side in one product."""
-    biases = [one.weight.new_zeros(one.out_features) if one.bias is None else one.bias for one in linears]
-    return PackedLinear(torch.cat([one.weight for one in linears]), torch.cat(biases) if any(one.bias is not None for one in linears) else None, dtype)
+    weights: list[Tensor] = [one.weight for one in linears]
+    biases: list[Tensor] = [one.weight.new_zeros(one.out_features) if one.bias is None else one.bias for one in linears]
+    return PackedLinear(torch.cat(weights), torch.cat(biases) if any(one.bias is not None for one in linears) else None, dtype)
 
 
 def packed_copy(model: Model, dtype: torch.dtype) -> Model:
@@ -67,7 +68,8 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
 
     It costs the memory of the weights once more, in `dtype`, for as long as `model` lives.
     """
-    state = (dtype, *((id(p), p.data_ptr(), p._version) for p in model.parameters()))
+    switches = [(module.active, getattr(module, "chosen", None)) for module in model.modules() if hasattr(module, "active")]     # of adapters
+    state = (dtype, *switches, *((id(p), p.data_ptr(), p._version) for p in model.parameters()))
     known = PACKED.get(model)
     if known is not None and known[0] == state:
         return known[1]
@@ -107,6 +109,8 @@ def evaluating(model: Model) -> Iterator[None]:
         model.train(training)
 
 
+NO_TOKENS = "there must be one to go on from: leave empty texts out, or start with the tokenizer's bos or eos id"
+
 # ---- the three questions ------------------------------------------------------------------------------------------------------------------------
 
 def left_padded(ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
@@ -129,10 +133,12 @@ def generate(model: Model, ids: Int[Tensor, "B T"], attention_mask: Tensor | Non
     check_settings(model, ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
     keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     ids, keep = left_padded(ids, keep)
+    if empty := (~keep.any(1)).nonzero()[:, 0].tolist():
+        raise ValueError(f"text {empty[0]} of {len(ids)} (counted from 0) has no tokens; {NO_TOKENS}")
     longest = int(keep.sum(1).max())
-    if longest + max_new_tokens > model.config.max_len:
-        raise ValueError(f"{longest} tokens and {max_new_tokens} new ones; this model reads at most {model.config.max_len}: "
-                         f"ask for at most {max(model.config.max_len - longest, 0)}, or shorten the text")
+    if longest + max_new_tokens > model.longest:
+        raise ValueError(f"{longest} tokens and {max_new_tokens} new ones; this model reads at most {model.longest}: "
+                         f"ask for at most {max(model.longest - longest, 0)}, or shorten the text")
     stops, done = torch.tensor(list(stop), dtype=torch.long, device=ids.device), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     cache, new = Cache(model.config.n_layers) if use_cache else None, ids
     with evaluating(model), quick(model, precision) as fast:
@@ -157,13 +163,13 @@ def check_settings(model: Model, ids: Tensor, max_new_tokens: int, temperature: 
     if not (isinstance(model.head, VocabularyHead) and model.head.shift):
         raise ValueError(f'a model with head "{model.head_name}"; text is continued by a causal head: load it with head="causal"')
     if ids.shape[1] == 0:
-        raise ValueError("a text of no tokens; there must be one to go on from: start with the tokenizer's bos or eos id")
-    wrong = {"max_new_tokens": max_new_tokens if max_new_tokens < 1 else None, "temperature": temperature if temperature < 0 else None,
+        raise ValueError(f"a text of no tokens; {NO_TOKENS}")
+    wrong = {"max_new_tokens": max_new_tokens if max_new_tokens < 1 else None, "temperature": temperature if temperature != 0 and not 1e-6 <= temperature < math.inf else None,
              "top_k": top_k if top_k is not None and top_k < 1 else None, "top_p": top_p if top_p is not None and not 0 < top_p <= 1 else None,
-             "repetition_penalty": penalty if penalty <= 0 else None}
+             "repetition_penalty": penalty if not 0 < penalty < math.inf else None}
     for name, value in wrong.items():
         if value is not None:
-            raise ValueError(f"{name}={value}; it must be {'in (0, 1]' if name == 'top_p' else 'at least 0' if name == 'temperature' else 'above 0'}: correct it")
+            raise ValueError(f"{name}={value}; it must be {'in (0, 1]' if name == 'top_p' else '0, or from 1e-6 on' if name == 'temperature' else 'above 0'}: correct it")
 
 
 @torch.no_grad()
@@ -184,7 +190,7 @@ def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple
         inputs: dict[str, Any] = {name: t.to(model.device) for name, t in batch.items()}
         body = model.body(**inputs)
     probs = model.head.logits(body.x[0, places]).float().softmax(-1)                # (N, V)
-    best = probs.topk(k)
+    best = probs.topk(min(k, probs.shape[-1]))                                      # a vocabulary has no more
     return [[(tok.decode([int(i)]).strip(), float(p)) for p, i in zip(*rows, strict=True)] for rows in zip(best.values, best.indices, strict=True)]
 
 
@@ -202,6 +208,6 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = tok([texts[i] for i in rows], max_length=max_length or model.config.max_len)
+            batch = tok([texts[i] for i in rows], max_length=max_length or model.longest)
             out[rows] = model(**{name: t.to(model.device) for name, t in batch.items()}).embeddings.float().cpu()
     return out

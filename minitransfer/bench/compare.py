@@ -22,7 +22,7 @@ from .characters import check_clone
 from .rows import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
-MORE = ("loss", "steps", "state", "optimizer", "attention")          # what a side may add to its readings
+MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention")          # what a side may add to its readings
 
 
 def cpu_name() -> str:

@@ -68,7 +68,7 @@ def typed(name: str, value: str | list, kind: str) -> Any:
             continue
         try:
             return READ[one](value)
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, OverflowError):        # 1e400 is infinite, no whole number
             continue
     given = value if isinstance(value, str) else ",".join(map(str, value))
     wanted = " or ".join(KIND_WORDS.get(one, "a word") for one in kinds if one != "int" or "float" not in kinds)

@@ -10,14 +10,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..config import ModelConfig, choose
 from ..nn.model import Model
 from ..tasks import finetune as tune
 from ..tasks import load_tuned, predict
 from ..text import TokenCache, Tokenizer, read_rows, read_texts, sample_rows, tokenize_corpus
-from ..training import TrainResult
+from ..training import TrainResult, TrainSettings
 from ..training import adapt as go_on
 from ..training import pretrain as start
+from ..training.run import refuse_another_run
 from . import settings
 from .keys import Key, gather
 from .texts import bundled_sample, device_of, model_source, print_json
@@ -72,6 +75,16 @@ class Job:
     def training(self) -> dict[str, Any]:
         return self.only(*settings.TRAIN)
 
+    def ready(self) -> torch.device:
+        """Everything that can be known to be wrong before a corpus is read. Returns: the device.
+
+        Raises: ValueError for settings that cannot be, a device that is not there, or a folder that holds another run.
+        """
+        TrainSettings.from_dict({name: self[name] for name in settings.TRAIN})
+        if self["out"] and not self["resume"]:
+            refuse_another_run(Path(self["out"]))
+        return device_of(self["device"])
+
     def corpus(self, tok: Tokenizer, name: str) -> TokenCache | None:
         """The corpus under a name, as ids; of a dry run its first documents."""
         if self[name] is None:
@@ -99,8 +112,9 @@ class Job:
             print("minitransfer: dry run: training, evaluation, saving and loading work; nothing was kept", file=sys.stderr)
             print_json({"dry_run": True, **line})
             return 0
-        print_json({"out": self["out"], "model": str(Path(self["out"]) / "model"), **line})
-        if result.stopped == "interrupted":
+        interrupted = result.stopped == "interrupted"           # there is no result yet
+        print_json({"out": self["out"], **({} if interrupted else {"model": str(Path(self["out"]) / "model")}), **line})
+        if interrupted:
             print(f"minitransfer: interrupted; saved in {self['out']}, the same command with --resume goes on", file=sys.stderr)
             return 130
         return 0
@@ -120,11 +134,16 @@ def make_tokenizer(job: Job) -> Tokenizer:
         return Tokenizer.from_pretrained(kind)
     print(f"minitransfer: training a {kind} tokenizer of at most {job['vocab_size']:,} tokens", file=sys.stderr)
     texts = job.first_documents("corpus") if job.dry else job.documents("corpus")
-    return Tokenizer.train(texts, kind, job["vocab_size"], max_len=job["max_len"] or job["length"])
+    return Tokenizer.train(texts, kind, job["vocab_size"], max_len=longest(job))
+
+
+def longest(job: Job) -> int:
+    """Tokens that the model can read at most."""
+    return job["length"] if job["max_len"] is None else job["max_len"]
 
 
 def make_config(job: Job, vocab_size: int) -> ModelConfig:
-    shape: dict[str, Any] = {"vocab_size": vocab_size, "d_ff": job["d_ff"] or 4 * job["d_model"], "max_len": job["max_len"] or job["length"],
+    shape: dict[str, Any] = {"vocab_size": vocab_size, "d_ff": 4 * job["d_model"] if job["d_ff"] is None else job["d_ff"], "max_len": longest(job),
                              **{name: job[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}}
     return ModelConfig.from_dict(shape | (CAUSAL if job["objective"] == "causal" else {}))
 
@@ -133,8 +152,10 @@ def pretrain(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         job = Job(args, ("corpus",), settings.PRETRAIN | settings.SHAPE | settings.TRAINING["pretrain"], stack)
         choose("objective", job["objective"], ("masked", "causal"))
+        device = job.ready()
+        make_config(job, job["vocab_size"])                 # a tokenizer may take minutes: what is wrong with the rest is said before
         tok = make_tokenizer(job)
-        model = Model(make_config(job, tok.vocab_size), job["objective"], seed=job["seed"]).to(device_of(job["device"]))
+        model = Model(make_config(job, tok.vocab_size), job["objective"], seed=job["seed"]).to(device)
         result = start(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:
@@ -145,8 +166,8 @@ def pretrain(args: argparse.Namespace) -> int:
 def adapt(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         job = Job(args, ("model", "corpus"), settings.ADAPT | settings.TRAINING["adapt"], stack)
-        source = model_source(job["model"])
-        model, tok = Model.from_pretrained(source).to(device_of(job["device"])), Tokenizer.from_pretrained(source)
+        device, source = job.ready(), model_source(job["model"])
+        model, tok = Model.from_pretrained(source).to(device), Tokenizer.from_pretrained(source)
         result = go_on(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:
@@ -167,7 +188,7 @@ def finetune(args: argparse.Namespace) -> int:
         result = tune(model, tok, train=train, validation=validation, **chosen, **job.training)
         print(result.report, file=sys.stderr)
         if job.dry:
-            predict(*load_tuned(job["out"]), ["a text"], ["another"] if job["pair"] else None)
+            predict(*load_tuned(job["out"]), ["a text"], ["another"] if job["pair"] or job["task"] == "span" else None)
         return job.finished(result.training, {"metrics": result.metrics})
 
 

@@ -60,6 +60,13 @@ def dispatch(words: Sequence[str]) -> int:
     return verb.run(args)
 
 
+def explained(error: BaseException) -> str:
+    """What to tell the user; the system's own errors say what and where, and not what to do."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}; this file or folder has to be there and open to you: check its path and its rights"
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
 def guarded(call: Callable[[], int], traceback: bool) -> int:
     """Run `call`; what the user did wrong becomes a line on the standard error and an exit code."""
     try:
@@ -79,8 +86,7 @@ def guarded(call: Callable[[], int], traceback: bool) -> int:
     except MISTAKES as e:
         if traceback:
             raise
-        message = e.args[0] if isinstance(e, KeyError) and e.args else e
-        print(f"minitransfer: {message}", file=sys.stderr)
+        print(f"minitransfer: {explained(e)}", file=sys.stderr)
         return 1
 
 

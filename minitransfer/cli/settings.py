@@ -48,10 +48,11 @@ ADAPT = {
     **RUN}
 FINETUNE = {
     **MODEL,
-    "train": Key("str | None", None, "rows with labels: .tsv, .csv, .jsonl or .conll (also .gz)"),
+    "train": Key("str | None", None, "rows with labels: .tsv, .csv, .jsonl, .conll, .conllu or SQuAD's .json (also .gz)"),
     "validation": Key("str | None", None, "rows to measure on during training"),
-    "task": Key("str", "sequence", "sequence (one label a text) or token (one label a word)"),
-    "strategy": Key("str", "full", "what trains: full, head, last:2 (the head and the top 2 blocks), lora, lora:16 (of rank 16)"),
+    "task": Key("str", "sequence", "sequence (one label a text), multilabel (a list of labels), regression (a number), token (one label a word) or span (an answer in a text)"),
+    "strategy": Key("str", "full", "what trains: full, head, features (as head, the body runs once), last:2 (the head and the top 2 blocks), discriminative, ulmfit, "
+                                   "bitfit, lora, lora:16 (of rank 16), ia3, adapter, prefix, soft_prompt"),
     "text": Key("str", "text", "the column of the text"),
     "pair": Key("str | None", None, "the column of a second text"),
     "label": Key("str", "label", "the column of the label"),

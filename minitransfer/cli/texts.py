@@ -15,6 +15,8 @@ from .. import samples
 from ..nn.model import Model
 from ..tasks.predict import tuned_folder
 from ..text import Tokenizer
+from ..text.lines import kind_of
+from ..text.lines import lines as lines_of
 from ..text.readers import KINDS, column, read_rows
 from .verb import UsageError
 
@@ -81,7 +83,7 @@ def rows(args: argparse.Namespace, columns: tuple[str, ...] = ("text",)) -> Iter
     if args.texts and args.file:
         raise UsageError("texts as words and from --file; one of the two is meant: remove the other")
     path = bundled_sample(args.file) if args.file else None
-    if path is not None and set(KINDS) & set(Path(path).suffixes):
+    if path is not None and kind_of(Path(path)) in KINDS:
         found = read_rows(path)
         yield from zip(*(column(found, name) for name in columns), strict=True)
         return
@@ -100,12 +102,8 @@ def lines(path: str | None) -> Iterator[str]:
         for line in sys.stdin:
             yield line.rstrip("\n")
         return
-    try:
-        with Path(path).open(encoding="utf-8") as file:
-            for line in file:
-                yield line.rstrip("\n")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path} is not UTF-8 text ({e.reason}); one text a line is needed: convert it with `iconv -f latin1 -t utf-8`") from None
+    for line in lines_of(Path(path)):
+        yield line.rstrip("\n")
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
 import torch
 
 from ..generate import embed as vectors_of
 from ..generate import fill as fill_masks
 from ..generate import generate as continued
-from ..tasks import Prediction, WordPrediction, load_tuned
+from ..tasks import AnswerPrediction, LabelsPrediction, NumberPrediction, Prediction, load_tuned
 from ..tasks import predict as answers_of
-from ..tasks.predict import tuned_folder
-from ..weights.files import read_json
+from ..tasks.predict import saved_task
+from ..tasks.token import Tagged
 from .texts import add_model, add_texts, chunks, device_of, load, positive, print_json, print_tabbed, rows
 from .verb import UsageError, Verb
 
@@ -27,30 +28,34 @@ def predict_arguments(parser: argparse.ArgumentParser) -> None:
 def predict(args: argparse.Namespace) -> int:
     model, tok = load_tuned(args.model)
     model.to(device_of(args.device))
-    told = tuned_folder(args.model) / "task.json"
-    task = read_json(told) if told.is_file() else {}
-    trained = {"text": "text", "pair": None} | ({"text": task["columns"]["words"]} if task.get("task") == "token" else task.get("columns", {}))
-    columns = (args.text or trained["text"], *([args.pair or trained["pair"]] if args.pair or trained["pair"] else []))
+    task, length = saved_task(args.model)
+    asks = task.asks if task is not None else ["text"]
+    pair = args.pair or (asks[1] if len(asks) > 1 else None)
+    columns = (args.text or asks[0], *([pair] if pair else []))
     for part in chunks(rows(args, columns), args.batch_size):
         pairs = [row[1] for row in part] if len(columns) > 1 else None
-        answers = answers_of(model, tok, [row[0] for row in part], pairs, args.batch_size, task.get("max_length"))
+        answers = answers_of(model, tok, [row[0] for row in part], pairs, args.batch_size, length, task)
         for row, answer in zip(part, answers, strict=True):
-            print_words(row, answer, args.json) if isinstance(answer, list) else print_label(row, answer, args.json)
+            print_words(row, answer, args.json) if isinstance(answer, Tagged) else print_answer(row, answer, args.json)
     return 0
 
 
-def print_label(row: tuple, one: Prediction, as_json: bool) -> None:
+def print_answer(row: tuple, one: Prediction | LabelsPrediction | NumberPrediction | AnswerPrediction, as_json: bool) -> None:
+    """A text with what was predicted of it; several labels are joined by commas."""
     if as_json:
-        texts = dict(zip(("text", "pair"), row, strict=False))
-        print_json(texts | {"label": one.label, "probability": one.probability, "probabilities": one.probabilities})
+        print_json(dict(zip(("question", "context") if isinstance(one, AnswerPrediction) else ("text", "pair"), row, strict=False)) | asdict(one))
+    elif isinstance(one, NumberPrediction):
+        print_tabbed(f"{one.value:.4f}", *row)
+    elif isinstance(one, LabelsPrediction):
+        print_tabbed(",".join(one.labels), ",".join(f"{one.probabilities[name]:.4f}" for name in one.labels), *row)
     else:
-        print_tabbed(one.label, f"{one.probability:.4f}", *row)
+        print_tabbed(one.text if isinstance(one, AnswerPrediction) else one.label, f"{one.probability:.4f}", *row)
 
 
-def print_words(row: tuple, words: list[WordPrediction], as_json: bool) -> None:
+def print_words(row: tuple, words: Tagged, as_json: bool) -> None:
     """The words of a text with their labels, one a line, and an empty line after them."""
     if as_json:
-        print_json({"text": row[0], "words": [{"word": one.word, "label": one.label, "probability": one.probability} for one in words]})
+        print_json({"text": row[0], "words": [asdict(one) for one in words], "entities": [asdict(one) for one in words.entities]})
         return
     for one in words:
         print_tabbed(one.word, one.label or "", f"{one.probability:.4f}")

@@ -67,6 +67,7 @@ class Attention(nn.Module):
         self.shared_by = c.n_heads // c.kv_heads
         self.backend = "auto"
         self.joined: nn.Module | None = None    # a quicker product with q, k and v at once, for inference
+        self.prefix: nn.Module | None = None    # puts learned keys and values, which every query sees, before the others
 
     def project(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B K T Dh"], Float[Tensor, "B K T Dh"]]:
         """Queries, keys and values, by head."""
@@ -85,6 +86,8 @@ class Attention(nn.Module):
         q, k, v = self.project(x)
         if cache is not None:
             k, v = cache.append(k, v)                                            # (B, K, S, Dh)
+        if self.prefix is not None:
+            k, v = self.prefix(k, v)                                             # (B, K, P + S, Dh)
         if self.shared_by > 1:
             k, v = (t.repeat_interleave(self.shared_by, dim=1) for t in (k, v))  # (B, H, S, Dh)
         out, probs, scores = self.mix(q, k, v, mask, show)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..config import ModelConfig
 from ..ops.dropout import Dropout
@@ -19,11 +20,19 @@ class Embeddings(nn.Module):
         self.types = nn.Embedding(c.n_token_types, c.d_model) if c.n_token_types else None
         self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.embed_norm else None
         self.dropout = Dropout(c.rate("embed_dropout"))
+        self.prompt: nn.Module | None = None    # puts learned vectors before those of the tokens
 
-    def forward(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "#B T"], types: Int[Tensor, "B T"] | None) -> Float[Tensor, "B T D"]:
-        """Raises: ValueError for an id outside a table, before anything is computed from it."""
+    def forward(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "#B N"], types: Int[Tensor, "B T"] | None) -> Float[Tensor, "B N D"]:
+        """Positions that are more than the ids begin with those of the soft prompt.
+
+        Raises: ValueError for an id outside a table, before anything is computed from it.
+        """
+        soft = positions.shape[1] - ids.shape[1]
         try:
-            x = self.tokens(ids) + self.positions(positions)
+            x = self.tokens(ids)
+            if soft and self.prompt is not None:
+                x, types = self.prompt(x), None if types is None else pad(types, (soft, 0))
+            x = x + self.positions(positions)
             if self.types is not None:
                 x = x + (self.types.weight[0] if types is None else self.types(types))
         except IndexError:

@@ -4,9 +4,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss, normalize
 
 from ..config import ModelConfig, choose
 from ..ops.dropout import Dropout
@@ -18,6 +18,9 @@ IGNORE = -100  # a label with this value is no target
 POOLINGS = ("mean", "cls", "max")
 USES_POOLER = ("none", "sequence", "masked+next", "embedding")      # the others read every position, and are saved without a pooler
 CLASSIFIES = ("sequence", "token")                                  # heads with named classes
+ONE_CLASS, ANY_CLASS, REGRESSION = PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")     # of a sequence head, as in config.json
+SIMILARITY, NEGATIVES = "cosine", "negatives"                        # what an embedding head learns from pairs
+CONTRAST = 20                                                       # a cosine is at most 1: without this the softmax would be nearly flat
 HEAD_NAMES = ("none", "masked", "masked+next", "causal", "sequence", "token", "span", "embedding")
 LossAndCount = tuple[Tensor, int]
 
@@ -96,13 +99,24 @@ class VocabularyHead(nn.Module):
 
 
 class SequenceHead(nn.Module):
-    """One label for the whole text, from the pooled first token (encoders) or the last attended one (decoders, without a bias)."""
+    """One answer for the whole text, from the pooled first token (encoders) or the last attended one (decoders, without a bias).
 
-    def __init__(self, c: ModelConfig, n_labels: int):
+    problem: what the outputs are and which loss they get, per target:
+        "single_label_classification"   logits of a softmax: cross entropy
+        "multi_label_classification"    logits of n sigmoids, each a yes or no: binary cross entropy, n targets a text
+        "regression"                    the numbers themselves: squared error, n targets a text
+    """
+
+    def __init__(self, c: ModelConfig, n_labels: int, problem: str = ONE_CLASS):
         super().__init__()
-        self.last = c.causal
+        self.last, self.problem = c.causal, problem
         self.dropout = Dropout(c.rate("head_dropout"))
         self.classifier = Linear(c.d_model, n_labels, bias=not c.causal)
+
+    def use(self, problem: str) -> None:
+        """Read the outputs in another way. Raises: ValueError for one that does not exist."""
+        choose("problem", problem, PROBLEMS)
+        self.problem = problem
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
         if not self.last:
@@ -111,9 +125,26 @@ class SequenceHead(nn.Module):
         last = (torch.arange(T, device=body.x.device) * body.keep).argmax(-1)    # (B,), right for either padding side
         return self.classifier(body.x[torch.arange(len(last), device=last.device), last])
 
-    def loss(self, body: BodyOutput, labels: Int[Tensor, "B"]) -> LossAndCount:
+    def loss(self, body: BodyOutput, labels: Shaped[Tensor, "B *n"]) -> LossAndCount:
+        if self.problem != ONE_CLASS:
+            return self.loss_of_each(self(body).float(), labels)
+        if labels.dim() != 1 or labels.is_floating_point():
+            raise ValueError(f"labels of shape {tuple(labels.shape)} and {labels.dtype} for a head with one class a text; it takes the number of the class of each "
+                             f'text: pass whole numbers (B,), or call model.head.use("{ANY_CLASS}") or use("{REGRESSION}")')
         check_fit(labels, self.classifier.out_features, "labels")
         return cross_entropy(self(body).float(), labels, reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+
+    def loss_of_each(self, logits: Float[Tensor, "B n"], labels: Shaped[Tensor, "B *n"]) -> LossAndCount:
+        """Each output against its own target; labels of one output may come without their last axis."""
+        labels = (labels[:, None] if labels.dim() == 1 else labels).to(logits.dtype)
+        if labels.shape != logits.shape:
+            raise ValueError(f"labels of shape {tuple(labels.shape)} for outputs of shape {tuple(logits.shape)} ({self.problem}); each output needs a target: "
+                             "pass one number for each")
+        if self.problem == REGRESSION:
+            return mse_loss(logits, labels, reduction="sum"), labels.numel()
+        if labels.device.type == "cpu" and len(wrong := labels[(labels < 0) | (labels > 1)]):
+            raise ValueError(f"a label {float(wrong[0]):g} for a head that answers yes or no; labels are 1 (yes), 0 (no) or between: check the labels")
+        return binary_cross_entropy_with_logits(logits, labels, reduction="sum"), labels.numel()
 
 
 class TokenHead(nn.Module):
@@ -151,12 +182,23 @@ class SpanHead(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """One vector for the whole text: the mean or maximum over its tokens (none: zeros), or its first token; scaled to length 1 if `normalise`."""
+    """One vector for the whole text: the mean or maximum over its tokens (none: zeros), or its first token; scaled to length 1 if `normalise`.
+
+    problem: what pairs of texts teach it; rows 0 ... B - 1 of a batch are the first texts a_i, rows B ... 2 B - 1 the second ones b_i:
+        "cosine"      (cos(a_i, b_i) - label_i)^2, labels in [-1, 1]
+        "negatives"   -log softmax_j(20 cos(a_i, b_j))[i]: b_i belongs to a_i, the others of the batch do not; labels are not read
+    Source: Reimers & Gurevych 2019, section 3; Henderson et al. 2017, section 4.4 (with cosines in the place of products).
+    """
 
     def __init__(self, pooling: str = "mean", normalise: bool = True):
         super().__init__()
         choose("pooling", pooling, POOLINGS)
-        self.pooling, self.normalise = pooling, normalise
+        self.pooling, self.normalise, self.problem = pooling, normalise, SIMILARITY
+
+    def use(self, problem: str) -> None:
+        """Learn from pairs in another way. Raises: ValueError for one that does not exist."""
+        choose("problem", problem, (SIMILARITY, NEGATIVES))
+        self.problem = problem
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B D"]:
         x, keep = body.x, body.keep[..., None]                                   # (B, T, D), (B, T, 1)
@@ -169,7 +211,13 @@ class EmbeddingHead(nn.Module):
         return normalize(pooled, dim=-1) if self.normalise else pooled
 
     def loss(self, body: BodyOutput, labels: Tensor) -> LossAndCount:
-        raise ValueError("an embedding head has no loss of its own: tune it through an objective, or put another head on the body with set_head")
+        if len(body.x) != 2 * len(labels):
+            raise ValueError(f"{len(body.x)} texts and {len(labels)} labels for an embedding head; it learns from pairs, first all the first texts and then all the "
+                             "second ones, with one label a pair: use PairBatches")
+        a, b = (normalize(part.float(), dim=-1) for part in self(body).chunk(2))  # (B, D) each
+        if self.problem == NEGATIVES:
+            return cross_entropy(CONTRAST * a @ b.T, torch.arange(len(a), device=a.device), reduction="sum"), len(a)
+        return mse_loss((a * b).sum(-1), labels.to(a.dtype), reduction="sum"), len(a)
 
 
 def check_head(name: str, c: ModelConfig, labels: list[str] | None) -> None:

@@ -5,11 +5,12 @@ should not be handed a T x S mask.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Mask:
     causal: bool = False
     window: int | None = None                           # |query - key| < window
     documents: Int[Tensor, "B S"] | None = None         # tokens see their own document only
+    ahead: int = 0                                      # so many keys before these S are seen by every query: those of a learned prefix
     made: dict = field(default_factory=dict, compare=False, repr=False)     # the whole matrix, once made: every block asks for it
 
     def restricts(self) -> bool:
@@ -30,7 +32,12 @@ class Mask:
         return self.keep is not None or self.window is not None or self.documents is not None
 
     def part(self, queries: range, keys: range, device: torch.device) -> Bool[Tensor, "#B 1 t s"]:
-        """The rows `queries` and columns `keys` of the matrix; both count from the first key."""
+        """The rows `queries` and columns `keys` of the matrix; both count from the first key, which is the prefix's if there is one."""
+        if self.ahead:
+            P, now = self.ahead, replace(self, ahead=0, made={})
+            seen = min(max(P - keys.start, 0), len(keys))                           # how many of the columns are the prefix's
+            inner = now.part(range(queries.start - P, queries.stop - P), range(keys.start + seen - P, keys.stop - P), device)
+            return pad(inner, (seen, 0), value=True)
         i = torch.arange(queries.start, queries.stop, device=device)[:, None]      # (t, 1)
         j = torch.arange(keys.start, keys.stop, device=device)[None]               # (1, s)
         allowed = j <= i if self.causal else torch.ones(len(queries), len(keys), dtype=torch.bool, device=device)

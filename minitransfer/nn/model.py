@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
@@ -89,6 +90,19 @@ class Model(nn.Module):
             block.attn.use(backend)
 
     @property
+    def ahead(self) -> tuple[int, int]:
+        """How many learned positions stand before every text: those of a prefix, which are keys and values only, and those of a soft prompt."""
+        first: Any = self.blocks[0]
+        learned: tuple[Any, Any] = first.attn.prefix, self.embed.prompt
+        prefix, prompt = (one.length if one is not None and one.active else 0 for one in learned)
+        return prefix, prompt
+
+    @property
+    def longest(self) -> int:
+        """The most tokens a text may have."""
+        return self.config.max_len - sum(self.ahead)
+
+    @property
     def device(self) -> torch.device:
         return self.embed.tokens.weight.device
 
@@ -127,9 +141,11 @@ class Model(nn.Module):
              trace: Trace | None = None) -> BodyOutput:
         """Everything below the head. See `forward` for the arguments."""
         B, T = input_ids.shape
-        mask, keep, positions = self.sight(input_ids, attention_mask, document_ids, cache)
-        positions = positions if position_ids is None else position_ids
-        x = self.embed(input_ids, positions, token_type_ids)                     # (B, T, D)
+        mask, keep, positions, soft = self.sight(input_ids, attention_mask, document_ids, cache)
+        if position_ids is not None:
+            prompt = torch.arange(soft, device=position_ids.device).expand(len(position_ids), -1) + self.ahead[0]
+            positions = torch.cat([prompt, position_ids + sum(self.ahead)], dim=1)
+        x = self.embed(input_ids, positions, token_type_ids)                     # (B, soft + T, D)
         if trace is not None:
             trace.states.append(x)
         for i, block in enumerate(self.blocks):
@@ -147,14 +163,18 @@ class Model(nn.Module):
             x = self.norm(x)
             if trace is not None:
                 trace.states[-1] = x                                             # the last state is what the head reads
+        if soft:                                                                 # from here on a soft prompt is out of sight
+            x, keep = x[:, soft:], None if keep is None else keep[:, soft:]
+            if trace is not None:
+                trace.states = [state[:, soft:] for state in trace.states]
         first = x[:, 0] if keep is None else first_token(x, keep)                # (B, D)
         pooled = None if self.pooler is None else torch.tanh(self.pooler(first))
         return BodyOutput(x, torch.ones(B, T, dtype=torch.bool, device=x.device) if keep is None else keep, pooled, document_ids)
 
     def sight(self, input_ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None,
-              cache: Cache | None) -> tuple[Mask, Tensor | None, Tensor]:
-        """Who may look where, which of the T positions are tokens (None: all), and each token's position."""
-        (B, T), c = input_ids.shape, self.config
+              cache: Cache | None) -> tuple[Mask, Tensor | None, Tensor, int]:
+        """Who may look where, which positions are tokens (None: all), each one's position, and how many of these begin with a soft prompt."""
+        (B, T), c, (prefix, soft) = input_ids.shape, self.config, self.ahead
         for name, given in (("attention_mask", attention_mask), ("document_ids", document_ids)):
             if given is not None and given.shape != input_ids.shape:
                 raise ValueError(f"{name} of shape {tuple(given.shape)} for ids of shape {(B, T)}; it says something of each id given now: "
@@ -166,29 +186,33 @@ class Model(nn.Module):
                 raise ValueError("document_ids together with a cache: packed rows are for training; generate from one text a row")
             if attention_mask is not None:
                 document_ids = document_ids.masked_fill(~attention_mask.bool(), -1)
-            self.check_length(positions := positions_in_documents(document_ids), T)
-            return Mask(None, c.causal, c.window, document_ids), document_ids >= 0, positions
+            if soft:
+                raise ValueError("document_ids for a model with a soft prompt; it stands before a row and not before each of its texts: one text a row")
+            self.check_length(positions := positions_in_documents(document_ids) + prefix, T + prefix)
+            return Mask(None, c.causal, c.window, document_ids, prefix), document_ids >= 0, positions, 0
         keep = None if attention_mask is None else attention_mask.bool()
         if keep is not None and keep.device.type == "cpu" and (cache is None or cache.keep is None) and bool(keep.all()):
             keep = None                                                          # no padding: the faster paths need no mask (a GPU is not asked, it would wait)
         past = 0 if cache is None else cache.length
+        soft = 0 if past else soft                                               # a cache holds the soft prompt already
+        T, keep = T + soft, keep if keep is None else pad(keep, (soft, 0), value=True)
         if keep is None and (cache is None or cache.keep is None):
-            positions = torch.arange(past, past + T, device=input_ids.device)[None]
-            self.check_length(positions, past + T)
-            return Mask(None, c.causal, c.window), None, positions
+            positions = torch.arange(past, past + T, device=input_ids.device)[None] + prefix
+            self.check_length(positions, past + T + prefix)
+            return Mask(None, c.causal, c.window, None, prefix), None, positions, soft
         keep = torch.ones(B, T, dtype=torch.bool, device=input_ids.device) if keep is None else keep
         every = keep
         if cache is not None:
             if cache.keep is None and past:
                 cache.see(torch.ones(B, past, dtype=torch.bool, device=keep.device))
             every = cache.see(keep)                                              # (B, S)
-        positions = positions_from(every)[:, -T:]
-        self.check_length(positions, past + T)
-        return Mask(every, c.causal, c.window), keep, positions
+        positions = positions_from(every)[:, -T:] + prefix
+        self.check_length(positions, past + T + prefix)
+        return Mask(every, c.causal, c.window, None, prefix), keep, positions, soft
 
     def check_length(self, positions: Tensor, length: int) -> None:
-        if length > self.config.max_len and (longest := int(positions.max()) + 1) > self.config.max_len:
-            raise ValueError(f"a text of {longest} tokens; this model reads at most {self.config.max_len}: truncate it (max_length), or split it into windows")
+        if length > self.config.max_len and (last := int(positions.max())) >= self.config.max_len:
+            raise ValueError(f"a text of {last + 1 - sum(self.ahead)} tokens; this model reads at most {self.longest}: truncate it (max_length), or split it into windows")
 
     def forward(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
                 position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, labels: Tensor | None = None,

@@ -1,6 +1,8 @@
 """What a model is trained to do. An objective turns a batch into a sum of losses and the number of targets in it; the loop divides."""
 from .base import Objective
 from .causal import Causal
+from .distillation import Distilled
 from .masked import Masked
+from .preference import Preference
 
-__all__ = ["Causal", "Masked", "Objective"]
+__all__ = ["Causal", "Distilled", "Masked", "Objective", "Preference"]

@@ -13,7 +13,6 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "docu
 
 
 @runtime_checkable
-@runtime_checkable
 class Objective(Protocol):
     """`objective(model, batch, generator)` -> (sum of the losses over all targets, number of targets).
 

@@ -1,8 +1,17 @@
 """Tasks: labelled rows in, a tuned model, metrics and predictions out."""
 from .base import Task
+from .baselines import Baseline, baseline
 from .finetune import FinetuneResult, finetune
+from .label_scoring import Prompt, label_scores, order_spread, shots
+from .multilabel import LabelsPrediction, MultiLabelTask
 from .predict import load_tuned, predict
+from .regression import NumberPrediction, RegressionTask
+from .seeds import Paired, Seeds, compare_seeds, finetune_seeds
 from .sequence import Prediction, SequenceTask
-from .token import TokenTask, WordPrediction
+from .similarity import SimilarityTask, search
+from .span import AnswerPrediction, SpanTask
+from .token import Entity, TokenTask, WordPrediction
 
-__all__ = ["FinetuneResult", "Prediction", "SequenceTask", "Task", "TokenTask", "WordPrediction", "finetune", "load_tuned", "predict"]
+__all__ = ["AnswerPrediction", "Baseline", "Entity", "FinetuneResult", "LabelsPrediction", "MultiLabelTask", "NumberPrediction", "Paired", "Prediction",
+           "Prompt", "RegressionTask", "Seeds", "SequenceTask", "SimilarityTask", "SpanTask", "Task", "TokenTask", "WordPrediction", "baseline",
+           "compare_seeds", "finetune", "finetune_seeds", "label_scores", "load_tuned", "order_spread", "predict", "search", "shots"]

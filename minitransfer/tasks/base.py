@@ -1,7 +1,7 @@
 """What a task is: rows in, a head, batches, metrics and predictions out. `finetune` and `predict` know no more of a task than this."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -21,17 +21,30 @@ class Task(Protocol):
     """One kind of question; its settings are the columns to read."""
 
     name: ClassVar[str]
-    head: ClassVar[str]     # of the model
-    best: ClassVar[str]     # the metric that picks the weights to keep, and its direction
+    head: ClassVar[str]             # of the model
+    problem: ClassVar[str | None]   # of a head that can be read in several ways
+    best: ClassVar[str]             # the metric that picks the weights to keep, and its direction
 
     @property
-    def columns(self) -> dict[str, Any]: ...
+    def columns(self) -> dict[str, Any]:
+        """The columns that are read: setting -> name of the column."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is no column; saved with the model, so that `predict` does as training did."""
+
+    @property
+    def asks(self) -> list[str]:
+        """The columns that hold the question; rows that agree in them are duplicates."""
 
     def labels(self, train: Sequence[dict], validation: Sequence[dict]) -> list[str]:
         """The classes of the training rows, after both were checked."""
 
     def batches(self, rows: Sequence[dict], tok: Tokenizer, labels: Sequence[str], batch_size: int | None, max_tokens: int | None,
                 max_length: int | None, seed: int) -> Batches: ...
+
+    def evaluation(self, batches: Any) -> Evaluation:
+        """Metrics of a model on these batches."""
 
     def predict(self, model: Model, tok: Tokenizer, texts: Sequence[Any], pairs: Sequence[str] | None, batch_size: int,
                 max_length: int | None) -> list: ...
@@ -57,8 +70,18 @@ def classification(batches: Batches) -> Evaluation:
     return evaluate
 
 
-def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, batch_size: int) -> dict[int, Tensor]:
-    """Row number -> the probabilities the head gives it, (n,) or (T, n) without padding. Rows of similar length are computed together.
+def logits_of(model: Model, batch: dict[str, Tensor]) -> Tensor:
+    """The answer of the model, in fp32, to a batch with or without labels, which it does not see."""
+    return model(**{name: t.to(model.device) for name, t in batch.items() if name in INPUTS}).logits.float()
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    return logits.softmax(-1)
+
+
+def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, batch_size: int,
+               read: Callable[[Tensor], Tensor] = probabilities) -> dict[int, Tensor]:
+    """Row number -> what `read` makes of its logits, (n,) or (T, n) without padding. Rows of similar length are computed together.
 
     Raises: ValueError for a text without a token.
     """
@@ -73,18 +96,19 @@ def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, 
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = tok.collate([ids[i] for i in rows], [type_ids[i] for i in rows])
-            probabilities = model(**{name: t.to(model.device) for name, t in batch.items()}).logits.float().softmax(-1).cpu()
-            found |= {i: one if one.dim() == 1 else one[: len(ids[i])] for i, one in zip(rows, probabilities, strict=True)}
+            answers = read(logits_of(model, batch)).cpu()
+            found |= {i: one if one.dim() == 1 else one[: len(ids[i])] for i, one in zip(rows, answers, strict=True)}
     model.train(training)
     return found
 
 
-def longest(model: Model, tok: Tokenizer, max_length: int | None) -> int:
+def longest(model: Model, tok: Tokenizer, max_length: int | None, ahead: int = 0) -> int:
     """The number of tokens after which texts are cut: what was asked for, else what both the tokenizer and the model can take.
 
+    Args:   ahead: positions that a strategy is going to take from every text.
     Raises: ValueError for a max_length beyond the model, or a tokenizer with more tokens than the model's table.
     """
-    limit, rows = model.config.max_len, model.config.vocab_size
+    limit, rows = model.longest - ahead, model.config.vocab_size
     if max_length is not None and max_length > limit:
         raise ValueError(f"max_length={max_length}; this model reads at most {limit} tokens: use {limit} or less")
     if tok.vocab_size > rows:

@@ -3,26 +3,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ..nn.model import Model
 from ..text import Tokenizer, read_rows
-from ..training import TrainResult, TrainSettings, param_groups
+from ..training import Batches, TrainResult, TrainSettings, param_groups
 from ..training import train as run
-from ..training.settings import LIMITS
 from ..training.state import STATE
 from ..transfer.base import Strategy
+from ..transfer.forgetting import Keep
 from ..transfer.groups import TrainableReport, set_trainable
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, recover, write_json
-from .base import Task, classification, longest, supervised
+from .base import Task, longest, supervised
+from .multilabel import MultiLabelTask
+from .regression import RegressionTask
 from .sequence import SequenceTask
+from .similarity import SimilarityTask
+from .span import SpanTask
+from .split import check_held_out
 from .token import TokenTask
 
-TASKS: dict[str, type[SequenceTask] | type[TokenTask]] = {"sequence": SequenceTask, "token": TokenTask}
+TASKS: dict[str, type[Any]] = {one.name: one for one in (SequenceTask, MultiLabelTask, RegressionTask, SimilarityTask, TokenTask, SpanTask)}
+
+SHOWN = ("accuracy", "f1", "matthews", "f1_micro", "entity_f1", "entity_f1_lenient", "pearson", "spearman", "exact")
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,8 +59,9 @@ class FinetuneResult:
     def __str__(self) -> str:
         held_out, m = "no validation rows", self.metrics
         if m:
-            held_out = (f"accuracy {m['accuracy']:.4f} (95 %: {m['accuracy_low']:.4f} to {m['accuracy_high']:.4f}), f1 {m['f1']:.4f}, "
-                        f"matthews {m['matthews']:.4f} on {m['n']:.0f} held-out targets")
+            shown = [f"{name} {value:.4f}" + (f" (95 %: {m[f'{name}_low']:.4f} to {m[f'{name}_high']:.4f})" if f"{name}_low" in m else "")
+                     for name, value in m.items() if name in SHOWN]
+            held_out = f"{', '.join(shown)} on {m['n']:.0f} held-out targets"
         return (f"{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
                 f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak")
 
@@ -64,14 +74,18 @@ def task_of(task: str | Task, text: str, pair: str | None, label: str) -> Task:
         return task
     if task not in TASKS:
         raise ValueError(f"task={task!r}; there are {', '.join(map(repr, TASKS))}: choose one, or pass a task object")
-    made: Task = SequenceTask(text, pair, label) if task == "sequence" else TASKS[task]()
+    kind = TASKS[task]
+    made: Task = kind(text, pair, label) if issubclass(kind, SequenceTask) else kind()
     return made
 
 
 def put_head(model: Model, task: Task, labels: list[str], seed: int) -> None:
     """A fresh head for the labels, unless the model's own has an output for each of them."""
-    if model.head_name != task.head or not set(labels) <= set(model.labels or ()):
-        model.set_head(task.head, labels, seed=seed)
+    known = model.head_name == task.head and set(labels) <= set(model.labels or ())
+    if not known or (labels and task.problem != getattr(model.head, "problem", None)):
+        model.set_head(task.head, labels or None, seed=seed)
+    if task.problem is not None:
+        model.head.use(task.problem)
 
 
 def hash_rows(rows: Sequence[dict], columns: dict[str, Any]) -> str:
@@ -82,12 +96,11 @@ def hash_rows(rows: Sequence[dict], columns: dict[str, Any]) -> str:
 
 def follow(model: Model, strategy: Strategy, steps_per_epoch: float, start: int) -> Callable[[dict], None] | None:
     """What freezes and unfreezes during the run, for `on_step`; the state of step `start` is set at once."""
-    now = strategy.now
-    if now is None:
+    if strategy.now is None:
         return None
 
     def set_phase(step: int) -> None:
-        set_trainable(model, set(now(model, step / steps_per_epoch)))
+        set_trainable(model, strategy.at(model, step / steps_per_epoch))
     set_phase(start)
     return lambda record: set_phase(record["step"])
 
@@ -99,11 +112,9 @@ def steps_done(out: Path | None, resume: bool) -> int:
     return int(read_json(out / "last" / STATE)["progress"]["step"])
 
 
-def settings_of(strategy: Strategy, validated: bool, best: str, settings: dict[str, Any]) -> TrainSettings:
-    """The caller's settings over the strategy's over those of tuning."""
-    limit = {} if any(settings.get(name) is not None for name in LIMITS) else {"epochs": 3}
-    usual = {"lr": 5e-5, "warmup": 0.1, "best": best if validated else None, **limit}
-    return TrainSettings.from_dict({**usual, **strategy.settings, **settings})
+def once(*streams: Batches | None) -> Iterator[dict[str, Tensor]]:
+    """Every batch of one epoch of each stream."""
+    return (stream[k] for stream in streams if stream is not None for k in range(len(stream)))
 
 
 def metrics_of(result: TrainResult) -> dict[str, float]:
@@ -113,21 +124,24 @@ def metrics_of(result: TrainResult) -> dict[str, float]:
     return next(one["evaluation"] for one in result.history if one["step"] == result.best["step"] and "evaluation" in one)
 
 
-def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, train: Any, validation: Any = None, strategy: str | Strategy = "full",
+def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, train: Any, validation: Any = None, strategy: str | Strategy = "full", keep: Keep | None = None,
              text: str = "text", pair: str | None = None, label: str = "label", out: str | Path | None = None, resume: bool = False,
              batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None,
              on_step: Callable[[dict], None] | None = None, **settings: Any) -> FinetuneResult:
     """Tune a pretrained model on labelled rows; it is changed in place.
 
-    Args:    task: "sequence" (one label a text), "token" (one a word; rows of "words" and "tags"), or a task object.
+    Args:    task: "sequence" (one label a text), "multilabel" (a list of labels), "regression" (a number), "token" (one label a word; rows of "words" and
+             "tags"), "span" (an answer in a context; rows of "question", "context" and "answers"), or a task object, which may have settings of its own.
              train, validation: anything `read_rows` reads. The labels are those of the training rows.
-             strategy: "full", "head", "last:2", "lora", or a Strategy: what trains, and what is saved.
-             text, pair, label: the columns of a sequence task.
+             strategy: a name of transfer.strategies ("full", "head", "features", "last:2", "discriminative", "ulmfit", "bitfit", "lora", ...), or a Strategy,
+             such as lora(r=16): what trains, at which rate and when, and what is saved. `transfer.plan` shows it beforehand.
+             keep: l2sp(), ewc(...) or replay(...) of transfer.forgetting: a pull towards what the model was, beside any strategy.
+             text, pair, label: the columns of a sequence, multilabel or regression task.
              out: the run's folder; out/model is then the result with its tokenizer and task.json: the whole model in the standard layout, or
              the adapter.
              resume: go on from the last save in `out`, with a model loaded as it was at the start of the run.
              batch_size: rows a batch (default 32), or max_tokens: tokens a batch, padding included; max_length: texts are cut after so many tokens.
-             settings: of TrainSettings. Here by default lr=5e-5 (head, lora: 1e-3), 3 epochs, a tenth of them warm-up, an evaluation after each
+             settings: of TrainSettings. Here by default lr=5e-5 (more where few parameters train: head, lora: 1e-3), 3 epochs, a tenth of them warm-up, an evaluation after each
              epoch, and the weights of the best one are kept: best="accuracy higher". best=None keeps the last.
     Returns: metrics of the validation rows, history, the table of what trained, seconds, peak memory.
     Raises:  ValueError or KeyError for rows, labels, a strategy, settings or a tokenizer that do not fit, before anything is trained;
@@ -136,12 +150,14 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     asked, plan = task_of(task, text, pair, label), strategy_of(strategy)
     rows = read_rows(train)
     held_out = [] if validation is None else read_rows(validation)
-    chosen = settings_of(plan, validation is not None, asked.best, settings)
-    limit, labels = longest(model, tok, max_length), asked.labels(rows, held_out)
+    chosen = TrainSettings.for_tuning(plan.settings, settings, asked.best if validation is not None else None)
+    limit, labels = longest(model, tok, max_length, plan.ahead), asked.labels(rows, held_out)
+    check_held_out(rows, held_out, asked.asks)
     put_head(model, asked, labels, chosen.seed)
-    sizes = (batch_size or (None if max_tokens else 32), max_tokens, limit, chosen.seed)
+    sizes = (32 if batch_size is None and max_tokens is None else batch_size, max_tokens, limit, chosen.seed)
     batches = asked.batches(rows, tok, model.labels or labels, *sizes)
-    evaluate = classification(asked.batches(held_out, tok, model.labels or labels, *sizes)) if held_out else None
+    measured = asked.batches(held_out, tok, model.labels or labels, *sizes) if held_out else None
+    evaluate = None if measured is None else asked.evaluation(measured)
     report = plan.apply(model, chosen.seed)
     groups = param_groups(model, chosen.weight_decay, plan.rate(model))
     folder = None if out is None else Path(out)
@@ -155,11 +171,13 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     def save(tuned: Model, place: Path) -> None:
         plan.save(tuned, place)
         tok.save_pretrained(place)
-        about = {"task": asked.name, "columns": asked.columns, "labels": tuned.labels, "max_length": limit, "strategy": plan.name}
+        about = {"task": asked.name, "columns": asked.columns, "settings": asked.settings, "labels": tuned.labels, "max_length": limit, "strategy": plan.name}
         write_json(place / "task.json", about)
 
     data = {"train": hash_rows(rows, asked.columns), "validation": hash_rows(held_out, asked.columns), "tokenizer": tok.fingerprint[:16],
             "labels": ", ".join(model.labels or labels), "strategy": plan.name}
-    result = run(model, batches, plan.objective(model, supervised), chosen, out=folder, evaluate=evaluate, groups=groups, resume=resume,
-                 on_step=each_step, save=save, data=data)
+    with plan.during(model, once(batches, measured)):
+        objective = plan.objective(model, supervised)
+        result = run(model, batches, objective if keep is None else keep(model, objective), chosen, out=folder, evaluate=evaluate, groups=groups, resume=resume,
+                     on_step=each_step, save=save, data=data)
     return FinetuneResult(model, metrics_of(result), report, result, folder)

@@ -1,11 +1,14 @@
-"""Metrics of a classification, from counts that grow with the number of classes and not with the number of rows."""
+"""Metrics: of classes from counts that do not grow with the number of rows, of numbers from the numbers."""
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .intervals import ends, redrawn, resampled
 
 Z95 = 1.959963984540054     # the standard normal distribution holds 95 % between -Z95 and Z95
 
@@ -47,25 +50,107 @@ class Confusion:
         return self.right / max(self.n, 1)
 
     def f1(self) -> float:
-        """The mean over labels of 2 TP / (2 TP + FP + FN); labels that neither occur nor were answered are left out."""
-        tp, asked = self.counts.diagonal().double(), (self.counts.sum(0) + self.counts.sum(1)).double()
-        seen = asked > 0
-        return float((2 * tp[seen] / asked[seen]).mean()) if seen.any() else 0.0
+        return float(macro_f1(*self.per_label(self.counts.double())))
 
     def matthews(self) -> float:
-        """The correlation of truth and answer, in [-1, 1]; 0 if either is always the same label.
+        return float(matthews(*self.per_label(self.counts.double())))
 
-        (c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2))      c right, s all, t_k true and p_k answered counts of label k
+    def per_label(self, counts: Float[Tensor, "n n"]) -> tuple[Tensor, Tensor, Tensor]:
+        """How often each label was right, true and answered, (n,) each."""
+        return counts.diagonal(), counts.sum(1), counts.sum(0)
 
-        Source: Matthews 1975; for more than two labels Gorodkin 2004, equation 8.
-        """
-        truth, answer = self.counts.sum(1).double(), self.counts.sum(0).double()
-        s = float(self.n)
-        below = math.sqrt((s * s - float(answer @ answer)) * (s * s - float(truth @ truth)))
-        return (self.right * s - float(truth @ answer)) / below if below else 0.0
+    def redrawn(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`per_label` of resamples of the decisions, (R, n) each. A decision is a cell of the table, so the table is all that resampling needs."""
+        truth, answer = self.counts.nonzero(as_tuple=True)                          # (C,), (C,)
+        draws = torch.from_numpy(resampled(self.counts[truth, answer].numpy()))     # (R, C)
+        is_truth, is_answer = (torch.eye(len(self.counts), dtype=torch.double)[labels] for labels in (truth, answer))      # (C, n)
+        return draws @ (is_truth * is_answer), draws @ is_truth, draws @ is_answer
 
     def metrics(self) -> dict[str, float]:
-        """accuracy with the ends of its 95 % interval, f1 (mean over labels), matthews, and the number of targets."""
-        low, high = wilson(self.right, self.n)
-        return {"accuracy": self.accuracy(), "accuracy_low": low, "accuracy_high": high, "f1": self.f1(), "matthews": self.matthews(),
-                "n": float(self.n)}
+        """accuracy (interval: Wilson's), f1 (mean over labels) and matthews (bootstrap), each with the ends of its 95 % interval, and the number of targets."""
+        found = with_interval("accuracy", self.accuracy(), wilson(self.right, self.n))
+        draws = self.redrawn() if self.n else None
+        for name, value, metric in (("f1", self.f1(), macro_f1), ("matthews", self.matthews(), matthews)):
+            found |= with_interval(name, value, (0.0, 0.0) if draws is None else ends(metric(*draws).numpy()))
+        return found | {"n": float(self.n)}
+
+
+def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
+
+
+def macro_f1(right: Float[Tensor, "*R n"], truth: Float[Tensor, "*R n"], answer: Float[Tensor, "*R n"]) -> Float[Tensor, "*R"]:
+    """The mean over labels of 2 TP / (2 TP + FP + FN); labels that neither occur nor were answered are left out."""
+    asked = truth + answer
+    return (2 * right / asked.clamp(min=1)).sum(-1) / (asked > 0).sum(-1).clamp(min=1)
+
+
+def matthews(right: Float[Tensor, "*R n"], truth: Float[Tensor, "*R n"], answer: Float[Tensor, "*R n"]) -> Float[Tensor, "*R"]:
+    """The correlation of truth and answer, in [-1, 1]; 0 if either is always the same label.
+
+    (c s - sum_k p_k t_k) / sqrt((s^2 - sum_k p_k^2) (s^2 - sum_k t_k^2))      c right, s all, t_k true and p_k answered counts of label k
+
+    Source: Matthews 1975; for more than two labels Gorodkin 2004, equation 8.
+    """
+    s = truth.sum(-1)
+    below = ((s * s - answer.square().sum(-1)) * (s * s - truth.square().sum(-1))).sqrt()
+    return torch.where(below > 0, (right.sum(-1) * s - (truth * answer).sum(-1)) / below.clamp(min=1e-300), 0.0)
+
+
+class YesNo:
+    """n questions answered with yes or no for each text: counts per label, and how many texts had every answer right."""
+
+    def __init__(self, n_labels: int):
+        self.counts = torch.zeros(3, n_labels, dtype=torch.double)                  # right, true and answered yeses
+        self.texts = self.exact = 0
+
+    def add(self, truth: Bool[Tensor, "N n"], answer: Bool[Tensor, "N n"]) -> None:
+        truth, answer = truth.cpu(), answer.cpu()
+        self.counts += torch.stack([(truth & answer).sum(0), truth.sum(0), answer.sum(0)])
+        self.texts += len(truth)
+        self.exact += int((truth == answer).all(1).sum())
+
+    def metrics(self) -> dict[str, float]:
+        """f1 over all answers (micro), its mean over labels, and the share of texts whose every answer is right, with Wilson's interval as accuracy."""
+        right, truth, answer = self.counts
+        micro = macro_f1(*(one.sum(-1, keepdim=True) for one in self.counts))
+        return with_interval("accuracy", self.exact / max(self.texts, 1), wilson(self.exact, self.texts)) | {
+            "f1_micro": float(micro), "f1": float(macro_f1(right, truth, answer)), "n": float(self.texts)}
+
+
+class Numbers:
+    """True and predicted numbers. A correlation of ranks needs all of them at once: 16 bytes a row are kept."""
+
+    def __init__(self) -> None:
+        self.parts: list[np.ndarray] = []
+
+    def add(self, truth: Float[Tensor, "N"], answer: Float[Tensor, "N"]) -> None:
+        self.parts.append(torch.stack([truth, answer]).double().cpu().numpy())
+
+    def metrics(self) -> dict[str, float]:
+        """pearson and spearman with their bootstrap intervals, mse and mae."""
+        truth, answer = np.concatenate(self.parts, 1)                               # (N,), (N,)
+        found = {"mse": float(np.square(truth - answer).mean()), "mae": float(np.abs(truth - answer).mean()), "n": float(len(truth))}
+        for name, metric in (("pearson", pearson), ("spearman", spearman)):
+            found |= with_interval(name, metric(truth, answer), redrawn(metric, truth, answer))
+        return found
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """sum (a - mean a)(b - mean b) / sqrt(sum (a - mean a)^2 sum (b - mean b)^2); 0 if either is constant, where it is not defined."""
+    if a.min() == a.max() or b.min() == b.max():
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """1 for the smallest; equal values share the mean of their ranks."""
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[group]
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """The correlation of ranks."""
+    return pearson(ranks(a), ranks(b))

@@ -10,7 +10,7 @@ from ..text import Tokenizer
 from ..transfer.peft_files import CONFIG, load_adapter
 from ..weights.files import read_json, recover
 from ..weights.sources import resolve
-from .base import longest
+from .base import Task, longest
 from .finetune import TASKS
 
 
@@ -34,39 +34,54 @@ def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
         raise ValueError(f"{folder} holds an adapter without {missing}; both are needed: "
                          f"load the base ({base or 'the one it was made for'}) with head= and labels=, then call load_adapter")
     task = read_json(folder / "task.json")
+    kind = TASKS[task["task"]]
     try:
-        model = Model.from_pretrained(base, head=TASKS[task["task"]].head, labels=task["labels"])     # type: ignore[attr-defined]
+        model = Model.from_pretrained(base, head=kind.head, labels=task["labels"])
+        if kind.problem is not None:
+            model.head.use(kind.problem)
     except ValueError as e:
         raise ValueError(f"{folder} is an adapter for {base}, which could not be loaded: {e}") from e
     load_adapter(model, folder)
     return model.eval(), Tokenizer.from_pretrained(folder)
 
 
-def saved_length(source: Any) -> int | None:
-    """The max_length a model was tuned with."""
+def saved_task(source: str | Path) -> tuple[Task | None, int | None]:
+    """The task a model was tuned for, and the max_length."""
     path = tuned_folder(source) / "task.json"
-    return read_json(path).get("max_length") if path.is_file() else None
+    if not path.is_file():
+        return None, None
+    told = read_json(path)
+    return TASKS[told["task"]](**told["columns"], **told.get("settings", {})), told.get("max_length")
+
+
+def task_for(model: Model) -> Task:
+    """The task that a model's head answers. Raises: ValueError if there is none."""
+    for kind in TASKS.values():
+        if kind.head == model.head_name and kind.problem == getattr(model.head, "problem", None):
+            return kind()
+    raise ValueError(f"a model with head={model.head_name!r} gives no labels; it needs the head of a task ({', '.join(TASKS)}): "
+                     "tune it with finetune, or load a tuned folder")
 
 
 def predict(model: Model | str | Path, tok: Tokenizer | None = None, texts: str | Sequence[Any] = (), pairs: str | Sequence[str] | None = None,
-            batch_size: int = 32, max_length: int | None = None) -> list:
+            batch_size: int = 32, max_length: int | None = None, task: Task | None = None) -> list:
     """Label texts.
 
     Args:    model: a model with a task's head, or the folder of a tuned one (of the run, of the model, or of the adapter), which needs no `tok`.
-             texts, pairs: lists, or one text. For a token task a text may be a list of words. batch_size: texts computed together.
+             texts, pairs: lists, or one text. For a token task a text may be a list of words; for a span task
+             texts are questions and pairs their contexts. batch_size: texts computed together.
              max_length: texts are cut after so many tokens; default: as in tuning, else what the model can read.
-    Returns: in the order of the texts: a `Prediction` each; for a token task a list of `WordPrediction`.
+             task: with settings of its own; default: the one the model was tuned for, else the one of its head.
+    Returns: in the order of the texts: a `Prediction` each; of a multilabel task a `LabelsPrediction`, of a regression a `NumberPrediction`, of a token
+             task a list of `WordPrediction`, which knows its `.entities`; of a span task an `AnswerPrediction`.
     Raises:  ValueError for a model without a task's head, a missing tokenizer, or a text without a token.
     """
     if not isinstance(model, Model):
-        source, max_length = model, max_length or saved_length(model)
-        model, own = load_tuned(source)
-        tok = tok or own
+        (saved, length), (model, own) = saved_task(model), load_tuned(model)
+        task, tok, max_length = task or saved, tok or own, max_length or length
     if tok is None:
         raise ValueError("predict with a model object and no tokenizer; it makes the ids: pass tok=, or give the saved folder instead of the model")
-    if model.head_name not in TASKS:
-        raise ValueError(f"a model with head={model.head_name!r} gives no labels; it needs the head of a task ({', '.join(TASKS)}): "
-                         "tune it with finetune, or load a tuned folder")
+    task = task or task_for(model)
     texts = [texts] if isinstance(texts, str) else list(texts)
     pairs = [pairs] if isinstance(pairs, str) else pairs
-    return TASKS[model.head_name]().predict(model, tok, texts, pairs, batch_size, longest(model, tok, max_length)) if texts else []
+    return task.predict(model, tok, texts, pairs, batch_size, longest(model, tok, max_length)) if texts else []

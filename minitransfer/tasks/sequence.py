@@ -4,14 +4,20 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, ClassVar
 
+import numpy as np
+
+from ..nn.heads import ONE_CLASS
 from ..nn.model import Model
 from ..text import LabelledBatches, Tokenizer
 from ..text.readers import column
-from .base import in_batches
+from ..training import Batches
+from ..training.evaluate import Evaluation
+from .base import classification, in_batches
+from .split import check_several
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ def label_names(rows: Sequence[dict], label: str, split: str) -> list[str]:
     """Each row's label as text. Raises: ValueError for a row without one."""
     values = column(rows, label)
     for i, value in enumerate(values):
+        if isinstance(value, list | tuple):
+            raise ValueError(f'{split} row {i}: {label!r} is {value!r}; each text has one label here: use task="multilabel" for lists of labels')
         if value is None or not str(value).strip():
             raise ValueError(f"{split} row {i} has no label (its {label!r} is {value!r}); every row needs one: fill it in, or drop the row")
     return [str(value) for value in values]
@@ -55,12 +63,18 @@ def warn_if_cut(names: Sequence[str]) -> None:
                       stacklevel=4)
 
 
+def encoded(rows: Sequence[dict], tok: Tokenizer, text: str, pair: str | None, max_length: int | None) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Ids and token type ids of the texts of rows."""
+    return tok.encode_rows(column(rows, text), None if pair is None else column(rows, pair), max_length)
+
+
 @dataclass(frozen=True)
 class SequenceTask:
     """Rows with a text (and a second one) and a label."""
 
     name: ClassVar[str] = "sequence"
     head: ClassVar[str] = "sequence"
+    problem: ClassVar[str | None] = ONE_CLASS
     best: ClassVar[str] = "accuracy higher"
     text: str = "text"
     pair: str | None = None
@@ -68,7 +82,15 @@ class SequenceTask:
 
     @property
     def columns(self) -> dict[str, Any]:
-        return asdict(self)
+        return {"text": self.text, "pair": self.pair, "label": self.label}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    @property
+    def asks(self) -> list[str]:
+        return [self.text] if self.pair is None else [self.text, self.pair]
 
     def labels(self, train: Sequence[dict], validation: Sequence[dict]) -> list[str]:
         """Sorted, from the training rows alone.
@@ -82,15 +104,21 @@ class SequenceTask:
             raise ValueError(f"all {len(names)} training rows have the label {found[0]!r}; there is nothing to tell apart: the rows may be the top "
                              "of a file sorted by label, draw them with sample_rows(rows, n, by=label)")
         warn_if_cut(names)
-        check_unseen(label_names(validation, self.label, "validation"), found)
+        held_out = label_names(validation, self.label, "validation")
+        check_unseen(held_out, found)
+        check_several(held_out, "validation")
         return found
 
     def batches(self, rows: Sequence[dict], tok: Tokenizer, labels: Sequence[str], batch_size: int | None, max_tokens: int | None,
-                max_length: int | None, seed: int) -> LabelledBatches:
+                max_length: int | None, seed: int) -> Batches:
         return LabelledBatches(rows, tok, labels, self.text, self.pair, self.label, batch_size, max_tokens, max_length, seed)
 
+    def evaluation(self, batches: Any) -> Evaluation:
+        return classification(batches)
+
     def predict(self, model: Model, tok: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int,
-                max_length: int | None) -> list[Prediction]:
+                max_length: int | None) -> list:
+        """A `Prediction` for each text."""
         ids, type_ids = tok.encode_rows(texts, pairs, max_length)
         found, names = in_batches(model, tok, ids, type_ids, batch_size), model.labels or []
         answers = []

@@ -15,33 +15,26 @@ from .readers import column
 from .tokenizer import Tokenizer
 
 
-class LabelledBatches:
-    """An endless, indexable stream of batches of labelled texts.
+class EncodedBatches:
+    """An endless, indexable stream of batches of texts that are ids already.
 
     Rows are put into buckets of similar length. Each epoch e shuffles the rows inside their buckets and then the batches, both from (seed, e), so
     batch k is a function of (rows, settings, k) alone, every row comes once per epoch, and the number of batches never changes.
 
-    Args:    rows: dicts, as `read_rows` gives them.
-             labels: the names of the classes, in the order of the model's outputs.
-             text, pair, label: the columns to read; other columns are not touched.
+    Args:    ids, type_ids: of each text.
+             targets: (N, ...), what each text is labelled with.
              batch_size: rows per batch; or
              max_tokens: the budget of a batch, rows x the longest of them, padding included. Exactly one of the two.
-             max_length: longer texts lose their ends, with one warning; default: the tokenizer's.
-             seed: draws the order.
-    Yields:  what `tok(...)` gives, and labels (B,) int64: numbers of classes.
-    Raises:  KeyError for a missing column; ValueError for an unknown label, a text that is none, a row above the budget, or not exactly one size.
+             seed: draws the order; text: the column the ids come from, for messages.
+    Yields:  what `tok(...)` gives, and labels (B, ...).
+    Raises:  ValueError for no rows, a text without a token, a row above the budget, or not exactly one size.
     """
 
-    def __init__(self, rows: Sequence[dict[str, Any]], tok: Tokenizer, labels: Sequence[str], text: str = "text", pair: str | None = None,
-                 label: str = "label", batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None, seed: int = 0):
-        sizes = [size for size in (batch_size, max_tokens) if size is not None]
-        if len(sizes) != 1 or sizes[0] < 1:
-            raise ValueError(f"batch_size={batch_size}, max_tokens={max_tokens}; exactly one of them is needed, 1 or more: choose rows or tokens")
-        if not rows:
-            raise ValueError("no rows; at least one is needed: check the file or the filter they come from")
+    def __init__(self, ids: Sequence[np.ndarray], type_ids: Sequence[np.ndarray], targets: Tensor, tok: Tokenizer, batch_size: int | None = None,
+                 max_tokens: int | None = None, seed: int = 0, text: str = "text"):
+        check_sizes(batch_size, max_tokens, len(ids))
         self.tok, self.batch_size, self.max_tokens, self.seed = tok, batch_size, max_tokens, seed
-        self.targets = label_numbers(column(rows, label), labels)
-        self.ids, self.type_ids = tok.encode_rows(column(rows, text), None if pair is None else column(rows, pair), max_length)
+        self.ids, self.type_ids, self.targets = ids, type_ids, targets
         self.lengths = np.array([len(one) for one in self.ids])
         if not self.lengths.all():
             raise ValueError(f"row {int(self.lengths.argmin())} has no token, its {text!r} is empty; this tokenizer puts nothing around a text, "
@@ -94,6 +87,34 @@ class LabelledBatches:
                 edges.append(i)
                 longest = width
         return [*edges, len(widths)]
+
+
+class LabelledBatches(EncodedBatches):
+    """`EncodedBatches` of rows with a text and one of several classes.
+
+    Args:    rows: dicts, as `read_rows` gives them.
+             labels: the names of the classes, in the order of the model's outputs.
+             text, pair, label: the columns to read; other columns are not touched.
+             max_length: longer texts lose their ends, with one warning; default: the tokenizer's.
+    Yields:  what `tok(...)` gives, and labels (B,) int64: numbers of classes.
+    Raises:  KeyError for a missing column; ValueError for an unknown label, or a text that is none.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], tok: Tokenizer, labels: Sequence[str], text: str = "text", pair: str | None = None,
+                 label: str = "label", batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None, seed: int = 0):
+        check_sizes(batch_size, max_tokens, len(rows))
+        targets = label_numbers(column(rows, label), labels)
+        ids, type_ids = tok.encode_rows(column(rows, text), None if pair is None else column(rows, pair), max_length)
+        super().__init__(ids, type_ids, targets, tok, batch_size, max_tokens, seed, text)
+
+
+def check_sizes(batch_size: int | None, max_tokens: int | None, n_rows: int) -> None:
+    """Raises: ValueError for not exactly one size, or no rows."""
+    sizes = [size for size in (batch_size, max_tokens) if size is not None]
+    if len(sizes) != 1 or sizes[0] < 1:
+        raise ValueError(f"batch_size={batch_size}, max_tokens={max_tokens}; exactly one of them is needed, 1 or more: choose rows or tokens")
+    if not n_rows:
+        raise ValueError("no rows; at least one is needed: check the file or the filter they come from")
 
 
 def bucket(lengths: np.ndarray) -> np.ndarray:

@@ -48,10 +48,10 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
         yield number, row
 
 
-def missing(column: str, there: Sequence[str], where: str) -> KeyError:
-    """The error for a column that is not there, with the one that was probably meant."""
+def missing(column: str, there: Sequence[str], where: str, more: str = "") -> KeyError:
+    """The error for a column that is not there, with the one that was probably meant, or else `more`."""
     near = difflib.get_close_matches(column.lower(), [name.lower() for name in there], 1, cutoff=0.5)
-    hint = f"did you mean {next(name for name in there if name.lower() == near[0])!r}?" if near else "name one of them"
+    hint = f"did you mean {next(name for name in there if name.lower() == near[0])!r}?" if near else f"name one of them{more}"
     return KeyError(f"{where} has no column {column!r}; it has {', '.join(map(repr, there)) or 'none'}: {hint}")
 
 

@@ -3,6 +3,7 @@
     .csv              first line names the columns; fields may be quoted, and then hold line breaks
     .tsv              first line names the columns; no quoting: a quotation mark is a character like any other (as in GLUE)
     .jsonl            one JSON object a line
+    .json             SQuAD's nested questions: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}, "id", "title"}
     .conll, .conllu   one word a line, sentences between blank lines: {"words": [...], "tags": [...]}
     a list of dicts, or a datasets object (class numbers become their names)
     "pydoc"           the docstrings of Python's standard library: {"text": ..., "label": module, "name": ...}
@@ -21,8 +22,9 @@ import numpy as np
 
 from .lines import json_lines, kind_of, lines, missing
 from .pydoc_corpus import read_pydoc
+from .squad import read_squad
 
-KINDS = (".csv", ".tsv", ".jsonl", ".conll", ".conllu")
+KINDS = (".csv", ".tsv", ".jsonl", ".json", ".conll", ".conllu")
 
 
 def read_rows(source: Any, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -58,7 +60,7 @@ def column(rows: Sequence[dict], name: str) -> list[Any]:
     """
     for i, row in enumerate(rows):
         if name not in row:
-            raise missing(name, list(row), f"row {i}")
+            raise missing(name, list(row), f"row {i}", " (in a .csv or .tsv the first line names the columns)")
     return [row[name] for row in rows]
 
 
@@ -89,6 +91,8 @@ def _read_file(path: Path, columns: Sequence[str] | None) -> list[dict[str, Any]
                          "rename or convert it")
     if kind == ".jsonl":
         rows = [row for _, row in json_lines(path)]
+    elif kind == ".json":
+        rows = list(read_squad(path))
     elif kind in (".conll", ".conllu"):
         rows = list(_conll(path))
     else:
@@ -105,6 +109,9 @@ def _table(path: Path, records: Iterable[tuple[int, list[str]]], columns: Sequen
             if len(set(columns)) != len(columns):
                 raise ValueError(f"{path}, line {number}: two columns have one name ({', '.join(columns)}); all names differ: mend the first line, "
                                  "or pass columns=[...] if it is not a line of names")
+            if len(columns) == 1 and (others := [c for c in ",;\t|" if c in columns[0]]):
+                raise ValueError(f"{path}, line {number}: one column, named {columns[0]!r}; a .csv has commas between its columns and a .tsv has tabs, here it "
+                                 f"looks like {others[0]!r}: save it with those, or rename it if only the ending is wrong")
         elif len(record) != len(columns):
             raise ValueError(f"{path}, line {number}: {len(record)} fields where {len(columns)} are needed ({', '.join(columns)}): mend the line "
                              "(a .csv quotes fields that hold commas, a .tsv has no tabs inside a field)")
@@ -121,7 +128,7 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         reader = csv.reader(lines(path), strict=True)
         for record in reader:
-            if record:
+            if len(record) > 1 or any(field.strip() for field in record):           # what is blank is no row
                 yield reader.line_num, record
     except csv.Error as why:
         raise ValueError(f"{path}, line {reader.line_num}: not CSV ({why}); a field that holds a quotation mark is quoted, with the mark doubled: "

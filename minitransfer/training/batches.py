@@ -4,24 +4,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..text import PackedBatches
+from ..text import Batches, PackedBatches
 from .seeds import mix
-
-
-@runtime_checkable
-@runtime_checkable
-class Batches(Protocol):
-    """`batches[k]` is the k-th batch of an endless stream, `len(batches)` the number of batches in an epoch; nothing is remembered between calls."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, k: int) -> dict[str, Tensor]: ...
 
 
 class Rows:

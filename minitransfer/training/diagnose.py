@@ -1,7 +1,7 @@
 """When a number stops being a number: where it happened first, and what to do."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -18,6 +18,14 @@ def check_weights(model: nn.Module) -> None:
         if bad := int((~p.detach().isfinite()).sum()):
             raise NonFiniteError(f"{bad} of the {p.numel()} values in {name} are NaN or infinite; training needs finite weights: "
                                  "this checkpoint is damaged or comes from a run that diverged, load another one or an earlier save")
+
+
+def check_trained(trained: Mapping[str, Tensor], step: int, kept: str) -> None:
+    """Raises: NonFiniteError that names the first trained parameter a step has made NaN or infinite; its own loss was finite."""
+    for name, p in trained.items():
+        if not bool(p.detach().isfinite().all()):
+            raise NonFiniteError(f"step {step} left NaN or infinite values in {name}; only finite weights are saved, and {kept}: "
+                                 'lower lr, lengthen warmup, or use precision="fp32"')
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

@@ -88,7 +88,7 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
     if resume and out is None:
         raise ValueError("resume=True without a run folder; a run goes on from what is saved there: give out=")
     if settings.best and evaluate is None:
-        raise ValueError(f"best={settings.best!r} without an evaluation; held-out data picks the best weights: give evaluate=, or leave best out")
+        raise ValueError(f"best={settings.best!r} without an evaluation; held-out data picks the best weights: give some (validation=, here evaluate=), or leave best out")
     if out is not None:
         family_of(model)  # an architecture that no standard file can describe is refused now and not at the first save
     check_weights(model)

@@ -1,6 +1,8 @@
 """What a run does beside its steps: it reads meters, evaluates, keeps the best weights, saves, and goes on from a save."""
 from __future__ import annotations
 
+import math
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,13 +13,14 @@ from tqdm import tqdm
 
 from ..nn.model import Model
 from ..weights.files import read_json, recover, write_aside, write_json
+from .diagnose import NonFiniteError, check_trained
 from .evaluate import Evaluation, measure
 from .log import RunLog, finish_manifest, write_manifest
 from .memory import peak_memory, reset_peak
 from .precision import Precision
 from .schedule import Horizon
 from .settings import TrainSettings
-from .state import Progress, Save, explained_save, identity, load_parameters, load_state, save_parameters, save_state, trained_parameters
+from .state import Progress, Save, SaveError, explained_save, identity, load_parameters, load_state, save_parameters, save_state, trained_parameters
 from .throughput import Meter
 
 
@@ -40,6 +43,20 @@ class TrainResult:
     after: dict[str, float] = field(default_factory=dict)    # and of the model as it left
 
 
+def make_folder(out: Path) -> None:
+    """Raises: SaveError for a place where no folder can be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise SaveError(f"the folder {out} cannot be made ({why.strerror}); a run needs a folder it may write to: choose another out") from None
+
+
+def refuse_another_run(out: Path) -> None:
+    """Raises: ValueError for a folder that holds a run already."""
+    if recover(out / "last").exists():
+        raise ValueError(f"{out} already holds a run; a new one would write over it: pass resume=True to go on, or another out")
+
+
 class Run:
     """The state of a run and its folder."""
 
@@ -59,10 +76,9 @@ class Run:
     def open(self, resume: bool) -> None:
         """Begin, or go on where the folder's last save was made."""
         if self.out is not None:
-            with explained_save(self.out, 0):
-                self.out.mkdir(parents=True, exist_ok=True)
-            if not resume and recover(self.out / "last").exists():
-                raise ValueError(f"{self.out} already holds a run; a new one would write over it: pass resume=True to go on, or another out")
+            make_folder(self.out)
+            if not resume:
+                refuse_another_run(self.out)
             if (found := load_state(self.out / "last", self.trained, self.optimizer, self.precision.scaler, self.whole)) is not None:
                 self.progress, self.saved = found, found.step
             else:
@@ -114,7 +130,7 @@ class Run:
 
     def say(self, line: str) -> None:
         if self.settings.progress:
-            self.bar.write(line)
+            self.bar.write(line, file=sys.stderr)                                # where the bar is: the standard output is for results
 
     def due(self, epoch_steps: float) -> tuple[bool, bool]:
         """Is it time to evaluate, and to save? Epochs end where the step passes a multiple of their length."""
@@ -128,6 +144,9 @@ class Run:
             return
         self.metrics = measure(self.model, self.evaluation, self.precision)
         self.model.train()
+        if not math.isfinite(self.metrics.get("loss", 0.0)):
+            raise NonFiniteError(f"step {self.progress.step}: the held-out loss is {self.metrics['loss']:g}; finite weights of a usual size are needed, the last "
+                                 f"steps were too large, and {self.kept()}: lower lr, or lengthen warmup")
         self.progress.evaluated, self.progress.seconds = self.progress.step, time.perf_counter() - self.began
         self.write_log({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": self.metrics})
         if self.settings.best:
@@ -150,7 +169,11 @@ class Run:
             save_parameters(self.trained, aside)
             write_json(aside / "best.json", done.best)
 
+    def kept(self) -> str:
+        return "nothing was saved yet" if self.saved is None else f"the save of step {self.saved} is intact"
+
     def save(self) -> None:
+        check_trained(self.trained, self.progress.step, self.kept())             # a step that went wrong must not take the place of a good save
         if self.out is not None and self.saved != self.progress.step:
             save_state(self.out / "last", self.model, self.save_model, self.trained, self.optimizer, self.precision.scaler, self.progress, self.whole)
             self.saved = self.progress.step

@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import difflib
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from ..config import choose
 
@@ -55,13 +58,13 @@ class TrainSettings:
             raise ValueError("no limit for this run; it needs to know when to stop: give steps, epochs, tokens or minutes (of several, the first "
                              "that is reached counts)")
         for name in (*LIMITS, "lr", "eps", "micro_batches", "max_grad_norm", "eval_every", "save_every", "log_every", "patience"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"{name}={value}; it has to be above zero: give a positive number" + (", or leave it out" if name in LIMITS else ""))
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}={value}; it has to be above zero, and finite: give a positive number" + (", or leave it out" if name in LIMITS else ""))
         for name in ("beta1", "beta2", "min_lr"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is a fraction: give a number from 0 to below 1")
-        if self.warmup < 0 or self.weight_decay < 0:
-            raise ValueError(f"warmup={self.warmup}, weight_decay={self.weight_decay}; neither can be negative: 0 switches it off")
+        if not (0 <= self.warmup < math.inf and 0 <= self.weight_decay < math.inf):
+            raise ValueError(f"warmup={self.warmup}, weight_decay={self.weight_decay}; neither can be negative or infinite: 0 switches it off")
         choose("schedule", self.schedule, SCHEDULES)
         choose("precision", self.precision, PRECISIONS)
         if self.best is not None and (len(self.best.split()) != 2 or self.best.split()[1] not in ("lower", "higher")):
@@ -71,6 +74,12 @@ class TrainSettings:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+    @classmethod
+    def for_tuning(cls, of_strategy: Mapping[str, Any], given: Mapping[str, Any], best: str | None = None) -> TrainSettings:
+        """The caller's settings over the strategy's over the usual ones of tuning: lr=5e-5, a tenth of warm-up, and 3 epochs if no limit is given."""
+        limit = {} if any(given.get(name) is not None for name in LIMITS) else {"epochs": 3}
+        return cls.from_dict({"lr": 5e-5, "warmup": 0.1, "best": best, **limit, **of_strategy, **given})
 
     @classmethod
     def from_dict(cls, values: dict) -> TrainSettings:

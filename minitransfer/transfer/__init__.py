@@ -1,9 +1,21 @@
 """Ways to adapt a pretrained model: what is frozen, what is inserted, what trains and what is saved."""
+from .adapter import add_adapter, remove_adapter, set_adapter
 from .base import Strategy
+from .features import extract_features
+from .forgetting import copy_of_head, ewc, fisher, l2sp, replay
 from .groups import TrainableReport, freeze, freeze_to, layer_groups, trainable_report, unfreeze
-from .lora import adapters_off, add_lora, merge_lora, remove_adapters, unmerge_lora
-from .peft_files import load_adapter, save_adapter
-from .strategies import full, head, last, lora, strategy
+from .ia3 import add_ia3, merge_ia3, unmerge_ia3
+from .lora import add_lora, merge_lora, unmerge_lora
+from .peft_files import load_adapter, remove_adapters, save_adapter
+from .plan import plan
+from .prefix import add_prefix
+from .scalar_mix import ScalarMix
+from .soft_prompt import add_soft_prompt
+from .strategies import adapter, bitfit, discriminative, features, full, head, ia3, last, lora, prefix, soft_prompt, strategy, ulmfit
+from .student import student
+from .wrapped import adapters_off
 
-__all__ = ["Strategy", "TrainableReport", "adapters_off", "add_lora", "freeze", "freeze_to", "full", "head", "last", "layer_groups", "load_adapter",
-           "lora", "merge_lora", "remove_adapters", "save_adapter", "strategy", "trainable_report", "unfreeze", "unmerge_lora"]
+__all__ = ["ScalarMix", "Strategy", "TrainableReport", "adapter", "adapters_off", "add_adapter", "add_ia3", "add_lora", "add_prefix", "add_soft_prompt",
+           "bitfit", "copy_of_head", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp",
+           "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "plan", "prefix", "remove_adapter", "remove_adapters", "replay",
+           "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit", "unfreeze", "unmerge_ia3", "unmerge_lora"]

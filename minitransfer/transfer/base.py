@@ -2,9 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from ..nn.model import Model
 from ..objectives import Objective
@@ -25,6 +28,11 @@ def unchanged(model: Model, objective: Objective) -> Objective:
     return objective
 
 
+def nothing_else(model: Model, batches: Iterable[dict[str, Tensor]]) -> AbstractContextManager:
+    """The run goes on as it is."""
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Strategy:
     """A way to adapt a model.
@@ -35,6 +43,8 @@ class Strategy:
           now:       (model, epochs done) -> the names, out of `trains`, that train from here on; None: all of them, always. A pure function of
                      both, so that a run can be resumed; what joins late starts with fresh moments.
           objective: (model, the task's objective) -> the objective to train on: a penalty added, another batch mixed in.
+          during:    (model, every batch of an epoch and of the evaluation) -> what holds while the run lasts and is undone after it.
+          ahead:     how many positions of every text it takes for itself, as a prefix does.
           settings:  of TrainSettings, used where the caller says nothing.
           save:      (model, folder) -> writes what a user needs beside the base.
     """
@@ -45,6 +55,8 @@ class Strategy:
     rate: Callable[[Model], Callable[[str], float]] = one_rate
     now: Callable[[Model, float], Iterable[str]] | None = None
     objective: Callable[[Model, Objective], Objective] = unchanged
+    during: Callable[[Model, Iterable[dict[str, Tensor]]], AbstractContextManager] = nothing_else
+    ahead: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     save: Callable[[Model, Path], None] = Model.save_pretrained
 
@@ -60,3 +72,7 @@ class Strategy:
             raise ValueError(f"strategy {self.name!r} leaves nothing to train in a model with head={model.head_name!r}: "
                              "put a task's head on it with set_head, or choose a strategy that trains the body")
         return report
+
+    def at(self, model: Model, epochs: float) -> set[str]:
+        """The names of the parameters that train from the time on when so many epochs are done."""
+        return set(self.trains(model) if self.now is None else self.now(model, epochs))

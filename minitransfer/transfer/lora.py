@@ -4,13 +4,17 @@
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1. Dropout is on the input of A, in training only.
 Linears may share one A (`"q+k+v"`): that is LoRA on the fused projection [q; k; v], the form that a GPT-2 file calls `c_attn`.
+
+DoRA trains a length m for each row of the changed weight, beside its direction:
+
+    y = x W'^T + b        W' = m (W + s B A) / |W + s B A|_row        m starts as |W|_row
+
+Source: Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5. Differs from PEFT: in training dropout touches the input of A only.
 """
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,90 +23,79 @@ from torch import Tensor, nn
 
 from ..nn.model import Model
 from ..ops.dropout import Dropout
-from ..ops.linear import Linear, linear
+from ..ops.linear import linear
 from ..weights.save import family_of
 from .groups import TrainableReport, expand_range, fresh_names, set_trainable, trainable_report
+from .wrapped import WrappedLinear, check_free, linear_names, own_names, swap, wrapped_linears
 
 SHORT = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj",
          "up": "mlp.up_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj"}
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(WrappedLinear):
     """A Linear and its low-rank change. The base keeps its tensors and their names: `weight`, `bias`; `lora_A` and `lora_B` join them.
 
     Args: r: rank, 1 or more. alpha: strength; the change is scaled by alpha / r, or alpha / sqrt(r) with `rslora`
           (Kalajdzievski 2023, equation 8). dropout: probability in [0, 1). A: a matrix to share with other Linears of the same input.
+          dora: the length of each row of the weight is trained on its own, as `lora_magnitude`.
     """
 
+    CALLED, OWN = "LoRA", ("lora_A", "lora_B", "lora_magnitude")
     lora_A: nn.Parameter
     lora_B: nn.Parameter
+    lora_magnitude: nn.Parameter | None
 
-    def __init__(self, base: nn.Linear, r: int, alpha: int | float, dropout: int | float = 0.0, rslora: bool = False, A: nn.Parameter | None = None):
-        super().__init__()
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
+    def __init__(self, base: nn.Linear, r: int, alpha: int | float, dropout: int | float = 0.0, rslora: bool = False, A: nn.Parameter | None = None,
+                 dora: bool = False):
+        super().__init__(base)
         self.r, self.alpha, self.rslora = r, alpha, rslora
         self.scale = alpha / (math.sqrt(r) if rslora else r)
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.zeros(r, base.in_features, device=device)) if A is None else A
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
+        self.lora_magnitude = nn.Parameter(row_lengths(base.weight.detach().float())) if dora else None
         self.dropout = Dropout(dropout)
-        self.active = True
-        self.kept: tuple[Tensor, nn.Parameter, nn.Parameter] | None = None    # while merged: the untouched weight, A and B
 
     @property
-    def merged(self) -> bool:
-        return self.kept is not None
+    def dora(self) -> bool:
+        return self.lora_magnitude is not None or (self.kept is not None and self.kept["lora_magnitude"] is not None)
 
     def delta(self) -> Float[Tensor, "out in"]:
-        """The change of the weight, s B A, in fp32."""
+        """The low-rank change of the weight, s B A, in fp32."""
         return self.scale * (self.lora_B.float() @ self.lora_A.float())
+
+    def gain(self) -> Float[Tensor, "out"]:
+        """What each row of W + delta is multiplied by in DoRA: m / |W + delta|. The length is a constant to the gradient (section 4.3)."""
+        assert self.lora_magnitude is not None
+        return self.lora_magnitude / row_lengths((self.weight.float() + self.delta()).detach())
 
     def forward(self, x: Float[Tensor, "*N in"]) -> Float[Tensor, "*N out"]:
         y = linear(x, self.weight, self.bias)
         if self.merged or not self.active:
             return y
         down = linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)          # (..., R)
-        return y + linear(self.scale * down, self.lora_B).to(y.dtype)
+        change = linear(self.scale * down, self.lora_B)
+        if self.lora_magnitude is not None:
+            gain = self.gain()
+            change = gain * change + (gain - 1) * (y if self.bias is None else y - self.bias)
+        return y + change.to(y.dtype)
 
-    def merge(self) -> None:
-        """weight <- weight + delta, added in fp32 and cast once; A and B are put aside, so that only the base's own parameters are left.
-
-        Merging twice is merging once.
-        """
-        if not self.merged:
-            with torch.no_grad():
-                merged = (self.weight.float() + self.delta()).to(self.weight.dtype)
-            self.kept = self.weight.data, self.lora_A, self.lora_B
-            self.weight.data = merged
-            self.lora_A = self.lora_B = None                # type: ignore[assignment]
-
-    def unmerge(self) -> None:
-        """Put the kept weight back, the bits from before the merge, and A and B with it."""
-        if self.kept is not None:
-            weight, A, B = self.kept
-            device, self.kept = self.weight.device, None
-            A.data, B.data = A.data.to(device), B.data.to(device)
-            self.weight.data, self.lora_A, self.lora_B = weight.to(device), A, B
-
-    def plain(self) -> nn.Linear:
-        """The Linear that was there before, with its own parameters."""
-        self.unmerge()
-        base = Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        base.weight, base.bias = self.weight, self.bias
-        return base
+    def changed(self) -> tuple[Float[Tensor, "out in"], Float[Tensor, "out"] | None]:
+        weight = self.weight.float() + self.delta()
+        return weight if self.lora_magnitude is None else self.gain()[:, None] * weight, self.bias
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, r={self.r}, alpha={self.alpha}" + (", merged" if self.merged else "")
+        return (f"{self.in_features}, {self.out_features}, r={self.r}, alpha={self.alpha}" + (", dora" if self.dora else "")
+                + (", merged" if self.merged else ""))
+
+
+def row_lengths(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out"]:
+    return torch.linalg.vector_norm(weight, dim=1)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Name -> layer, for every Linear of the model that carries LoRA."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear | LoRALinear)]
+    return wrapped_linears(model, LoRALinear)
 
 
 def matching(names: list[str], target: str) -> list[str]:
@@ -158,41 +151,34 @@ def layer_blocks(names: list[str]) -> set[str]:
     return {n.split(".")[1] for n in names if n.startswith("blocks.")}
 
 
-def swap(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` where `name` is."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
-
-
 def check_groups(model: nn.Module, groups: list[tuple[str, ...]]) -> None:
     """Every Linear is free, and those that are to share an A read inputs of one width."""
     for group in groups:
         linears = [model.get_submodule(name) for name in group]
-        if carrying := [name for name, one in zip(group, linears, strict=True) if isinstance(one, LoRALinear)]:
-            raise ValueError(f"{carrying[0]} already carries LoRA; a Linear has one: "
-                             "call remove_adapters(model) first, or merge_lora and save the model")
+        check_free(model, group)
         if len({one.in_features for one in linears}) > 1:
             raise ValueError(f"{'+'.join(group)} joins Linears of different inputs; one A reads one input: "
                              "join Linears that stand side by side, such as q+k+v")
 
 
-def insert_lora(model: nn.Module, group: tuple[str, ...], r: int, alpha: int | float, dropout: int | float, rslora: bool = False) -> None:
+def insert_lora(model: nn.Module, group: tuple[str, ...], r: int, alpha: int | float, dropout: int | float, rslora: bool = False,
+                dora: bool = False) -> None:
     """Swap the Linears of one group for LoRALinears that share an A (of zeros: the caller fills it)."""
     shared: nn.Parameter | None = None
     for name in group:
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
-        layer = LoRALinear(base, r, alpha, dropout, rslora, A=shared)
+        layer = LoRALinear(base, r, alpha, dropout, rslora, shared, dora)
         shared = layer.lora_A
         swap(model, name, layer.train(base.training))
 
 
 def add_lora(model: Model, r: int = 8, alpha: int | float = 16, dropout: int | float = 0.0, targets: str | list[str] = "q,v", rslora: bool = False,
-             seed: int = 0) -> TrainableReport:
+             dora: bool = False, seed: int = 0) -> TrainableReport:
     """Insert LoRA into a loaded model, freeze everything but the new matrices and a task's head, and leave the outputs as they were, bit for bit.
 
     Args:    r: rank, at least 1. alpha: the change is scaled by alpha / r. dropout: probability in [0, 1), on the input of A.
-             targets: see `match_targets`. seed: draws A, uniform in +-1/sqrt(in).
+             targets: see `match_targets`. dora: the rows' lengths train on their own. seed: draws A, uniform in +-1/sqrt(in).
     Returns: the report of what trains now.
     Raises:  ValueError for a target that matches no Linear, a Linear that carries LoRA already, r or dropout out of range.
     """
@@ -204,7 +190,7 @@ def add_lora(model: Model, r: int = 8, alpha: int | float = 16, dropout: int | f
     check_groups(model, groups)
     generator = torch.Generator().manual_seed(seed)
     for group in groups:
-        insert_lora(model, group, r, alpha, dropout, rslora)
+        insert_lora(model, group, r, alpha, dropout, rslora, dora)
         A = model.get_parameter(group[0] + ".lora_A")
         bound = 1 / math.sqrt(A.shape[1])
         A.data.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
@@ -213,8 +199,8 @@ def add_lora(model: Model, r: int = 8, alpha: int | float = 16, dropout: int | f
 
 
 def lora_names(model: nn.Module) -> list[str]:
-    """The names of every A and B; a shared A goes by the first of its names."""
-    return [name for name, _ in model.named_parameters() if name.endswith((".lora_A", ".lora_B"))]
+    """The names of every A, B and magnitude; a shared A goes by the first of its names."""
+    return own_names(model, LoRALinear)
 
 
 @dataclass(frozen=True, repr=False)
@@ -222,7 +208,7 @@ class MergeReport:
     """What merging changed; prints as a sentence. The last two are None unless a batch was given."""
 
     layers: int
-    max_weight_change: float                 # largest |delta| of any weight
+    max_weight_change: float                 # the largest of any weight
     max_logit_change: float | None = None    # largest |merged - unmerged| of any logit of the batch; rounding, unless something is wrong
     label_flips: int | None = None           # rows (or positions) whose best label changed
 
@@ -246,7 +232,7 @@ def merge_lora(model: nn.Module, batch: dict[str, Tensor] | None = None) -> Merg
     if not found:
         raise ValueError("merge_lora on a model without LoRA; there is nothing to merge: call add_lora or load_adapter first")
     layers = [layer for layer in found.values() if not layer.merged]
-    change = max((float(layer.delta().abs().max()) for layer in layers), default=0.0)
+    change = max((float((layer.changed()[0] - layer.weight.float()).abs().max()) for layer in layers), default=0.0)
     before = eval_logits(model, batch)
     for layer in layers:
         layer.merge()
@@ -272,28 +258,3 @@ def unmerge_lora(model: nn.Module) -> None:
     """Take the changes out of the weights again: the kept tensors come back, bit for bit."""
     for layer in lora_layers(model).values():
         layer.unmerge()
-
-
-def remove_adapters(model: nn.Module) -> None:
-    """Put the plain Linears back; the body is then what it was before `add_lora`, bit for bit. The head stays as trained."""
-    for name, layer in lora_layers(model).items():
-        swap(model, name, layer.plain())
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Inside the `with`, the model answers as its base does. Not for merged models: their weights are changed.
-
-    Raises: ValueError for a merged model.
-    """
-    layers = list(lora_layers(model).values())
-    if any(layer.merged for layer in layers):
-        raise ValueError("adapters_off on a merged model; its weights already hold the change: call unmerge_lora(model) first")
-    was = [layer.active for layer in layers]
-    for layer in layers:
-        layer.active = False
-    try:
-        yield
-    finally:
-        for layer, active in zip(layers, was, strict=True):
-            layer.active = active

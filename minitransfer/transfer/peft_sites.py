@@ -1,12 +1,13 @@
-"""Where LoRA sits in a file: matrices under the family's names, each standing for one or several Linears of ours.
+"""What an adapter file says of a model: matrices under the family's names, each standing for one or several Linears of ours.
 
 A file's `<module>.lora_A.weight` belongs to the Linears that `<module>.weight` is read into by the family's WEIGHTS table. Where a file fuses
 several of them (GPT-2's c_attn is q, k and v in one matrix), its one A is shared by all, and the rows of B are cut as those of the weight are.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,9 +16,51 @@ from torch import Tensor
 from ..families.rules import Op, Rule
 from ..nn.model import Model
 from ..weights.save import family_of
-from .lora import LoRALinear, linear_names
+from .lora import LoRALinear, row_lengths
+from .wrapped import linear_names
 
 ROOT = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Written:
+    """An adapter as it goes into a file: its part of the config, its tensors, a note about how they were put together."""
+
+    config: dict
+    tensors: dict[str, Tensor]
+    note: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file against a model, which is unchanged until `insert` is called: the tensors that are the adapter's, and all that does not fit."""
+
+    used: set[str]
+    faults: list[str]
+    insert: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the files ask of a way to adapt.
+
+    Args: called: its name in messages; holds: what its file must have some of. names: the parameters it trains. carried: whether a model has it.
+          read: (model, config, tensors by their names in the family's files, note) -> Reading. unread: options that change the maths, and the
+          value that leaves them off. root: what stands before the family's names. prompts: whether PEFT needs a task. named: whether a model
+          carries several.
+    """
+
+    called: str
+    holds: str
+    carried: Callable[[Model], bool]
+    names: Callable[[Model], list[str]]
+    write: Callable[[Model], Written]
+    read: Callable[[Model, dict, dict[str, Tensor], dict], Reading]
+    remove: Callable[[Model], None]
+    unread: Mapping[str, Any] = field(default_factory=dict)
+    root: str = ROOT
+    prompts: bool = False
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,12 +113,14 @@ def file_name(model: Model, theirs: str, ours: str) -> str:
 
 @dataclass(frozen=True)
 class Pair:
-    """One LoRA of a file: y += scale (x A^T) B^T. `ranks`: how A is shared out if the Linears of its site have one each (0: has none)."""
+    """One LoRA of a file: y += scale (x A^T) B^T. `ranks`: how A is shared out if the Linears of its site have one each (0: has none);
+    `magnitude`: of DoRA."""
 
     A: Float[Tensor, "R in"]
     B: Float[Tensor, "rows R"]
     alpha: int | float
     ranks: tuple[int, ...] | None = None
+    magnitude: Float[Tensor, "rows"] | None = None
 
     @property
     def r(self) -> int:
@@ -95,7 +140,7 @@ def joined(site: Site, layers: dict[str, LoRALinear], model: Model) -> Pair | No
         return None
     first = present[0]
     if all(layer is not None and layer.lora_A is first.lora_A for layer in carriers):
-        return Pair(first.lora_A.detach(), site.join([layer.lora_B.detach() for layer in present]), first.alpha)
+        return Pair(first.lora_A.detach(), site.join([layer.lora_B.detach() for layer in present]), first.alpha, None, magnitudes(site, carriers, model))
     if first.rslora or len({layer.scale for layer in present}) > 1:
         raise ValueError(f"{', '.join(site.ours)} are one matrix ({site.theirs}) in the file and their LoRAs differ in scale, or use rslora; "
                          "one matrix has one scale: use the same alpha and r for them, without rslora, or let them share one A (targets=\"q+k+v\")")
@@ -107,7 +152,23 @@ def joined(site: Site, layers: dict[str, LoRALinear], model: Model) -> Pair | No
             part[:, start : start + rank] = layer.lora_B.detach().cpu()
         parts.append(part)
         start += rank
-    return Pair(torch.cat([layer.lora_A.detach() for layer in present]), site.join(parts), first.alpha * R / first.r, ranks)
+    return Pair(torch.cat([layer.lora_A.detach() for layer in present]), site.join(parts), first.alpha * R / first.r, ranks, magnitudes(site, carriers, model))
+
+
+def magnitudes(site: Site, carriers: list[LoRALinear | None], model: Model) -> Float[Tensor, "rows"] | None:
+    """The lengths of all rows, for DoRA; rows of a Linear without one have the length they always had."""
+    if not any(layer is not None and layer.dora for layer in carriers):
+        return None
+    return torch.cat([row_lengths(model.get_parameter(name + ".weight").detach().float()) if layer is None or layer.lora_magnitude is None
+                      else layer.lora_magnitude.detach() for name, layer in zip(site.ours, carriers, strict=True)])
+
+
+def magnitude_of(site: Site, pair: Pair) -> dict[str, Tensor]:
+    """The inverse: for each Linear its own rows' lengths."""
+    if pair.magnitude is None:
+        return {}
+    parts = site.cut(pair.magnitude[:, None])
+    return {name: part[:, 0] for name, part in zip(site.ours, parts, strict=True)}
 
 
 def parted(site: Site, pair: Pair) -> list[tuple[tuple[str, ...], int, int | float, Tensor, list[Tensor]]]:

@@ -14,7 +14,7 @@ from ..config import choose
 from ..families import read_config
 from ..families.rules import Ignored, Rule, Tied, pattern
 from ..nn.fresh import initialise
-from ..nn.heads import CLASSIFIES, HEAD_NAMES, POOLINGS
+from ..nn.heads import CLASSIFIES, HEAD_NAMES, ONE_CLASS, POOLINGS, REGRESSION, SequenceHead
 from ..nn.model import Model
 from .files import read_json
 from .report import LoadReport
@@ -43,6 +43,8 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     classes = labels_of(hf) if head in CLASSIFIES and labels is None else labels
     same_head = (head == file_head or {head, file_head} == SHARED) and (head not in CLASSIFIES or classes == labels_of(hf))
     model = Model(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}), seed=None)
+    if isinstance(model.head, SequenceHead) and same_head:
+        model.head.use(hf.get("problem_type") or (REGRESSION if len(classes or ()) == 1 else ONE_CLASS))      # what transformers takes it for
     model.source_config = hf
     model.load_report = LoadReport(str(source))
     Filling(model, family, same_head, same_head and head == file_head, seed).run(read_tensors(folder))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..families import find, written_as
 from ..families.rules import Rule
-from ..nn.heads import EmbeddingHead
+from ..nn.heads import ONE_CLASS, EmbeddingHead, SequenceHead
 from ..nn.model import Model
 from .files import replace_files, write_json
 from .tensors import INDEX, SINGLE
@@ -60,6 +60,9 @@ def config_json(model: Model, dtype: torch.dtype | None) -> dict:
     if model.labels:
         config["id2label"] = {str(i): label for i, label in enumerate(model.labels)}
         config["label2id"] = {label: i for i, label in enumerate(model.labels)}
+    config.pop("problem_type", None)
+    if isinstance(model.head, SequenceHead) and (model.head.problem != ONE_CLASS or len(model.labels or ()) == 1):    # of one output transformers assumes a regression
+        config["problem_type"] = model.head.problem
     return config
 
 

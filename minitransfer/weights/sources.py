@@ -25,7 +25,7 @@ def resolve(source: str | Path, revision: str | None = None, patterns: tuple[str
             with HF_HUB_OFFLINE=1 from the cache only); revision: a branch, tag or commit of the hub; patterns: the files wanted from the hub.
     Raises: ValueError if there is no such folder, name or id, or the hub cannot be reached.
     """
-    names = sorted(path.name for path in bundled().glob("*") if path.is_dir())
+    names = sorted(path.parent.name for path in bundled().glob("*/config.json"))
     if not str(source):
         raise ValueError(f"an empty source; needed is a folder, a bundled name ({', '.join(names) or 'none'}) or a hub id: give one of these")
     folder = recover(Path(os.path.expanduser(source)))      # not Path.expanduser: an unknown ~user is a name like any other

@@ -10,7 +10,11 @@ import torch
 import transformers
 
 from minitransfer.nn.model import Model
+from minitransfer.training import loop
+from minitransfer.training.optim import make_optimizer
 from tests.reference import HEADS, close, perturbed
+
+from .small import tokenizer
 
 
 @dataclass
@@ -51,3 +55,20 @@ def twin(tmp_path):
         keep[1, 7:] = keep[3, 2:] = False
         return Twin(name, tmp_path / name, torch.randint(2, 100, (5, 13)) * keep, keep)     # id 0 is GPT-2's padding here: the reference goes by it
     return build
+
+
+@pytest.fixture
+def optimizers(monkeypatch):
+    """The optimizers of the runs of this test, each from the moment it is made."""
+    made = []
+
+    def make(groups, settings):
+        made.append(make_optimizer(groups, settings))
+        return made[-1]
+    monkeypatch.setattr(loop, "make_optimizer", make)
+    return made
+
+
+@pytest.fixture(scope="session")
+def word_tok():
+    return tokenizer()

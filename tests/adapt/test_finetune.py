@@ -197,7 +197,7 @@ FAULTS = [
     ({"train": [*TRAIN, {"text": "odd", "label": " "}]}, "training row 96 has no label"),
     ({"train": numbered(lambda i: "neg")}, "all 96 training rows have the label 'neg'; there is nothing to tell apart"),
     ({"strategy": "Lora"}, "no strategy is called 'Lora'"),
-    ({"task": "sequences"}, "task='sequences'; there are 'sequence', 'token'"),
+    ({"task": "sequences"}, "task='sequences'; there are 'sequence', 'multilabel', 'regression', 'similarity'"),
     ({"max_length": 30}, "max_length=30; this model reads at most 29 tokens"),
     ({"train": [*TRAIN, {"text": None, "label": "neg"}]}, "None"),
     ({"train": []}, "no rows"),

@@ -8,15 +8,15 @@ from minitransfer.nn.model import Model
 from minitransfer.transfer.groups import freeze_to, trainable_report, unfreeze
 from minitransfer.transfer.lora import (
     LoRALinear,
-    adapters_off,
     add_lora,
     lora_layers,
     lora_names,
     match_targets,
     merge_lora,
-    remove_adapters,
     unmerge_lora,
 )
+from minitransfer.transfer.peft_files import remove_adapters
+from minitransfer.transfer.wrapped import adapters_off
 from minitransfer.weights.report import LoadReport
 
 SIZES = {"vocab_size": 101, "d_model": 28, "n_layers": 3, "n_heads": 4, "d_ff": 53, "max_len": 37}
@@ -178,7 +178,7 @@ def test_merging_in_half_precision_adds_in_fp32_and_casts_once():
     assert layer.weight.dtype == torch.bfloat16
     wrong = (layer.weight != exact.bfloat16()).float().mean()
     assert wrong < 1e-3                                                     # fp32 rounds a few ties another way than fp64, bf16 sums many
-    careless = before + (2 * layer.kept[2].bfloat16() @ layer.kept[1].bfloat16())
+    careless = before + (2 * layer.kept["lora_B"].bfloat16() @ layer.kept["lora_A"].bfloat16())
     assert (careless != exact.bfloat16()).float().mean() > 0.05
     layer.unmerge()
     assert torch.equal(layer.weight, before)

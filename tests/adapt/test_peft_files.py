@@ -8,8 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minitransfer.nn.model import Model
-from minitransfer.transfer.lora import add_lora, lora_layers, remove_adapters
-from minitransfer.transfer.peft_files import load_adapter, save_adapter
+from minitransfer.transfer.lora import add_lora, lora_layers
+from minitransfer.transfer.peft_files import load_adapter, remove_adapters, save_adapter
 
 NONE, SEQUENCE, TOKEN, MASKED = "BertModel", "BertForSequenceClassification", "BertForTokenClassification", "BertForMaskedLM"
 GPT2_LM, GPT2_SEQUENCE = "GPT2LMHeadModel", "GPT2ForSequenceClassification"
@@ -168,8 +168,11 @@ def change_tensors(folder, change) -> None:
 
 Q = "base_model.model.bert.encoder.layer.1.attention.self.query"
 FAULTS = [
-    (lambda f: change_config(f, peft_type="IA3"), "peft_type='IA3'; LoRA adapters are read"),
-    (lambda f: change_config(f, use_dora=True), "use_dora=True; plain LoRA"),
+    (lambda f: change_config(f, peft_type="LOHA"), "peft_type='LOHA'; read are LORA, IA3, PREFIX_TUNING"),
+    (lambda f: change_config(f, peft_type="IA3"), r"unexpected: .*query.lora_A.weight \(nearest: .*query"),
+    (lambda f: change_config(f, peft_type="PROMPT_TUNING"), "unexpected: .*lora_A"),
+    (lambda f: change_config(f, bias="all"), "uses bias='all'; LoRA is read without"),
+    (lambda f: change_config(f, use_dora=True), "half: .*query has lora_A and lora_B and not lora_magnitude: use_dora=True needs"),
     (lambda f: change_config(f, r=4), r"shape: encoder.layer.0.attention.self.query has A \(3, 28\) and B \(28, 3\); rank 4 .* needs \(4, 28\)"),
     (lambda f: (f / "adapter_config.json").write_text("{"), "is not JSON"),
     (lambda f: (f / "adapter_config.json").unlink(), "no adapter_config.json"),

@@ -1,5 +1,6 @@
 """The comparisons compare like with like, and report what was read. How long anything took is never asserted."""
 import json
+import math
 import sys
 
 import numpy as np
@@ -185,16 +186,26 @@ def clone(tmp_path, monkeypatch):
     (folder / "train.py").write_text("import os, sys\nprint('step 0: train loss 4.2, val loss 4.25')\nprint('iter 0: loss 4.2, time 500.00ms, mfu -100.00%')\n"
                                      "print('iter 1: loss 4.0, time 250.00ms, mfu -100.00%')\nprint('step 250: train loss 1.8, val loss 1.95')\n"
                                      "print('step 500: train loss 1.8, val loss 2.05')\n"
-                                     "assert '--max_iters=2' in sys.argv and '--block_size=64' in sys.argv and os.path.getsize('data/shakespeare_char/val.bin') == 2 * 10\n")
+                                     "assert '--max_iters=2' in sys.argv and '--block_size=64' in sys.argv and os.path.getsize('data/shakespeare_char/val.bin') == 2 * 1000\n"
+                                     "import torch\nos.mkdir('out')\n"
+                                     "torch.save({'model': {'logits': torch.tensor([2.0, 0, 0, 0, 0])}, 'model_args': {'n': 5}}, 'out/ckpt.pt')\n")
+    (folder / "model.py").write_text("import torch\nclass GPTConfig:\n    def __init__(self, n): self.n = n\n"
+                                     "class GPT(torch.nn.Module):\n"
+                                     "    def __init__(self, c):\n        super().__init__()\n        self.logits = torch.nn.Parameter(torch.zeros(c.n))\n"
+                                     "    def forward(self, ids, targets):\n"
+                                     "        return None, torch.nn.functional.cross_entropy(self.logits.expand(*ids.shape, -1).flatten(0, 1), targets.flatten())\n")
     (tmp_path / "data/tinyshakespeare").mkdir(parents=True)
-    (tmp_path / "data/tinyshakespeare/input.txt").write_text("abcde" * 20)
+    (tmp_path / "data/tinyshakespeare/input.txt").write_text("abcde" * 2000)
     monkeypatch.setenv("MINITRANSFER_DATA", str(tmp_path / "data"))
     return folder
 
 
 def test_the_peer_is_timed_by_its_own_clock(clone):
     found = characters.peer_characters(ROWS["characters"], 2, clone)
-    assert found == {"readings": [0.75], "dtype": "fp32", "loss": 1.95, "steps": 2}
+    windows = 15                                                                 # of 64 predictions each in 1,000 letters; the first target is "b"
+    a = sum(i % 5 == 0 for i in range(1, 64 * windows + 1)) / (64 * windows)
+    assert found.pop("loss") == pytest.approx(math.log(math.exp(2) + 4) - 2 * a, rel=1e-6)     # of the weights it saved, on every window
+    assert found == {"readings": [0.75], "dtype": "fp32", "loss_printed": 1.95, "steps": 2}
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The command line: what it prints where, its exit codes, and that it calls the public functions with what was said."""
 from __future__ import annotations
 
+import gzip
 import importlib
 import inspect
 import io
@@ -79,7 +80,7 @@ def test_the_defaults_in_the_help_texts_are_those_of_the_functions():
     shown = {verb: {name: key.default for name, key in keys.items()} for verb, keys in settings.TRAINING.items()}
     assert shown["pretrain"] == TrainSettings.from_dict(pretraining.defaults({})).to_dict()
     assert shown["adapt"] == TrainSettings.from_dict(pretraining.defaults({}, lr=1e-4)).to_dict()
-    assert shown["finetune"] == tuning.settings_of(strategy("full"), True, SequenceTask.best, {}).to_dict()
+    assert shown["finetune"] == TrainSettings.for_tuning(strategy("full").settings, {}, SequenceTask.best).to_dict()
     for function, keys in ((pretraining.pretrain, settings.PRETRAIN), (pretraining.adapt, settings.ADAPT), (tuning.finetune, settings.FINETUNE)):
         parameters = inspect.signature(function).parameters
         for name in set(keys) & set(parameters) - {"model", "corpus", "train"}:
@@ -99,6 +100,7 @@ def test_words_are_read_by_type(name, word, value):
 
 @pytest.mark.parametrize("name, word, message", [
     ("steps", "many", r"steps=many; needed is a whole number or none"), ("steps", "2.5", r"steps=2\.5; needed is a whole number"),
+    ("steps", "1e400", r"steps=1e400; needed is a whole number"),
     ("lr", "none", r"lr=none; needed is a number:"), ("progress", "maybe", r"progress=maybe; needed is true or false")])
 def test_a_word_of_another_type_says_what_fits(name, word, message):
     with pytest.raises(ValueError, match=message):
@@ -179,6 +181,13 @@ def test_help_of_every_verb(capsys, name):
     ("generate mini-bert hello", 1, r"continued by a causal head"),
     ("convert nowhere", 1, r"nowhere does not exist"),
     ("inspect .", 1, r"holds no config\.json"),
+    ("generate mini-gpt ''", 1, r"text 0 of 1 .* has no tokens; there must be one to go on from"),
+    ("generate mini-gpt a --temperature nan", 1, r"temperature=nan; it must be 0, or from 1e-6 on"),
+    ("generate mini-gpt a --repetition-penalty nan", 1, r"repetition_penalty=nan; it must be above 0"),
+    ("embed mini-bert a --out nowhere/x.npy", 1, r"nowhere/x\.npy: No such file or directory; this file or folder has to be there and open to you"),
+    ("fill mini-bert --file .", 1, r"no file \.; a path of an existing file"),
+    ("pretrain pydoc --out x d_ff=0 d_model=16", 1, r"d_ff=0; it is an int, 1 or more"),
+    ("pretrain pydoc --out x max_len=0", 1, r"max_len=0; it is an int, 1 or more"),
     ("bench gpu", 2, r"invalid choice: 'gpu'"),
     ("bench cpu --rows masked-smal", 1, r"no row 'masked-smal' \(did you mean masked-small"),
 ])
@@ -233,9 +242,32 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, place, monkeypatch):
         patch.setattr(Run, "after_step", with_ctrl_c)
         assert run_main([*words, "--out", "broken"]) == 130
     out, err = capsys.readouterr()
-    assert json.loads(out)["stopped"] == "interrupted" and "saved in broken, the same command with --resume goes on" in err
+    assert json.loads(out)["stopped"] == "interrupted" and "model" not in json.loads(out) and "saved in broken, the same command with --resume goes on" in err
     assert json.loads(done(capsys, *words, "--out", "broken", "--resume"))["steps"] == 4
     assert (place / "broken/model/model.safetensors").read_bytes() == (place / "straight/model/model.safetensors").read_bytes()
+
+
+WRONG = [("lr=inf", "lr=inf; it has to be above zero"), ("schedule=lin", "schedule='lin'"), ("device=tpu9", "device 'tpu9'"), ("out=old", "old already holds a run")]
+PRETRAIN_ONE, ADAPT_ONE = "pretrain samples/general.txt d_model=16", "adapt mini-bert samples/general.txt"
+
+
+@pytest.mark.parametrize("verb, word, message", [(PRETRAIN_ONE, "n_heads=3", "not a multiple of n_heads=3"), *((PRETRAIN_ONE, *one) for one in WRONG),
+                                                 *((ADAPT_ONE, *one) for one in WRONG)])
+def test_what_is_wrong_with_the_settings_is_said_before_any_text_is_read(capsys, place, monkeypatch, verb, word, message):
+    monkeypatch.setattr(Tokenizer, "train", None)
+    monkeypatch.setattr(learn, "tokenize_corpus", None)
+    (place / "old/last").mkdir(parents=True)
+    words = [*verb.split(), word, *([] if word.startswith("out=") else ["out=new"])]
+    assert message in refused(capsys, *words) and not (place / "new").exists()
+
+
+def test_the_standard_output_is_for_results(capsys, place):
+    """With the progress bar on, too: `minitransfer ... | jq` gets JSON and nothing else."""
+    words = [word for word in TINY if word != "progress=no"]
+    assert run_main(["pretrain", "samples/general.txt", "documents=line", "--out", "x", *words, "steps=2"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["steps"] == 2
+    assert "keeping the weights with the best held-out loss" in err and "kept the weights of step 2" in err
 
 
 # ---- training ----------------------------------------------------------------------------------------------------------------------------------
@@ -269,7 +301,7 @@ def test_a_token_task(capsys, place):
     lines = done(capsys, "predict", "names", "Anna Berg lives in Oslo", "Yes").split("\n")
     assert [line.split("\t")[0] for line in lines] == ["Anna", "Berg", "lives", "in", "Oslo", "", "Yes", "", ""]
     as_json = json.loads(done(capsys, "predict", "names", "Anna Berg", "--json"))
-    assert [one["word"] for one in as_json["words"]] == ["Anna", "Berg"] and set(as_json["words"][0]) == {"word", "label", "probability"}
+    assert [one["word"] for one in as_json["words"]] == ["Anna", "Berg"] and set(as_json["words"][0]) == {"word", "label", "probability", "start", "end"}
 
 
 def test_pairs_are_read_as_in_training(capsys, place):
@@ -314,9 +346,10 @@ def test_texts_come_from_words_a_file_or_the_standard_input(capsys, place, tiny,
     model, tok = Model.from_pretrained(tiny / "mini-bert", head="embedding"), Tokenizer.from_pretrained(tiny / "mini-bert")
     expected = embed(model, tok, TEXTS)
     (place / "texts.txt").write_text("".join(f"{text}\r\n" for text in TEXTS))
+    (place / "texts.txt.gz").write_bytes(gzip.compress("".join(f"\ufeff{text}\n" if text == TEXTS[0] else f"{text}\n" for text in TEXTS).encode()))
     (place / "texts.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in TEXTS))
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(TEXTS)))
-    for words in (["--", *TEXTS], ["--file", "texts.txt"], ["--file", "texts.jsonl", "--text", "body"], []):
+    for words in (["--", *TEXTS], ["--file", "texts.txt"], ["--file", "texts.txt.gz"], ["--file", "texts.jsonl", "--text", "body"], []):
         numbers = np.loadtxt(io.StringIO(done(capsys, "embed", "mini-bert", "--batch-size", "3", *words)), delimiter="\t")
         np.testing.assert_allclose(numbers, expected.numpy(), atol=1e-5)
     found = [json.loads(line) for line in done(capsys, "embed", "mini-bert", "--json", *TEXTS).splitlines()]
@@ -333,6 +366,7 @@ def test_fill(capsys, place, tiny):
     lines = [line.split("\t") for line in done(capsys, "fill", "mini-bert", "One [MASK]", text, "--top", "3").splitlines()]
     assert [line[:2] for line in lines] == [["1", "1"]] * 3 + [["2", "1"]] * 3 + [["2", "2"]] * 3
     assert [(token, float(p)) for _, _, token, p in lines[3:]] == [(token, pytest.approx(p, abs=6e-5)) for best in expected for token, p in best]
+    assert len(done(capsys, "fill", "mini-bert", "One [MASK]", "--top", "100000").splitlines()) == 500       # as many as there are
     one = json.loads(done(capsys, "fill", "mini-bert", text, "--json", "--top", "1"))
     assert one == {"text": text, "masks": [[{"token": best[0][0], "probability": pytest.approx(best[0][1], abs=1e-6)}] for best in expected]}
 

@@ -81,7 +81,7 @@ def test_a_sample_keeps_the_shares_of_a_sorted_file():
     ("g.conll", "Maria B-PER\nflew\n", "g.conll, line 2: 'flew' has 1 columns; a word and its tag are needed: mend the line"),
     ("h.conllu", "1\tMaria\n", "h.conllu, line 1: .* has 2 columns"),
     ("i.jsonl", "{}{}\n", "i.jsonl, line 1: not JSON"),
-    ("j.xlsx", "PK", r"j.xlsx is of no known kind \(.xlsx\); rows come from .csv, .tsv, .jsonl, .conll, .conllu .*: rename or convert it"),
+    ("j.xlsx", "PK", r"j.xlsx is of no known kind \(.xlsx\); rows come from .csv, .tsv, .jsonl, .json, .conll, .conllu .*: rename or convert it"),
     ("k.tsv", "text\tlabel\na\0b\t1\n", "k.tsv, line 2: binary data"),
 ])
 def test_broken_files(tmp_path, name, content, said):
@@ -99,3 +99,19 @@ def test_sources_that_are_none(tmp_path):
             read_rows(source)
     with pytest.raises(KeyError, match=r"row 1 has no column 'label'; it has 'text', 'Label': did you mean 'Label'\?"):
         column([{"label": 1}, {"text": "a", "Label": 2}], "label")
+    with pytest.raises(KeyError, match=r"it has 'so good', '1': name one of them \(in a \.csv or \.tsv the first line names the columns\)"):
+        column([{"so good": "bad", "1": "0"}], "label")
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("a.csv", "text;label\nx;1\n", "a.csv, line 1: one column, named 'text;label'; .* looks like ';': save it with those"),
+    ("a.csv", "text\tlabel\nx\t1\n", r"looks like '\\t'.* or rename it"), ("a.tsv", "text,label\nx,1\n", "looks like ','")])
+def test_columns_that_are_separated_by_something_else(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=said):
+        read_rows(tmp_path / name)
+
+
+def test_blank_lines_of_a_csv_are_no_rows(tmp_path):
+    (tmp_path / "a.csv").write_text('\n  \ntext,label\n\n"",1\n \t\nb,2\n   ')
+    assert read_rows(tmp_path / "a.csv") == [{"text": "", "label": "1"}, {"text": "b", "label": "2"}]

@@ -180,7 +180,7 @@ def test_the_best_weights_are_in_the_model_at_the_end(on_disk, tmp_path, capsys)
                    out=tmp_path / "run" if on_disk else None)
     assert result.best == {"step": 4, "metric": "accuracy", "better": "higher", "value": 0.7} and result.metrics == {"accuracy": 0.7}
     assert same(weights(model), kept[1])
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "best held-out accuracy, higher is better" in said and "kept the weights of step 4: held-out accuracy 0.7000 (higher is better)" in said
     if on_disk:
         assert same(weights(mt.Model.from_pretrained(tmp_path / "run" / "best")), kept[1])

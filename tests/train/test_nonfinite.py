@@ -1,6 +1,9 @@
 """NaN: found before it spreads, named, and nothing good is lost."""
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from minitransfer.objectives import Causal
 from minitransfer.training import NonFiniteError, train
@@ -69,3 +72,31 @@ def test_a_loss_that_is_not_finite_although_every_module_is():
 
     with pytest.raises(NonFiniteError, match="every module's output is finite, the loss of the head is not: look at the labels"):
         train(gpt(), batches(), objective, settings())
+
+
+@pytest.mark.parametrize("save_every", [1, 500])
+def test_a_last_step_that_goes_wrong_takes_the_place_of_no_good_save(tmp_path, save_every):
+    """No later loss would show it: the weights themselves are looked at before they are saved."""
+    model, kept = gpt(), {}
+
+    def plant(record):
+        if record["step"] == 2:
+            kept.update(weights(model))
+        if record["step"] == 3:
+            with torch.no_grad():
+                model.blocks[1].mlp.up_proj.bias[4] = float("inf")
+
+    saved = "the save of step 2 is intact" if save_every == 1 else "nothing was saved yet"
+    with pytest.raises(NonFiniteError, match=rf"step 3 left NaN or infinite values in blocks.1.mlp.up_proj.bias; .*{saved}: lower lr"):
+        train(model, batches(), Causal(), settings(3, save_every=save_every), out=tmp_path, on_step=plant)
+    assert not (tmp_path / "model").exists() and (tmp_path / "last").exists() == (save_every == 1)
+    if save_every == 1:
+        assert torch.equal(load_file(tmp_path / "last" / "parameters.safetensors")["blocks.1.mlp.up_proj.bias"], kept["blocks.1.mlp.up_proj.bias"])
+
+
+def test_a_held_out_loss_that_is_not_finite_ends_the_run(tmp_path):
+    """Huge weights are finite, and so is the loss before them; the first NaN is that of the evaluation, and it is no best."""
+    losses = iter([2.0, float("nan")])
+    with pytest.raises(NonFiniteError, match=r"step 4: the held-out loss is nan; .* the save of step 3 is intact: lower lr"):
+        train(gpt(), batches(), Causal(), settings(6, eval_every=2, save_every=3, best="loss lower"), out=tmp_path, evaluate=lambda model: {"loss": next(losses)})
+    assert json.loads((tmp_path / "best/best.json").read_text())["step"] == 2 and not (tmp_path / "model").exists()

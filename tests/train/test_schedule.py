@@ -88,6 +88,8 @@ def test_whichever_limit_comes_first_ends_the_run():
     ({}, "no limit for this run.*give steps, epochs, tokens or minutes"),
     ({"steps": 0}, "steps=0; it has to be above zero"),
     ({"steps": 1, "lr": -1.0}, "lr=-1.0; it has to be above zero"),
+    ({"steps": 1, "lr": float("inf")}, "lr=inf; it has to be above zero, and finite"), ({"minutes": float("nan")}, "minutes=nan; it has to be above zero"),
+    ({"steps": 1, "weight_decay": float("nan")}, "weight_decay=nan; neither can be negative or infinite"),
     ({"steps": 1, "beta2": 1.0}, "beta2=1.0; it is a fraction"),
     ({"steps": 1, "min_lr": 1.5}, "min_lr=1.5; it is a fraction"),
     ({"steps": 1, "warmup": -0.1}, "warmup=-0.1.*neither can be negative"),

@@ -186,5 +186,5 @@ def test_a_head_that_cannot_be(config, head, labels, message):
 def test_an_embedding_head_refuses():
     with pytest.raises(ValueError, match="pooling='median'; it is one of 'mean', 'cls', 'max'"):
         EmbeddingHead("median")
-    with pytest.raises(ValueError, match="an embedding head has no loss of its own: tune it through an objective, or put another head"):
+    with pytest.raises(ValueError, match="1 texts and 1 labels for an embedding head; it learns from pairs"):
         mt.Model(bert(), "embedding")(torch.tensor([[1, 2]]), labels=torch.tensor([0]))

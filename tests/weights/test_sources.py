@@ -14,6 +14,7 @@ def checkpoints(tmp_path, monkeypatch):
     """A folder of bundled checkpoints with one in it, and a checkpoint beside it that is not bundled."""
     for name in ("checkpoints/mini", "outside"):
         moved(mt.Model(bert())).save_pretrained(tmp_path / name)
+    (tmp_path / "checkpoints/__pycache__").mkdir()          # pip compiles the script that lies there: no checkpoint
     (tmp_path / "else" / "where").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "else" / "where")
     monkeypatch.setattr(sources, "bundled", lambda: tmp_path / "checkpoints")

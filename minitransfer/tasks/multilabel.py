@@ -1,0 +1,95 @@
+"""Any number of labels for a whole text: each is a yes or no of its own."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ..nn.heads import ANY_CLASS
+from ..nn.model import Model
+from ..text import EncodedBatches, Tokenizer
+from ..text.readers import column
+from ..training.evaluate import Evaluation
+from .base import in_batches, logits_of
+from .metrics import YesNo
+from .sequence import SequenceTask, check_unseen, encoded, label_set
+
+
+@dataclass(frozen=True)
+class LabelsPrediction:
+    """The labels whose probability is above the threshold, and the probability of each; these do not add up to 1."""
+
+    labels: list[str]
+    probabilities: dict[str, float]
+
+
+def sets_of_labels(rows: Sequence[dict], label: str, split: str) -> list[list[str]]:
+    """Each row's labels. Raises: ValueError for a row whose labels are no list, or that names one twice."""
+    values = column(rows, label)
+    for i, value in enumerate(values):
+        if not isinstance(value, list | tuple | set) or len(set(map(str, value))) < len(value):
+            raise ValueError(f'{split} row {i}: {label!r} is {value!r}; the labels of a row are a list, each once, [] for none: mend the row'
+                             + ('' if isinstance(value, list | tuple) else ', or use task="sequence" if every text has exactly one label'))
+    return [sorted(map(str, value)) for value in values]
+
+
+def answers(batches: EncodedBatches) -> Evaluation:
+    """A text's label is answered with yes where its logit is above 0."""
+    def evaluate(model: Model) -> dict[str, float]:
+        counts, loss_sum, n = YesNo(len(model.labels or ())), 0.0, 0
+        for k in range(len(batches)):
+            batch = batches[k]
+            logits, truth = logits_of(model, batch).cpu(), batch["labels"]      # (B, n), (B, n)
+            loss_sum += float(binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
+            n += truth.numel()
+            counts.add(truth > 0.5, logits > 0)
+        return counts.metrics() | {"loss": loss_sum / max(n, 1)}
+    return evaluate
+
+
+@dataclass(frozen=True)
+class MultiLabelTask(SequenceTask):
+    """Rows with a text (and a second one) and a list of labels, which may be empty.
+
+    Args: threshold: a label is answered when its probability is above it.
+    """
+
+    name: ClassVar[str] = "multilabel"
+    problem: ClassVar[str | None] = ANY_CLASS
+    best: ClassVar[str] = "f1_micro higher"
+    threshold: float = 0.5
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"threshold": self.threshold}
+
+    def labels(self, train: Sequence[dict], validation: Sequence[dict]) -> list[str]:
+        """Sorted, from the training rows alone. Raises: ValueError for labels that are no lists, none at all, or one that training lacks."""
+        rows = sets_of_labels(train, self.label, "training")
+        found = label_set([name for names in rows for name in names])
+        if not found or all(names == found for names in rows):
+            raise ValueError(f"all {len(rows)} training rows have {'the same labels' if found else 'no label'}; there is nothing to tell apart: check the column "
+                             f"{self.label!r}")
+        for i, names in enumerate(sets_of_labels(validation, self.label, "validation") if validation else []):
+            check_unseen(names, found, f"validation row {i}, label")
+        return found
+
+    def batches(self, rows: Sequence[dict], tok: Tokenizer, labels: Sequence[str], batch_size: int | None, max_tokens: int | None,
+                max_length: int | None, seed: int) -> EncodedBatches:
+        named = sets_of_labels(rows, self.label, "a")
+        targets = torch.tensor([[float(name in names) for name in labels] for names in named])
+        return EncodedBatches(*encoded(rows, tok, self.text, self.pair, max_length), targets, tok, batch_size, max_tokens, seed, self.text)
+
+    def evaluation(self, batches: Any) -> Evaluation:
+        return answers(batches)
+
+    def predict(self, model: Model, tok: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int,
+                max_length: int | None) -> list:
+        ids, type_ids = tok.encode_rows(texts, pairs, max_length)
+        found, names = in_batches(model, tok, ids, type_ids, batch_size, Tensor.sigmoid), model.labels or []
+        each = [dict(zip(names, found[i].tolist(), strict=True)) for i in range(len(ids))]
+        return [LabelsPrediction([name for name, p in one.items() if p > self.threshold], one) for one in each]

@@ -1,0 +1,71 @@
+"""Batches that teach a decoder to answer: the loss is on the response alone, and on the token that ends it."""
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..nn.heads import IGNORE
+from .batches import EncodedBatches
+from .pairs import stacked
+from .readers import column
+from .tokenizer import Tokenizer
+
+
+class InstructionBatches(EncodedBatches):
+    """`EncodedBatches` of prompts followed by responses and the end token; train them with the causal objective.
+
+    Prompt and response are tokenised apart, so that where one ends and the other begins is known; a response may want to begin with a space.
+    The end token is a target also where it has the same id as padding: what is padding is told by position, not by id.
+
+    Args:    rows: dicts with a `prompt` and a `response`. template: what stands around the prompt.
+             max_length: in tokens; a longer response loses its end, and is then not followed by the end token.
+    Yields:  what `tok(...)` gives, and labels (B, T): the ids where the loss is, -100 elsewhere.
+    Raises:  ValueError for a tokenizer without an end token, an empty response, or a prompt that leaves no room for one.
+    Warns:   how many responses were cut.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], tok: Tokenizer, prompt: str = "prompt", response: str = "response", template: str = "{prompt}\n",
+                 batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None, seed: int = 0):
+        if tok.eos_id is None:
+            raise ValueError("a tokenizer without an end token; a model that is to stop has to learn one: use the tokenizer of a decoder")
+        limit = max_length or tok.max_len or 10**9
+        asked, answers = tok.encode_batch([template.format(prompt=p) for p in column(rows, prompt)]), tok.encode_batch(column(rows, response))
+        for i, (before, after) in enumerate(zip(asked, answers, strict=True)):
+            if not after:
+                raise ValueError(f"row {i} has an empty {response!r}; there must be something to learn: fill it in, or drop the row")
+            if len(before) >= limit:
+                raise ValueError(f"row {i} has a prompt of {len(before)} tokens, and a row holds {limit}; the response needs room: "
+                                 "shorten the prompt, or give a larger max_length")
+        whole = [np.array([*before, *after, tok.eos_id]) for before, after in zip(asked, answers, strict=True)]
+        if cut := sum(len(one) > limit for one in whole):
+            warnings.warn(f"{cut} of {len(whole)} responses lost their ends to fit into {limit} tokens", UserWarning, stacklevel=2)
+        ids = [one[:limit] for one in whole]
+        super().__init__(ids, [np.zeros(len(one), np.int8) for one in ids], torch.tensor([len(before) for before in asked]), tok, batch_size, max_tokens, seed,
+                         response)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        batch = super().rows(indices)
+        place = torch.arange(batch["input_ids"].shape[1])                        # (T,)
+        asked = (place >= batch["labels"][:, None]) & batch["attention_mask"]
+        return batch | {"labels": batch["input_ids"].masked_fill(~asked, IGNORE)}
+
+
+class PreferenceBatches(InstructionBatches):
+    """Prompts with two responses each, the better one first: rows 0 ... B - 1 of a batch are chosen, rows B ... 2 B - 1 rejected, of the same prompts.
+
+    Args: rows: dicts with a `prompt`, a `chosen` and a `rejected` response; batch_size: pairs. The others are those of `InstructionBatches`.
+    """
+
+    def __init__(self, rows: Sequence[dict[str, Any]], tok: Tokenizer, prompt: str = "prompt", chosen: str = "chosen", rejected: str = "rejected",
+                 template: str = "{prompt}\n", batch_size: int = 8, max_length: int | None = None, seed: int = 0):
+        super().__init__(rows, tok, prompt, chosen, template, batch_size, None, max_length, seed)
+        self.rejected = InstructionBatches(rows, tok, prompt, rejected, template, batch_size, None, max_length, seed)
+
+    def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
+        better, worse = super().rows(indices), self.rejected.rows(indices)
+        return stacked(better, worse, {"input_ids": self.tok.filler, "labels": IGNORE})

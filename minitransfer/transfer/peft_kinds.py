@@ -1,0 +1,194 @@
+"""The other adapters in files: (IA)^3, prefixes and soft prompts in PEFT's layout; bottleneck adapters, which PEFT does not have, in the same two
+files under our own names.
+
+Where a file fuses q, k and v, its one vector of (IA)^3 holds ones for those that are not scaled; a part that is all ones is read as not scaled.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..nn.feedforward import ACTIVATIONS
+from ..nn.model import Model
+from .adapter import (
+    PLACEMENTS,
+    AdaptedLinear,
+    adapted_layers,
+    adapter_list,
+    adapter_names,
+    bottlenecks,
+    chosen_adapter,
+    insert_adapter,
+    remove_adapter,
+    set_adapter,
+)
+from .ia3 import IA3Linear, ia3_layers, ia3_names, insert_ia3
+from .lora import match_targets
+from .peft_sites import ROOT, Kind, Reading, Site, Written, file_name, shortest_targets, sites
+from .prefix import insert_prefix, prefix_names, prefixes, remove_prefix
+from .soft_prompt import insert_soft_prompt, remove_soft_prompt, soft_prompt_names
+from .wrapped import remove_wrapped
+
+EMBEDDINGS = "prompt_embeddings"        # PEFT's one tensor of a prefix or soft prompt
+OWN = "adapter."                        # before our names of a bottleneck's tensors
+
+# ---- (IA)^3 ---------------------------------------------------------------------------------------------------------------------------------------
+
+
+def write_ia3(model: Model) -> Written:
+    """Raises: ValueError for a scaled input of Linears that are one matrix in the file."""
+    layers, every, tensors = ia3_layers(model), sites(model), {}
+    scaled: dict[bool, list[str]] = {False: [], True: []}
+    for theirs, site in every.items():
+        carriers = [layers.get(name) for name in site.ours]
+        present = [layer for layer in carriers if layer is not None]
+        if not present:
+            continue
+        on_input = present[0].on_input
+        if len(carriers) > 1 and any(layer.on_input for layer in present):
+            raise ValueError(f"{', '.join(site.ours)} are one matrix ({theirs}) in the file, with one vector for its input; "
+                             "scale their outputs, or leave them out")
+        parts = [torch.ones(model.get_parameter(name + ".weight").shape[0]) if layer is None else layer.ia3.detach().cpu()
+                 for name, layer in zip(site.ours, carriers, strict=True)]
+        tensors[ROOT + file_name(model, theirs, site.ours[0]) + ".ia3_l"] = parts[0][None] if on_input else torch.cat(parts)[:, None]
+        scaled[on_input].append(theirs)
+    inputs, outputs = (shortest_targets(scaled[side], list(every)) for side in (True, False))
+    config = {"target_modules": outputs + inputs, "feedforward_modules": inputs, "init_ia3_weights": True,
+              "fan_in_fan_out": any(every[name].transposed for names in scaled.values() for name in names)}
+    return Written(config, tensors)
+
+
+def parts_of(site: Site, vector: Tensor, rows: list[int], width: int) -> dict[str, tuple[bool, Tensor]] | str:
+    """Linear -> whether its input is scaled, and the vector; or what is wrong."""
+    if vector.shape == (1, width) and len(site.ours) == 1:
+        return {site.ours[0]: (True, vector[0])}
+    if vector.shape != (sum(rows), 1):
+        return f"shape: {site.theirs} has ia3_l {tuple(vector.shape)}; on this base it needs {(sum(rows), 1)}" + (f" or {(1, width)}" if len(rows) == 1 else "")
+    found = {name: (False, part[:, 0]) for name, part in zip(site.ours, vector.split(rows), strict=True)}
+    trained = {name: both for name, both in found.items() if not bool((both[1] == 1).all())}
+    return trained or found
+
+
+def read_ia3(model: Model, config: dict, tensors: dict[str, Tensor], note: dict) -> Reading:
+    every, used, faults = sites(model), set(), []
+    found: dict[str, tuple[bool, Tensor]] = {}
+    for name, tensor in tensors.items():
+        theirs, _, last = name.rpartition(".")
+        if last != "ia3_l" or theirs not in every:
+            continue
+        used.add(name)
+        shapes = [model.get_parameter(one + ".weight").shape for one in every[theirs].ours]
+        parts = parts_of(every[theirs], tensor, [shape[0] for shape in shapes], shapes[0][1])
+        if isinstance(parts, str):
+            faults.append(parts)
+        else:
+            found |= parts
+
+    def insert() -> None:
+        for linear, (on_input, vector) in found.items():
+            insert_ia3(model, linear, on_input)
+            model.get_parameter(linear + ".ia3").data.copy_(vector)
+    return Reading(used, faults, insert)
+
+
+# ---- prefix, soft prompt --------------------------------------------------------------------------------------------------------------------------
+
+
+def prompt_config(model: Model, length: int, width: int) -> dict:
+    c = model.config
+    return {"num_virtual_tokens": length, "token_dim": width, "num_layers": c.n_layers, "num_attention_heads": c.kv_heads, "num_transformer_submodules": 1}
+
+
+def write_prefix(model: Model) -> Written:
+    """The file's one matrix: a row per position; in it, block after block, the key and the value."""
+    every = list(prefixes(model).values())
+    whole = torch.cat([part.detach() for prefix in every for part in (prefix.keys, prefix.values)], dim=1)      # (P, L 2 K Dh)
+    width = every[0].keys.shape[1]
+    return Written({**prompt_config(model, every[0].length, width), "encoder_hidden_size": width, "prefix_projection": False}, {EMBEDDINGS: whole})
+
+
+def read_prompt(model: Model, tensors: dict[str, Tensor], width: int, per: str, insert) -> Reading:
+    """Raises nothing: a matrix that does not fit is a fault."""
+    whole = tensors.get(EMBEDDINGS)
+    if whole is None:
+        return Reading(set(), [], lambda: None)
+    fault = whole.dim() != 2 or whole.shape[1] != width or not 0 < len(whole) < model.config.max_len
+    faults = [f"shape: {EMBEDDINGS} is {tuple(whole.shape)}; this base needs 1 to {model.config.max_len - 1} rows of {width} ({per})"] if fault else []
+    return Reading({EMBEDDINGS}, faults, lambda: insert(whole))
+
+
+def read_prefix(model: Model, config: dict, tensors: dict[str, Tensor], note: dict) -> Reading:
+    width = model.config.kv_heads * model.config.d_head
+
+    def insert(whole: Tensor) -> None:
+        insert_prefix(model, len(whole))
+        parts = whole.split(width, dim=1)
+        for i, prefix in enumerate(prefixes(model).values()):
+            prefix.keys.data.copy_(parts[2 * i])
+            prefix.values.data.copy_(parts[2 * i + 1])
+    return read_prompt(model, tensors, 2 * model.config.n_layers * width, "2 blocks kv_heads d_head", insert)
+
+
+def write_soft_prompt(model: Model) -> Written:
+    vectors = model.get_parameter("embed.prompt.vectors")
+    return Written({**prompt_config(model, *vectors.shape), "prompt_tuning_init": "RANDOM"}, {EMBEDDINGS: vectors})
+
+
+def read_soft_prompt(model: Model, config: dict, tensors: dict[str, Tensor], note: dict) -> Reading:
+    def insert(whole: Tensor) -> None:
+        insert_soft_prompt(model, len(whole))
+        model.get_parameter("embed.prompt.vectors").data.copy_(whole)
+    return read_prompt(model, tensors, model.config.d_model, "d_model", insert)
+
+
+# ---- bottleneck adapters --------------------------------------------------------------------------------------------------------------------------
+
+
+def write_bottleneck(model: Model) -> Written:
+    """The chosen adapter. Raises: ValueError if none is."""
+    if (name := chosen_adapter(model)) is None:
+        raise ValueError(f"save_adapter with none of the adapters {', '.join(adapter_list(model))} chosen; a file holds one: choose it with set_adapter")
+    found = bottlenecks(model, name)
+    first = next(iter(found.values()))
+    config = {"name": name, "size": first.down.out_features, "placement": "houlsby" if any("attn" in at for at in found) else "pfeiffer",
+              "activation": next(called for called, f in ACTIVATIONS.items() if f is first.activation)}
+    return Written(config, {f"{OWN}{at}.{part}": p for at, bottleneck in found.items() for part, p in bottleneck.named_parameters()})
+
+
+def bottleneck_shapes(model: Model, size: int, placement: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor that such an adapter has on this base, and its shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for at in (name for group in match_targets(model, PLACEMENTS[placement]) for name in group):
+        width = model.get_parameter(at + ".weight").shape[0]
+        shapes |= {f"{OWN}{at}.down.weight": (size, width), f"{OWN}{at}.down.bias": (size,), f"{OWN}{at}.up.weight": (width, size), f"{OWN}{at}.up.bias": (width,)}
+    return shapes
+
+
+def read_bottleneck(model: Model, config: dict, tensors: dict[str, Tensor], note: dict) -> Reading:
+    given = {name: tensor for name, tensor in tensors.items() if name.startswith(OWN)}
+    size, placement, activation, name = (config.get(key) for key in ("size", "placement", "activation", "name"))
+    if not (isinstance(size, int) and size > 0 and placement in PLACEMENTS and activation in ACTIVATIONS and isinstance(name, str)):
+        return Reading(set(given), [f"config: size={size!r}, placement={placement!r}, activation={activation!r}, name={name!r} describe no adapter"], lambda: None)
+    shapes = bottleneck_shapes(model, size, placement)
+    faults = [f"missing: {one}" for one in shapes if one not in given] + [f"unexpected: {one}" for one in given if one not in shapes]
+    faults += [f"shape: {one} is {tuple(tensor.shape)}, this base needs {shapes[one]}" for one, tensor in given.items()
+               if one in shapes and tuple(tensor.shape) != shapes[one]]
+
+    def insert() -> None:
+        if name in adapter_list(model):
+            remove_adapter(model, name)
+        insert_adapter(model, size, placement, activation, name)
+        for at, bottleneck in bottlenecks(model, name).items():
+            for part, parameter in bottleneck.named_parameters():
+                parameter.data.copy_(given[f"{OWN}{at}.{part}"])
+        set_adapter(model, name)
+    return Reading(set(given), faults, insert)
+
+
+IA3 = Kind("(IA)^3", "ia3_l", lambda model: bool(ia3_layers(model)), ia3_names, write_ia3, read_ia3, lambda model: remove_wrapped(model, IA3Linear))
+PREFIX = Kind("prefix", EMBEDDINGS, lambda model: bool(prefixes(model)), prefix_names, write_prefix, read_prefix, remove_prefix,
+              root="base_model.", prompts=True)
+SOFT_PROMPT = Kind("soft prompt", EMBEDDINGS, lambda model: bool(soft_prompt_names(model)), soft_prompt_names, write_soft_prompt, read_soft_prompt,
+                   remove_soft_prompt, root="base_model.", prompts=True)
+BOTTLENECK = Kind("adapter", f"{OWN}* tensors", lambda model: bool(adapted_layers(model)), adapter_names, write_bottleneck, read_bottleneck,
+                  lambda model: remove_wrapped(model, AdaptedLinear), named=True)

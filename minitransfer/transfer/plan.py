@@ -1,0 +1,126 @@
+"""What a strategy is going to do, before anything is computed: at which step which parameters train, and at which learning rate."""
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ..nn.model import Model
+from .base import Strategy
+from .groups import layer_groups
+from .strategies import strategy as strategy_of
+
+COLUMNS = 7         # steps that a printed plan shows at least, if the run has so many
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """Parameters of one layer group that always train together and at one rate; `rates` (steps,) are NaN where they are frozen."""
+
+    group: str
+    parameters: int
+    names: tuple[str, ...]
+    rates: np.ndarray
+
+
+@dataclass(frozen=True, repr=False)
+class Plan:
+    """Learning rates, layer group by step. Prints as a table of the steps at which something changes; `draw` gives the whole as a figure."""
+
+    strategy: str
+    steps: int
+    rows: tuple[PlanRow, ...]
+
+    @property
+    def rates(self) -> np.ndarray:
+        """(rows, steps): the learning rate of each row at each step, NaN where it is frozen."""
+        return np.stack([row.rates for row in self.rows])
+
+    @property
+    def frozen(self) -> np.ndarray:
+        """(rows, steps), bool."""
+        return np.isnan(self.rates)
+
+    def shown_steps(self) -> list[int]:
+        """The first step, the last, the one with the highest rate, those at which something freezes or thaws, and some between."""
+        changes = [step for step in range(1, self.steps) if (self.frozen[:, step] != self.frozen[:, step - 1]).any()]
+        peaks = np.where(self.frozen, -1.0, self.rates).max(0)
+        shown = sorted({0, self.steps - 1, int(peaks.argmax()), *changes})
+        while len(shown) < min(COLUMNS, self.steps):
+            a, b = max(pairwise(shown), key=lambda pair: pair[1] - pair[0])
+            shown = sorted({*shown, (a + b) // 2})
+        return shown
+
+    def cells(self) -> list[list[str]]:
+        shown = self.shown_steps()
+        body = [[row.group, f"{row.parameters:,}", *("frozen" if np.isnan(row.rates[s]) else f"{row.rates[s]:.2e}" for s in shown)] for row in self.rows]
+        return [["group", "parameters", *(f"step {s + 1}" for s in shown)], *body]
+
+    def __str__(self) -> str:
+        cells = self.cells()
+        width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        return "\n".join("  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, width, strict=True))) for row in cells)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *body = self.cells()
+        title = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+        rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+        return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+    def draw(self, axes: Any = None) -> Any:
+        """The learning rates over the steps, one line a row, with gaps where it is frozen. Returns: matplotlib's axes, new ones if none are given.
+
+        Raises: ImportError without matplotlib.
+        """
+        try:
+            from matplotlib import colormaps
+            from matplotlib.figure import Figure
+        except ImportError as e:
+            raise ImportError("a plan is drawn with matplotlib, which is not installed; print(plan) needs nothing: pip install matplotlib to draw it") from e
+        axes = Figure(figsize=(8, 4.5), layout="constrained").add_subplot() if axes is None else axes
+        for i, row in enumerate(self.rows):
+            colour = colormaps["viridis"](i / max(1, len(self.rows) - 1))
+            axes.plot(np.arange(1, self.steps + 1), row.rates, color=colour, label=row.group, marker="." if self.steps == 1 else None)
+        axes.set(xlabel="step", ylabel="learning rate", title=f"strategy {self.strategy}", yscale="log")
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", reverse=True)
+        return axes
+
+
+def plan(model: Model, strategy: str | Strategy = "full", steps: int = 100, epochs: int | float = 3, **settings: Any) -> Plan:
+    """What `finetune(model, ..., strategy=strategy, **settings)` does in a run of so many steps. The model stays as it is: the strategy is applied to a copy.
+
+    The numbers come from the functions the loop itself asks: the strategy's rates and phases, `param_groups`, `lr_at`.
+
+    Args:    model: with its task's head on it; epochs: passes over the data that the steps make up, which is what gradual unfreezing counts.
+             settings: of TrainSettings, as in `finetune`.
+    Returns: a row for each layer group; several if its parameters train at different rates or times, and one of frozen parameters if there are any.
+    Raises:  ValueError for steps or epochs that are not above zero; and what strategies and settings raise.
+    """
+    from ..training import TrainSettings, lr_at, param_groups
+    if steps < 1 or not epochs > 0:
+        raise ValueError(f"steps={steps}, epochs={epochs}; a plan is of a run that has both: give numbers above zero")
+    chosen = strategy_of(strategy)
+    given = TrainSettings.for_tuning(chosen.settings, {**settings, "steps": steps})
+    twin = copy.deepcopy(model)
+    chosen.apply(twin, given.seed)
+    parameters = dict(twin.named_parameters())
+    name_of = {id(p): name for name, p in parameters.items()}
+    factor = {name_of[id(p)]: group["lr_factor"] for group in param_groups(twin, given.weight_decay, chosen.rate(twin)) for p in group["params"]}
+    lr = np.array([lr_at(step, float(steps), given) for step in range(steps)])
+    phases = [chosen.at(twin, step / (steps / epochs)) for step in range(steps)] if chosen.now is not None else [set(factor)] * steps
+    rows: list[PlanRow] = []
+    for group, names in layer_groups(twin).items():
+        alike: dict[tuple[float, bytes], list[str]] = {}
+        for name in names:
+            trains = np.array([name in phase for phase in phases]) if name in factor else np.zeros(steps, bool)
+            alike.setdefault((factor.get(name, 0.0), trains.tobytes()), []).append(name)
+        for (times, when), members in alike.items():
+            rates = np.where(np.frombuffer(when, bool), lr * times, np.nan)
+            rows.append(PlanRow(group, sum(parameters[name].numel() for name in members), tuple(members), rates))
+    return Plan(chosen.name, steps, tuple(rows))

@@ -1,0 +1,55 @@
+"""The strategies by name. Each is a function of its settings that returns a Strategy; a new one is a page of its own and a line in STRATEGIES."""
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+
+from ..base import Strategy
+from .adapter import adapter
+from .bitfit import bitfit
+from .discriminative import discriminative
+from .features import features
+from .full import full, head, last
+from .ia3 import ia3
+from .lora import lora
+from .prefix import prefix
+from .soft_prompt import soft_prompt
+from .ulmfit import ulmfit
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    "full": full,
+    "head": head,
+    "last": last,
+    "features": features,
+    "discriminative": discriminative,
+    "ulmfit": ulmfit,
+    "bitfit": bitfit,
+    "lora": lora,
+    "ia3": ia3,
+    "adapter": adapter,
+    "prefix": prefix,
+    "soft_prompt": soft_prompt,
+}
+
+
+def strategy(wanted: str | Strategy) -> Strategy:
+    """A strategy by its name, with one number after a colon if it takes one: "full", "head", "last:2", "lora:16"; or an object, as it is.
+
+    Raises: ValueError for a name that does not exist, with the nearest one that does; or a number it does not take.
+    """
+    if isinstance(wanted, Strategy):
+        return wanted
+    name, _, argument = wanted.partition(":")
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, 1)
+        raise ValueError(f"no strategy is called {wanted!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
+                         + f"; there are {', '.join(STRATEGIES)}: choose one, or pass a Strategy object")
+    page = STRATEGIES[name]
+    try:
+        arguments = [int(argument) if argument.lstrip("-").isdigit() else float(argument)] if argument else []
+        inspect.signature(page).bind(*arguments)
+    except (TypeError, ValueError):
+        raise ValueError(f"strategy {wanted!r} does not fit {name}{inspect.signature(page)}; "
+                         f"after the colon stands its first setting, a number: write for example {name}:2, or pass a Strategy object") from None
+    return page(*arguments)

@@ -1,0 +1,31 @@
+"""Everything trains, or the head alone, or the last blocks with it: freezing is the whole method."""
+from __future__ import annotations
+
+from ...nn.model import Model
+from ..base import Strategy
+from ..groups import fresh_names, layer_groups
+
+
+def full() -> Strategy:
+    """Everything trains: the most that the data can change, and the most to store."""
+    return Strategy("full", trains=lambda model: [name for name, _ in model.named_parameters()])
+
+
+def head() -> Strategy:
+    """Only the head trains, on a frozen body: a linear probe. A pooler trains along if the checkpoint had none."""
+    return Strategy("head", trains=fresh_names, settings={"lr": 1e-3})
+
+
+def last(k: int) -> Strategy:
+    """The last `k` blocks train and whatever stands above them: final norm, pooler, head. The backward pass stops below.
+
+    Raises: ValueError, when applied, for a model with fewer blocks.
+    """
+    def trains(model: Model) -> list[str]:
+        blocks = len(model.blocks)
+        if not 1 <= k <= blocks:
+            raise ValueError(f"strategy 'last:{k}' on a model of {blocks} blocks; it trains the last k of them: "
+                             f"give 1 to {blocks}, or use 'head' or 'full'")
+        frozen = {"embed", *(f"blocks.{i}" for i in range(blocks - k))}
+        return [name for group, names in layer_groups(model).items() if group not in frozen for name in names]
+    return Strategy(f"last:{k}", trains)

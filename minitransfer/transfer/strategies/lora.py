@@ -1,0 +1,15 @@
+"""Low-rank adapters as a strategy. The method itself is in `transfer/lora.py`, its files in `transfer/peft_lora.py`."""
+from __future__ import annotations
+
+from ..base import Strategy
+from ..groups import fresh_names
+from ..lora import add_lora, lora_names
+from ..peft_files import save_adapter
+
+
+def lora(r: int = 8, alpha: int | float = 16, dropout: int | float = 0.0, targets: str | list[str] = "q,v", rslora: bool = False,
+         dora: bool = False) -> Strategy:
+    """Low-rank changes of the frozen body's matrices, and the head, train. See `add_lora`; saved as a PEFT adapter."""
+    return Strategy(
+        "lora", insert=lambda model, seed: add_lora(model, r, alpha, dropout, targets, rslora, dora, seed),
+        trains=lambda model: {*lora_names(model), *fresh_names(model)}, settings={"lr": 1e-3}, save=save_adapter)

@@ -1,0 +1,15 @@
+"""Prefix tuning as a strategy. The method itself is in `transfer/prefix.py`, its files in `transfer/peft_kinds.py`."""
+from __future__ import annotations
+
+from ..base import Strategy
+from ..groups import fresh_names
+from ..peft_files import save_adapter
+from ..prefix import add_prefix, prefix_names
+
+
+def prefix(length: int = 20) -> Strategy:
+    """Keys and values before those of the text in every block, and the head, train; texts may be `length` tokens shorter. See `add_prefix`;
+    saved as a PEFT adapter."""
+    return Strategy(
+        "prefix", insert=lambda model, seed: add_prefix(model, length, seed), ahead=length,
+        trains=lambda model: {*prefix_names(model), *fresh_names(model)}, settings={"lr": 1e-2}, save=save_adapter)

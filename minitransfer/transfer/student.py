@@ -1,0 +1,27 @@
+"""A shallower copy of a model, to be taught by it."""
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+from torch import nn
+
+from ..nn.model import Model
+from ..objectives.distillation import kept_blocks
+
+
+def student(teacher: Model, n_layers: int) -> Model:
+    """A model of `n_layers` of the teacher's blocks, with its embeddings and head: where a distilled model starts.
+
+    Returns: a copy, all of it trainable. Train it with `objectives.Distilled(teacher)`.
+    Source:  Sanh et al. 2019, section 3 (every other block of the teacher).
+    Raises:  ValueError for more blocks than the teacher has, or none.
+    """
+    if not 1 <= n_layers <= teacher.config.n_layers:
+        raise ValueError(f"n_layers={n_layers} of a teacher with {teacher.config.n_layers}; a student starts from some of its blocks: "
+                         f"give 1 to {teacher.config.n_layers}")
+    made = copy.deepcopy(teacher).requires_grad_(True)
+    made.blocks = nn.ModuleList(made.blocks[int(i)] for i in kept_blocks(teacher.config.n_layers, n_layers))
+    made.config = replace(made.config, n_layers=n_layers)
+    made.load_report, made.source_config = None, {}
+    return made
