@@ -43,7 +43,7 @@ class Way:
     pretrained: bool = True
 
 
-WAYS = (Way("random start, full", "full", 5e-4, pretrained=False), Way("head only", "head", 5e-3), Way("LoRA", "lora", 2e-3), Way("full", "full", 2e-4))
+WAYS = (Way("random start, full", "full", 5e-4, pretrained=False), Way("head only", "head", 5e-3), Way("LoRA", "lora", 2e-3), Way("full", "full", 1e-4))
 
 
 @dataclass(frozen=True)
