@@ -1,5 +1,6 @@
 """What every test may use: real data by the environment, the reference models, one thread policy."""
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def ctrl_c():
+    """A process that hears Ctrl-C, whatever the shell that started the tests says."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

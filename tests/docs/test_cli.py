@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -227,7 +226,7 @@ def test_interruption_and_bugs(capsys, place, monkeypatch):
         run_main(["pretrain", "pydoc", "--out", "x", "lr=fast", "--traceback"])
 
 
-def test_an_interrupted_run_says_how_to_go_on(capsys, place, monkeypatch):
+def test_an_interrupted_run_says_how_to_go_on(capsys, place, monkeypatch, ctrl_c):
     """Ctrl-C during a step: the run is saved, the exit code is 130, and --resume ends it as if nothing had happened."""
     words = ["pretrain", "samples/general.txt", "documents=line", *TINY, "steps=4"]
     done(capsys, *words, "--out", "straight")
@@ -235,7 +234,7 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, place, monkeypatch):
 
     def with_ctrl_c(self, *args):
         if self.progress.step == 1:
-            signal.raise_signal(signal.SIGINT)
+            ctrl_c()
         return after_step(self, *args)
 
     with monkeypatch.context() as patch:
