@@ -1,5 +1,6 @@
 """Named comparisons with peers: each side in a process of its own, in turns, on the same machine in the same run."""
+from . import transfer
 from .compare import run
 from .rows import ROWS, Row
 
-__all__ = ["ROWS", "Row", "run"]
+__all__ = ["ROWS", "Row", "run", "transfer"]

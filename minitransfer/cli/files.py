@@ -61,16 +61,20 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("cpu",), help="cpu: training steps, generation and memory beside those of other libraries")
+    parser.add_argument("what", choices=("cpu", "transfer"), help="cpu: training steps, generation and memory beside those of other libraries; transfer: what tuning gives "
+                        "on real labelled sets (of the folder that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these only [all]")
-    parser.add_argument("--quick", action="store_true", help="one reading per side: does it run here?")
+    parser.add_argument("--quick", action="store_true", help="one reading per side, or a few rows of each set: does it run here?")
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of one row")
     parser.add_argument("--save", action="store_true", help="also keep the results in the project, under this machine's name")
 
 
 def bench(args: argparse.Namespace) -> int:
-    from ..bench import run
-    run(args.rows, args.quick, args.nanogpt, args.save)
+    from ..bench import run, transfer
+    if args.what == "transfer":
+        transfer.run(args.rows, args.quick, args.save)
+    else:
+        run(args.rows, args.quick, args.nanogpt, args.save)
     return 0
 
 
@@ -85,5 +89,5 @@ DEMO = Verb(
     "demo", "Compare ways to tune a small pretrained model on reviews, and write a report. Needs no network and no GPU.",
     ("minitransfer demo", "minitransfer demo --rows 100 --seed 1 --out runs/demo-100"), demo_arguments, demo)
 BENCH = Verb(
-    "bench", "Compare speed and memory with other libraries, each side in a process of its own. Prints one JSON line per comparison.",
-    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick"), bench_arguments, bench)
+    "bench", "Compare speed, memory and accuracy with other libraries, each side in a process of its own. Prints one JSON line per comparison or run.",
+    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick", "minitransfer bench transfer --rows sst2 --quick"), bench_arguments, bench)

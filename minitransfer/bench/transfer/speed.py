@@ -1,0 +1,51 @@
+"""Wall clock of one epoch on real sentence lengths, beside the twin's: `python -m minitransfer.bench.transfer.speed SET SIDE ROWS` prints the seconds of one."""
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ...training.precision import cpu_computes_bf16
+from . import ours, twin
+from .sets import QUICK_ROWS, SETS
+
+PACES = ("sst2", "ud_en_ewt")
+ROUNDS = 3
+BARS = {"fp32": 1.3, "default": 2.0}
+
+
+def epoch(name: str, side: str, rows: int | None) -> float:
+    """Seconds of an epoch of full fine-tuning: steps only, no reading, no evaluation."""
+    one = replace(SETS[name], epochs=1, seeds=1)
+    train, held_out = one.read()
+    train = train[:rows]
+    if side == "twin":
+        return twin.run_rows(one, train, held_out[:32], "full", 0, 1)["seconds"]
+    model = ours.start(one, one.task.labels(train, []), 0)
+    return ours.tune(one, model, train, None, 0, precision="fp32" if side == "fp32" else "auto").seconds
+
+
+def pace(name: str, quick: bool) -> dict[str, Any]:
+    """Processes of each side in turns, all cores; medians, and how much longer the twin takes. Without bf16 in the processor our default is fp32."""
+    sides = ["fp32", *(["default"] if cpu_computes_bf16() else []), "twin"]
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    for _ in range(1 if quick else ROUNDS):
+        for side in sides:
+            command = [sys.executable, "-m", "minitransfer.bench.transfer.speed", name, side, str(QUICK_ROWS if quick else 0)]
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+            if done.returncode:
+                raise RuntimeError(f"an epoch of {name}, {side}, failed with\n{done.stderr[-2000:]}")
+            found[side].append(float(done.stdout.splitlines()[-1]))
+    median = {side: statistics.median(many) for side, many in found.items()}
+    return {"set": name, "seconds": median, "readings": found, "threads": torch.get_num_threads(), "rows": SETS[name].rows, "batch_size": SETS[name].batch_size,
+            "ratio": {side: median["twin"] / median[side] for side in sides if side != "twin"}, "bars": BARS}
+
+
+if __name__ == "__main__":
+    print(json.dumps(epoch(sys.argv[1], sys.argv[2], int(sys.argv[3]) or None)))
