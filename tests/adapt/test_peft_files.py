@@ -73,8 +73,8 @@ def test_peft_reads_our_file_to_the_same_numbers_and_so_do_we(twin, tmp_path, re
     load_adapter(again, tmp_path / "ours")
     assert torch.equal(one.ours_out(again), one.ours_out(ours))
     for name, layer in lora_layers(ours).items():
-        twin_layer = lora_layers(again)[name]
-        assert torch.equal(layer.lora_A, twin_layer.lora_A) and torch.equal(layer.lora_B, twin_layer.lora_B) and layer.scale == twin_layer.scale
+        mine, other = layer.adapters["default"], lora_layers(again)[name].adapters["default"]
+        assert torch.equal(mine.A, other.A) and torch.equal(mine.B, other.B) and mine.scale == other.scale
 
 
 def test_several_cycles_change_nothing(twin, tmp_path):
@@ -210,7 +210,10 @@ def test_an_adapter_for_another_base_or_head_names_both(twin, tmp_path):
         load_adapter(twin(NONE).ours(), tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"unexpected: .*bert.encoder"):
         load_adapter(twin(GPT2_SEQUENCE).ours(), tmp_path / "adapter")
-    load_adapter(other.ours(), tmp_path / "adapter")       # the same classifier shape: fits
+    message = r"made for .*BertForSequenceClassification\) does not fit this model \(.*BertForTokenClassification\):\s+base: it was trained on other weights"
+    with pytest.raises(ValueError, match=message):
+        load_adapter(other.ours(), tmp_path / "adapter")
+    load_adapter(other.ours(), tmp_path / "adapter", any_base=True)       # the same classifier shape: fits
 
 
 def test_what_cannot_be_saved_is_refused(twin, tmp_path):
@@ -228,7 +231,7 @@ def test_what_cannot_be_saved_is_refused(twin, tmp_path):
     with pytest.raises(ValueError, match=r"blocks.0.norm_mlp.weight \(1 in all\) train beside the LoRA"):
         save_adapter(model, tmp_path)
     model.blocks[0].norm_mlp.weight.requires_grad_(False)
-    lora_layers(model)["blocks.0.attn.q_proj"].dropout.rate = 0.3
+    lora_layers(model)["blocks.0.attn.q_proj"].adapters["default"].dropout = 0.3
     with pytest.raises(ValueError, match="differ in dropout or rslora"):
         save_adapter(model, tmp_path)
 
