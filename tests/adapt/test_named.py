@@ -238,7 +238,7 @@ def test_generation_follows_each_row():
     model, ids = small("causal", pooler=False, **GPT2), torch.randint(0, 101, (3, 5))
     how = {"max_new_tokens": 6, "precision": "fp32"}
     for name in ("a", "b"):
-        add_lora(model, r=3, targets="all", name=name)
+        add_lora(model, r=3, name=name)
         fill(model)
     want = {}
     for name in ("a", "b", None):
