@@ -11,9 +11,8 @@ from .small import HELD_OUT, QUICK, TRAIN, bert, tokenizer
 
 TEXTS = [row["text"] for row in HELD_OUT[:7]]
 WORDS = [{"words": row["text"].split(), "tags": ["B-FILM" if word in ("film", "book", "song") else "O" for word in row["text"].split()]} for row in TRAIN]
-HOW = {"steps": 3, "batch_size": 12, **QUICK}
-TASKS = {"mood": ("sequence", TRAIN, lora(r=3, name="mood")), "things": ("token", WORDS, lora(r=5, targets="q,down", name="things")),
-         "size": ("regression", [{"text": row["text"], "label": len(row["text"]) / 50} for row in TRAIN], lora(r=2, targets="v,o,up", name="size"))}
+HOW = {"steps": 2, "batch_size": 12, **QUICK}
+TASKS = {"mood": ("sequence", TRAIN, lora(r=3, name="mood")), "things": ("token", WORDS, lora(r=5, targets="q,down", name="things"))}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +39,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(one, b[name]) for name, one in a.items())
 
 
+@pytest.mark.parametrize("base", ["none"], indirect=True)
 def test_tasks_trained_one_after_the_other_answer_as_alone_and_off_is_the_base(tok, base, tmp_path):
     model = Model.from_pretrained(base)
     was = states(model, tok)
@@ -52,15 +52,15 @@ def test_tasks_trained_one_after_the_other_answer_as_alone_and_off_is_the_base(t
         assert same(states(model, tok), alone[name])
         heads.keep(name)
         assert same(states(model, tok), was)
-    assert len({one["last"].abs().sum().item() for one in (was, *alone.values())}) == 4
-    for name in ("things", "mood", None, "size", "things", "mood", None):
+    assert len({one["last"].abs().sum().item() for one in (was, *alone.values())}) == 3
+    for name in ("mood", "things", None, "things", "mood", None):
         heads.use(name)
         assert same(states(model, tok), was if name is None else alone[name])
-    heads.use("size")
-    assert {name for name, p in model.named_parameters() if p.requires_grad} >= {*adapter_names(model, "size"), "head.classifier.weight"}
+    heads.use("things")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} >= {*adapter_names(model, "things"), "head.classifier.weight"}
 
     several, own = load_several({name: tmp_path / name for name in TASKS})
-    for name in ("size", "mood", "things", "mood"):
+    for name in ("mood", "things", "mood"):
         several.use(name)
         assert same(states(several.model, own), states(load_tuned(tmp_path / name)[0], tok)) and same(states(several.model, own), alone[name])
         assert predict(several.model, own, TEXTS) == predict(tmp_path / name, texts=TEXTS)

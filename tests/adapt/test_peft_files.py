@@ -4,9 +4,11 @@ import json
 import peft
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from minitransfer.families import FAMILIES
 from minitransfer.nn.model import Model
 from minitransfer.transfer.lora import add_lora, lora_layers
 from minitransfer.transfer.peft_files import load_adapter, remove_adapters, save_adapter
@@ -122,6 +124,18 @@ def test_ranks_of_different_matrices(twin, tmp_path):
     again = one.ours()
     load_adapter(again, tmp_path)
     assert torch.equal(one.ours_out(again), one.ours_out(model))
+
+
+@pytest.mark.parametrize("kind,modules,r,count", [("BertModel", ["query", "value"], 8, 294_912), ("GPT2Model", ["c_attn"], 16, 589_824),
+                                                  ("GPT2Model", ["c_attn", "c_proj"], 16, 1_622_016)])
+def test_counts_on_real_sizes_are_those_of_peft(kind, modules, r, count):
+    """c_proj is the name of two Linears of a GPT-2 block, in the attention and in the MLP: 884,736 would be the attention's alone."""
+    config = getattr(transformers, kind.replace("Model", "Config"))()
+    with torch.device("meta"):
+        reference = getattr(transformers, kind)(config)
+        wrapped = peft.get_peft_model(reference, peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=modules, fan_in_fan_out=kind == "GPT2Model"))
+        ours = Model(FAMILIES[config.model_type].config_from_hf(config.to_dict()), seed=None)
+        assert wrapped.get_nb_trainable_parameters()[0] == add_lora(ours, r=r, alpha=2 * r, targets=modules).trainable == count
 
 
 def test_rslora(twin, tmp_path):
