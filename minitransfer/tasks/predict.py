@@ -20,6 +20,20 @@ def tuned_folder(source: str | Path) -> Path:
     return recover(inside) if inside.is_dir() and not (inside.parent / "config.json").is_file() else resolve(source)
 
 
+def saved_adapter(folder: Path) -> tuple[str, type[Any], list[str] | None]:
+    """The base, the kind of task and the labels of an adapter that `finetune` wrote.
+
+    Raises: ValueError for a folder without an adapter, or an adapter without a task.json or a base.
+    """
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not (folder / "task.json").is_file() or not base:
+        missing = "a task.json, which has the labels" if base else "the name of its base"
+        raise ValueError(f"{folder} holds an adapter without {missing}; both are needed: "
+                         f"load the base ({base or 'the one it was made for'}) with head= and labels=, then call load_adapter")
+    task = read_json(folder / "task.json")
+    return base, TASKS[task["task"]], task["labels"]
+
+
 def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
     """The model and the tokenizer of a folder that `finetune` wrote: a whole model, or an adapter together with the base that it names.
 
@@ -28,15 +42,9 @@ def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
     folder = tuned_folder(source)
     if not (folder / CONFIG).is_file():
         return Model.from_pretrained(folder), Tokenizer.from_pretrained(folder)
-    base = read_json(folder / CONFIG).get("base_model_name_or_path")
-    if not (folder / "task.json").is_file() or not base:
-        missing = "a task.json, which has the labels" if base else "the name of its base"
-        raise ValueError(f"{folder} holds an adapter without {missing}; both are needed: "
-                         f"load the base ({base or 'the one it was made for'}) with head= and labels=, then call load_adapter")
-    task = read_json(folder / "task.json")
-    kind = TASKS[task["task"]]
+    base, kind, labels = saved_adapter(folder)
     try:
-        model = Model.from_pretrained(base, head=kind.head, labels=task["labels"])
+        model = Model.from_pretrained(base, head=kind.head, labels=labels)
         if kind.problem is not None:
             model.head.use(kind.problem)
     except ValueError as e:

@@ -12,7 +12,6 @@ A model may carry several, each under a name; one of them answers at a time, and
 from __future__ import annotations
 
 import math
-import re
 
 import torch
 from jaxtyping import Float
@@ -21,10 +20,11 @@ from torch import Tensor, nn
 from ..config import choose
 from ..nn.feedforward import ACTIVATIONS
 from ..nn.model import Model
-from ..ops.linear import Linear, linear
-from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
+from ..ops.linear import Linear
+from .groups import TrainableReport
 from .lora import match_targets
-from .wrapped import WrappedLinear, check_free, swap, wrapped_linears
+from .named import DEFAULT, NamedLinear, adapter_list, check_name, check_unmerged, set_adapter, wrap
+from .wrapped import check_free, wrapped_linears
 
 PLACEMENTS = {"houlsby": "o,down", "pfeiffer": "down"}
 
@@ -50,21 +50,23 @@ class Bottleneck(nn.Module):
         return self.up(self.activation(self.down(y.to(wide)))).to(y.dtype)
 
 
-class AdaptedLinear(WrappedLinear):
-    """A Linear and the adapters behind it, by name; `chosen` is the one that answers (None: none does)."""
+class AdaptedLinear(NamedLinear):
+    """A Linear and the adapters behind it."""
 
-    CALLED, OWN = "adapters", ("adapters",)
+    CALLED = "adapters"
 
     def __init__(self, base: nn.Linear):
         super().__init__(base)
         self.adapters = nn.ModuleDict()
-        self.chosen: str | None = None
 
-    def forward(self, x: Float[Tensor, "*N in"]) -> Float[Tensor, "*N out"]:
-        y = linear(x, self.weight, self.bias)
-        if not self.active or self.chosen is None or self.chosen not in self.adapters:
-            return y
-        return y + self.adapters[self.chosen](y)
+    def change(self, name: str, x: Float[Tensor, "*N in"], y: Float[Tensor, "*N out"]) -> Float[Tensor, "*N out"]:
+        return self.adapters[name](y)
+
+    def parts(self, name: str) -> list[str]:
+        return [f"adapters.{name}.{part}" for part, _ in self.adapters[name].named_parameters()]
+
+    def drop(self, name: str) -> None:
+        del self.adapters[name]
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, answering: {self.chosen}"
@@ -80,15 +82,11 @@ def insert_adapter(model: Model, size: int, placement: str, activation: str, nam
     places = [one for group in match_targets(model, PLACEMENTS[placement]) for one in group]
     check_free(model, [one for one in places if one not in adapted_layers(model)])
     for one in places:
-        if one not in adapted_layers(model):
-            base = model.get_submodule(one)
-            assert isinstance(base, nn.Linear)
-            swap(model, one, AdaptedLinear(base).train(base.training))
-        layer = adapted_layers(model)[one]
+        layer = wrap(model, one, AdaptedLinear)
         layer.adapters[name] = Bottleneck(layer.out_features, size, activation, layer.weight.device).train(layer.training)
 
 
-def add_adapter(model: Model, size: int = 64, placement: str = "houlsby", activation: str = "gelu", name: str = "default", seed: int = 0) -> TrainableReport:
+def add_adapter(model: Model, size: int = 64, placement: str = "houlsby", activation: str = "gelu", name: str = DEFAULT, seed: int = 0) -> TrainableReport:
     """Put an adapter into a loaded model, choose it, freeze everything but it and a task's head, and leave the base's outputs as they were, bit for bit.
 
     Args:    size: m, the width of the bottleneck. placement: "houlsby" or "pfeiffer". activation: one of `ModelConfig`'s. name: to choose it by;
@@ -101,7 +99,10 @@ def add_adapter(model: Model, size: int = 64, placement: str = "houlsby", activa
         raise ValueError(f"size={size}; a bottleneck is 1 or more wide: 16 to 256 are usual")
     choose("placement", placement, tuple(PLACEMENTS))
     choose("activation", activation, tuple(ACTIVATIONS))
-    check_name(model, name)
+    check_name(name)
+    if name in adapter_list(model):
+        raise ValueError(f"an adapter named {name!r} is in this model already; there are {', '.join(adapter_list(model))}: give another name, or remove it")
+    check_unmerged(model, "add")
     insert_adapter(model, size, placement, activation, name)
     generator = torch.Generator().manual_seed(seed)
     for bottleneck in bottlenecks(model, name).values():
@@ -109,56 +110,6 @@ def add_adapter(model: Model, size: int = 64, placement: str = "houlsby", activa
     return set_adapter(model, name)
 
 
-def check_name(model: nn.Module, name: str) -> None:
-    if not re.fullmatch(r"[\w-]+", name) or hasattr(nn.ModuleDict(), name):
-        raise ValueError(f"an adapter named {name!r}; the name becomes part of its parameters' names: use letters, digits, - and _")
-    if name in adapter_list(model):
-        raise ValueError(f"an adapter named {name!r} is in this model already; there are {', '.join(adapter_list(model))}: give another name, or remove it")
-
-
 def bottlenecks(model: nn.Module, name: str) -> dict[str, Bottleneck]:
     """Where -> bottleneck, for all that belong to the adapter `name`."""
     return {at: layer.adapters[name] for at, layer in adapted_layers(model).items() if name in layer.adapters}     # type: ignore[misc]
-
-
-def adapter_list(model: nn.Module) -> list[str]:
-    """The names of the adapters in the model, in alphabetical order."""
-    return sorted({name for layer in adapted_layers(model).values() for name in layer.adapters})
-
-
-def chosen_adapter(model: nn.Module) -> str | None:
-    return next((layer.chosen for layer in adapted_layers(model).values() if layer.chosen is not None), None)
-
-
-def adapter_names(model: nn.Module, name: str | None = None) -> list[str]:
-    """The names of the parameters of one adapter (None: of the chosen one)."""
-    inside = tuple(f"{at}.adapters.{name or chosen_adapter(model)}." for at in adapted_layers(model))
-    return [parameter for parameter, _ in model.named_parameters() if parameter.startswith(inside)]
-
-
-def set_adapter(model: Model, name: str | None) -> TrainableReport:
-    """Let this adapter answer, and train; None: none does, and the model answers as its base, bit for bit. The head is shared by all.
-
-    Raises: ValueError for a name that no adapter has.
-    """
-    if name is not None and name not in adapter_list(model):
-        raise ValueError(f"no adapter is called {name!r}; this model has {', '.join(adapter_list(model)) or 'none'}: choose one, or add it with add_adapter")
-    for layer in adapted_layers(model).values():
-        layer.chosen = name
-    set_trainable(model, {*(adapter_names(model) if name else ()), *fresh_names(model)})
-    return trainable_report(model)
-
-
-def remove_adapter(model: nn.Module, name: str) -> None:
-    """Take one adapter out; the others stay. With the last one the plain Linears come back.
-
-    Raises: ValueError for a name that no adapter has.
-    """
-    if name not in adapter_list(model):
-        raise ValueError(f"no adapter is called {name!r}; this model has {', '.join(adapter_list(model)) or 'none'}: name one of these")
-    for at, layer in adapted_layers(model).items():
-        if name in layer.adapters:
-            del layer.adapters[name]
-        layer.chosen = None if layer.chosen == name else layer.chosen
-        if not layer.adapters:
-            swap(model, at, layer.plain())

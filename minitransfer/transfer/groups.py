@@ -12,6 +12,7 @@ from html import escape
 from torch import nn
 
 from ..nn.model import Model
+from .wrapped import WrappedLinear, own_names
 
 TASK_HEADS = ("sequence", "token", "span")      # heads that a task brings; the others are part of what was pretrained
 GROUP = re.compile(r"(?:(?:encoder|decoder)\.)?(?:blocks\.\d+|\w+)")
@@ -141,13 +142,14 @@ def set_trainable(model: nn.Module, names: list[str] | set[str]) -> None:
 
 def fresh_names(model: Model) -> list[str]:
     """The parameters that have to train whatever else is frozen: the task's head, a pooler under it or another head that no checkpoint filled."""
+    inserted = set(own_names(model, WrappedLinear))
     loaded, task = None if model.load_report is None else set(model.load_report.loaded), model.head_name in TASK_HEADS
 
     def fresh(name: str) -> bool:
         if name.startswith("head."):
             return task or (loaded is not None and name not in loaded)
         return task and name.startswith("pooler.") and (loaded is None or name not in loaded)
-    return [name for name, _ in model.named_parameters() if fresh(name)]
+    return [name for name, _ in model.named_parameters() if fresh(name) and name not in inserted]
 
 
 def freeze(model: nn.Module, addresses: str | list[str] | tuple[str, ...]) -> TrainableReport:

@@ -21,7 +21,7 @@ from .wrapped import WrappedLinear, check_free, own_names, swap, wrapped_linears
 class IA3Linear(WrappedLinear):
     """A Linear and its vector `ia3`, of the outputs or, with `on_input`, of the inputs."""
 
-    CALLED, OWN = "(IA)^3", ("ia3",)
+    CALLED = "(IA)^3"
     ia3: nn.Parameter
 
     def __init__(self, base: nn.Linear, on_input: bool = False):

@@ -5,6 +5,8 @@
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1. Dropout is on the input of A, in training only.
 Linears may share one A (`"q+k+v"`): that is LoRA on the fused projection [q; k; v], the form that a GPT-2 file calls `c_attn`.
 
+A model may carry several, each under a name; one of them answers at a time, and trains (`named.py`).
+
 DoRA trains a length m for each row of the changed weight, beside its direction:
 
     y = x W'^T + b        W' = m (W + s B A) / |W + s B A|_row        m starts as |W|_row
@@ -22,71 +24,98 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..nn.model import Model
-from ..ops.dropout import Dropout
+from ..ops.dropout import dropout
 from ..ops.linear import linear
 from ..weights.save import family_of
-from .groups import TrainableReport, expand_range, fresh_names, set_trainable, trainable_report
-from .wrapped import WrappedLinear, check_free, linear_names, own_names, swap, wrapped_linears
+from .groups import TrainableReport, expand_range
+from .named import DEFAULT, NamedLinear, check_name, check_unmerged, need_chosen, set_adapter, wrap
+from .wrapped import check_free, linear_names, own_names, wrapped_linears
 
 SHORT = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj",
          "up": "mlp.up_proj", "gate": "mlp.gate_proj", "down": "mlp.down_proj"}
 
 
-class LoRALinear(WrappedLinear):
-    """A Linear and its low-rank change. The base keeps its tensors and their names: `weight`, `bias`; `lora_A` and `lora_B` join them.
+class LowRank:
+    """One low-rank change of a Linear: its settings, and its matrices, which are parameters of the layer itself: `lora_A`, `lora_B` of the adapter without
+    a name, `lora_A_law`, `lora_B_law` of the adapter "law".
 
     Args: r: rank, 1 or more. alpha: strength; the change is scaled by alpha / r, or alpha / sqrt(r) with `rslora`
           (Kalajdzievski 2023, equation 8). dropout: probability in [0, 1). A: a matrix to share with other Linears of the same input.
           dora: the length of each row of the weight is trained on its own, as `lora_magnitude`.
     """
 
-    CALLED, OWN = "LoRA", ("lora_A", "lora_B", "lora_magnitude")
-    lora_A: nn.Parameter
-    lora_B: nn.Parameter
-    lora_magnitude: nn.Parameter | None
-
-    def __init__(self, base: nn.Linear, r: int, alpha: int | float, dropout: int | float = 0.0, rslora: bool = False, A: nn.Parameter | None = None,
-                 dora: bool = False):
-        super().__init__(base)
-        self.r, self.alpha, self.rslora = r, alpha, rslora
+    def __init__(self, layer: LoRALinear, name: str, r: int, alpha: int | float, dropout: int | float = 0.0, rslora: bool = False,
+                 A: nn.Parameter | None = None, dora: bool = False):
+        self.layer, self.r, self.alpha, self.dropout, self.rslora, self.dora = layer, r, alpha, dropout, rslora, dora
         self.scale = alpha / (math.sqrt(r) if rslora else r)
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.zeros(r, base.in_features, device=device)) if A is None else A
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r, device=device))
-        self.lora_magnitude = nn.Parameter(row_lengths(base.weight.detach().float())) if dora else None
-        self.dropout = Dropout(dropout)
+        self.own = {part: part if name == DEFAULT else f"{part}_{name}" for part in ("lora_A", "lora_B", "lora_magnitude")[: 3 if dora else 2]}
+        device = layer.weight.device
+        setattr(layer, self.own["lora_A"], nn.Parameter(torch.zeros(r, layer.in_features, device=device)) if A is None else A)
+        setattr(layer, self.own["lora_B"], nn.Parameter(torch.zeros(layer.out_features, r, device=device)))
+        if dora:
+            setattr(layer, self.own["lora_magnitude"], nn.Parameter(row_lengths(layer.weight.detach().float())))
 
     @property
-    def dora(self) -> bool:
-        return self.lora_magnitude is not None or (self.kept is not None and self.kept["lora_magnitude"] is not None)
+    def A(self) -> nn.Parameter:
+        return getattr(self.layer, self.own["lora_A"])
+
+    @property
+    def B(self) -> nn.Parameter:
+        return getattr(self.layer, self.own["lora_B"])
+
+    @property
+    def magnitude(self) -> nn.Parameter | None:
+        return getattr(self.layer, self.own["lora_magnitude"]) if self.dora else None
 
     def delta(self) -> Float[Tensor, "out in"]:
         """The low-rank change of the weight, s B A, in fp32."""
-        return self.scale * (self.lora_B.float() @ self.lora_A.float())
+        return self.scale * (self.B.float() @ self.A.float())
 
     def gain(self) -> Float[Tensor, "out"]:
         """What each row of W + delta is multiplied by in DoRA: m / |W + delta|. The length is a constant to the gradient (section 4.3)."""
-        assert self.lora_magnitude is not None
-        return self.lora_magnitude / row_lengths((self.weight.float() + self.delta()).detach())
+        assert self.magnitude is not None
+        return self.magnitude / row_lengths((self.layer.weight.float() + self.delta()).detach())
 
-    def forward(self, x: Float[Tensor, "*N in"]) -> Float[Tensor, "*N out"]:
-        y = linear(x, self.weight, self.bias)
-        if self.merged or not self.active:
-            return y
-        down = linear(self.dropout(x).to(self.lora_A.dtype), self.lora_A)          # (..., R)
-        change = linear(self.scale * down, self.lora_B)
-        if self.lora_magnitude is not None:
+    def change(self, x: Float[Tensor, "*N in"], y: Float[Tensor, "*N out"]) -> Float[Tensor, "*N out"]:
+        x, bias = dropout(x, self.dropout) if self.layer.training else x, self.layer.bias
+        down = linear(x.to(self.A.dtype), self.A)                                # (..., R)
+        change = linear(self.scale * down, self.B)
+        if self.dora:
             gain = self.gain()
-            change = gain * change + (gain - 1) * (y if self.bias is None else y - self.bias)
-        return y + change.to(y.dtype)
+            change = gain * change + (gain - 1) * (y if bias is None else y - bias)
+        return change.to(y.dtype)
+
+    def changed(self) -> Float[Tensor, "out in"]:
+        weight = self.layer.weight.float() + self.delta()
+        return self.gain()[:, None] * weight if self.dora else weight
+
+
+class LoRALinear(NamedLinear):
+    """A Linear and its low-rank changes. The base keeps its tensors and their names: `weight`, `bias`; theirs join them."""
+
+    CALLED = "LoRA"
+    adapters: dict[str, LowRank]
+
+    def __init__(self, base: nn.Linear):
+        super().__init__(base)
+        self.adapters = {}
+
+    def change(self, name: str, x: Float[Tensor, "*N in"], y: Float[Tensor, "*N out"]) -> Float[Tensor, "*N out"]:
+        return self.adapters[name].change(x, y)
+
+    def parts(self, name: str) -> list[str]:
+        return list(self.adapters[name].own.values())
+
+    def drop(self, name: str) -> None:
+        for part in self.adapters.pop(name).own.values():
+            delattr(self, part)
 
     def changed(self) -> tuple[Float[Tensor, "out in"], Float[Tensor, "out"] | None]:
-        weight = self.weight.float() + self.delta()
-        return weight if self.lora_magnitude is None else self.gain()[:, None] * weight, self.bias
+        return self.adapters[self.chosen].changed() if self.chosen in self.adapters else self.weight, self.bias
 
     def extra_repr(self) -> str:
-        return (f"{self.in_features}, {self.out_features}, r={self.r}, alpha={self.alpha}" + (", dora" if self.dora else "")
-                + (", merged" if self.merged else ""))
+        every = "; ".join(f"{name}: r={one.r}, alpha={one.alpha}" + (", dora" if one.dora else "") for name, one in self.adapters.items())
+        return f"{self.in_features}, {self.out_features}, {every}, answering: {self.chosen}" + (", merged" if self.merged else "")
 
 
 def row_lengths(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out"]:
@@ -96,6 +125,11 @@ def row_lengths(weight: Float[Tensor, "out in"]) -> Float[Tensor, "out"]:
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Name -> layer, for every Linear of the model that carries LoRA."""
     return wrapped_linears(model, LoRALinear)
+
+
+def low_ranks(model: nn.Module, name: str) -> dict[str, LowRank]:
+    """Where -> low-rank change, for all that belong to the adapter `name`."""
+    return {at: layer.adapters[name] for at, layer in lora_layers(model).items() if name in layer.adapters}
 
 
 def matching(names: list[str], target: str) -> list[str]:
@@ -151,55 +185,60 @@ def layer_blocks(names: list[str]) -> set[str]:
     return {n.split(".")[1] for n in names if n.startswith("blocks.")}
 
 
-def check_groups(model: nn.Module, groups: list[tuple[str, ...]]) -> None:
-    """Every Linear is free, and those that are to share an A read inputs of one width."""
+def check_groups(model: nn.Module, groups: list[tuple[str, ...]], name: str) -> None:
+    """Every Linear is free for an adapter of this name, and those that are to share an A read inputs of one width."""
+    layers = lora_layers(model)
     for group in groups:
-        linears = [model.get_submodule(name) for name in group]
-        check_free(model, group)
-        if len({one.in_features for one in linears}) > 1:
+        for at in group:
+            if at in layers and name in layers[at].adapters:
+                raise ValueError(f"{at} already carries LoRA named {name!r}; a Linear has one of a name: give another name, or call remove_adapter(model, {name!r}) first")
+        check_free(model, [at for at in group if at not in layers])
+        if len({model.get_submodule(at).in_features for at in group}) > 1:
             raise ValueError(f"{'+'.join(group)} joins Linears of different inputs; one A reads one input: "
                              "join Linears that stand side by side, such as q+k+v")
 
 
-def insert_lora(model: nn.Module, group: tuple[str, ...], r: int, alpha: int | float, dropout: int | float, rslora: bool = False,
-                dora: bool = False) -> None:
-    """Swap the Linears of one group for LoRALinears that share an A (of zeros: the caller fills it)."""
+def insert_lora(model: nn.Module, group: tuple[str, ...], name: str, r: int, alpha: int | float, dropout: int | float, rslora: bool = False,
+                dora: bool = False) -> list[LowRank]:
+    """Give each Linear of one group a low-rank change; they share an A (of zeros: the caller fills it). None is chosen yet."""
     shared: nn.Parameter | None = None
-    for name in group:
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        layer = LoRALinear(base, r, alpha, dropout, rslora, shared, dora)
-        shared = layer.lora_A
-        swap(model, name, layer.train(base.training))
+    made = []
+    for layer in (wrap(model, at, LoRALinear) for at in group):
+        layer.adapters[name] = LowRank(layer, name, r, alpha, dropout, rslora, shared, dora)
+        shared = layer.adapters[name].A
+        made.append(layer.adapters[name])
+    return made
 
 
 def add_lora(model: Model, r: int = 8, alpha: int | float = 16, dropout: int | float = 0.0, targets: str | list[str] = "q,v", rslora: bool = False,
-             dora: bool = False, seed: int = 0) -> TrainableReport:
-    """Insert LoRA into a loaded model, freeze everything but the new matrices and a task's head, and leave the outputs as they were, bit for bit.
+             dora: bool = False, seed: int = 0, name: str = DEFAULT) -> TrainableReport:
+    """Insert LoRA into a loaded model, choose it, freeze everything but the new matrices and a task's head, and leave the base's outputs as they were, bit
+    for bit. A second call with the same name and other targets adds to it.
 
     Args:    r: rank, at least 1. alpha: the change is scaled by alpha / r. dropout: probability in [0, 1), on the input of A.
              targets: see `match_targets`. dora: the rows' lengths train on their own. seed: draws A, uniform in +-1/sqrt(in).
+             name: to choose it by (`set_adapter`, `use_adapter`); letters, digits, - and _.
     Returns: the report of what trains now.
-    Raises:  ValueError for a target that matches no Linear, a Linear that carries LoRA already, r or dropout out of range.
+    Raises:  ValueError for a target that matches no Linear, a Linear that carries this LoRA already, r or dropout out of range, a merged model.
     """
     if r < 1:
         raise ValueError(f"r={r}; a rank is 1 or more: 4 to 64 are usual")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout={dropout}; it is a probability in [0, 1): give 0.0 to switch it off")
+    check_name(name)
     groups = match_targets(model, targets)
-    check_groups(model, groups)
+    check_groups(model, groups, name)
+    check_unmerged(model, "add")
     generator = torch.Generator().manual_seed(seed)
     for group in groups:
-        insert_lora(model, group, r, alpha, dropout, rslora, dora)
-        A = model.get_parameter(group[0] + ".lora_A")
+        A = insert_lora(model, group, name, r, alpha, dropout, rslora, dora)[0].A
         bound = 1 / math.sqrt(A.shape[1])
         A.data.copy_(torch.empty(A.shape).uniform_(-bound, bound, generator=generator))
-    set_trainable(model, {*lora_names(model), *fresh_names(model)})
-    return trainable_report(model)
+    return set_adapter(model, name)
 
 
 def lora_names(model: nn.Module) -> list[str]:
-    """The names of every A, B and magnitude; a shared A goes by the first of its names."""
+    """The names of every A, B and magnitude, of all adapters; a shared A goes by the first of its names."""
     return own_names(model, LoRALinear)
 
 
@@ -207,13 +246,14 @@ def lora_names(model: nn.Module) -> list[str]:
 class MergeReport:
     """What merging changed; prints as a sentence. The last two are None unless a batch was given."""
 
+    adapter: str
     layers: int
     max_weight_change: float                 # the largest of any weight
     max_logit_change: float | None = None    # largest |merged - unmerged| of any logit of the batch; rounding, unless something is wrong
     label_flips: int | None = None           # rows (or positions) whose best label changed
 
     def __str__(self) -> str:
-        text = f"merged {self.layers} layers; weights changed by at most {self.max_weight_change:.3g}"
+        text = f"merged {self.layers} layers of the adapter {self.adapter!r}; weights changed by at most {self.max_weight_change:.3g}"
         if self.max_logit_change is not None:
             text += f"; logits changed by at most {self.max_logit_change:.3g}, {self.label_flips} best labels changed"
         return text
@@ -223,24 +263,24 @@ class MergeReport:
 
 @torch.no_grad()
 def merge_lora(model: nn.Module, batch: dict[str, Tensor] | None = None) -> MergeReport:
-    """Add every change to its weight, in fp32, cast once; the model then costs what it cost without LoRA. `unmerge_lora` takes it back.
+    """Add every change of the chosen adapter to its weight, in fp32, cast once; the model then costs what it cost without LoRA. `unmerge_lora` takes it back.
 
     Args:    batch: if given, the logits of this batch are compared before and after, in eval mode.
-    Raises:  ValueError if the model carries no LoRA.
+    Raises:  ValueError if the model carries no LoRA, or none is chosen.
     """
-    found = lora_layers(model)
-    if not found:
+    if not lora_layers(model):
         raise ValueError("merge_lora on a model without LoRA; there is nothing to merge: call add_lora or load_adapter first")
-    layers = [layer for layer in found.values() if not layer.merged]
-    change = max((float((layer.changed()[0] - layer.weight.float()).abs().max()) for layer in layers), default=0.0)
+    name = need_chosen(model, "merge_lora")
+    changed = [one for one in low_ranks(model, name).values() if not one.layer.merged]
+    change = max((float((one.changed() - one.layer.weight.float()).abs().max()) for one in changed), default=0.0)
     before = eval_logits(model, batch)
-    for layer in layers:
+    for layer in lora_layers(model).values():
         layer.merge()
     after = eval_logits(model, batch)
     if before is None or after is None:
-        return MergeReport(len(layers), change)
+        return MergeReport(name, len(changed), change)
     flips = int((before.argmax(-1) != after.argmax(-1)).sum())
-    return MergeReport(len(layers), change, float((before.float() - after.float()).abs().max()), flips)
+    return MergeReport(name, len(changed), change, float((before.float() - after.float()).abs().max()), flips)
 
 
 def eval_logits(model: nn.Module, batch: dict[str, Tensor] | None) -> Tensor | None:

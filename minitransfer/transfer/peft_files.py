@@ -20,7 +20,9 @@ from ..weights.files import read_json, replace_files, write_json
 from ..weights.save import family_of
 from ..weights.sources import PATTERNS, resolve
 from ..weights.tensors import check_finite
+from .fingerprint import differs, fingerprint
 from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
+from .named import DEFAULT, adapter_list, check_name, named_linears, remove_adapter, set_adapter
 from .peft_kinds import BOTTLENECK, IA3, PREFIX, SOFT_PROMPT
 from .peft_lora import LORA
 from .peft_sites import Kind, Reading, file_name, rules, sites
@@ -63,7 +65,7 @@ def base_of(model: Model) -> str | None:
 
 
 def save_adapter(model: Model, folder: str | Path) -> None:
-    """Write the adapter of `model` (of several bottleneck adapters: the chosen one) and every other parameter that trains, which is the head.
+    """Write the adapter of `model` (of several: the chosen one) and every other parameter that trains, which is the head.
 
     `peft.PeftModel.from_pretrained(base, folder)` reads it, except for bottleneck adapters, which PEFT does not have.
 
@@ -91,14 +93,14 @@ def save_adapter(model: Model, folder: str | Path) -> None:
         with replace_files(folder) as aside:
             write_json(aside / CONFIG, config)
             save_file({name: t.detach().cpu().contiguous() for name, t in {**tensors, **written.tensors}.items()}, aside / TENSORS,
-                      metadata={"format": "pt"} | ({"separate": json.dumps(written.note)} if written.note else {}))
+                      metadata={"format": "pt", "base": json.dumps(fingerprint(model))} | ({"separate": json.dumps(written.note)} if written.note else {}))
     except OSError as e:
         raise ValueError(f"{folder} could not be written ({e}); what was there before is unchanged: "
                          "free some space, or choose another folder") from e
 
 
-def read_adapter(folder: Path) -> tuple[Kind, dict, dict[str, Tensor], dict[str, list[int]]]:
-    """The kind, the config, the tensors, and the note about Linears with an A each.
+def read_adapter(folder: Path) -> tuple[Kind, dict, dict[str, Tensor], dict[str, list[int]], dict[str, str]]:
+    """The kind, the config, the tensors, the note about Linears with an A each, and the fingerprint of the base (empty in files of PEFT's own).
 
     Raises: ValueError for a config of another method, an option that is not read, or a file that is damaged or no safetensors file.
     """
@@ -115,13 +117,13 @@ def read_adapter(folder: Path) -> tuple[Kind, dict, dict[str, Tensor], dict[str,
     try:
         with safe_open(folder / TENSORS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in sorted(file.keys())}
-            note = json.loads((file.metadata() or {}).get("separate", "{}"))
+            note, base = (json.loads((file.metadata() or {}).get(key, "{}")) for key in ("separate", "base"))
     except (SafetensorError, OSError, json.JSONDecodeError) as e:
         raise ValueError(f"{folder / TENSORS} cannot be read as safetensors ({e}); it is cut off, damaged or another kind of file: "
                          "fetch it again") from None
     for name, tensor in tensors.items():
         check_finite(name, tensor)
-    return kind, config, tensors, note
+    return kind, config, tensors, note, base
 
 
 @dataclass
@@ -162,32 +164,49 @@ class Rest:
             self.faults.append(f"tied: {key} differs from {to}, but this family uses one tensor for both")
 
 
-def load_adapter(model: Model, folder: str | Path, name: str | None = None) -> TrainableReport:
+def load_adapter(model: Model, folder: str | Path, name: str | None = None, any_base: bool = False) -> TrainableReport:
     """Put an adapter (and the head, if it is in the file) into `model`, in the place of any it carries; training can go on.
 
-    A bottleneck adapter joins those that are there, under its name, and is chosen.
+    LoRA and bottleneck adapters join those of their kind that are there, under their name, which is chosen; one of the same name is replaced.
+    What was merged is unmerged.
 
-    Args:    folder: of the adapter, or its id on the hub. name: to choose a bottleneck adapter by; by default the one it was saved with.
+    Args:    folder: of the adapter, or its id on the hub. name: to choose it by; by default the one a bottleneck adapter was saved with, and "default" for LoRA.
+             any_base: load it also into a base whose weights are not those it was trained on.
     Returns: the report of what trains now: the adapter, the head, and what else the file held.
     Raises:  ValueError that lists everything in which the file and the model do not fit; the model is then as it was.
     """
     folder = resolve(folder, patterns=(*PATTERNS, CONFIG, TENSORS))
-    kind, config, tensors, note = read_adapter(folder)
+    kind, config, tensors, note, base = read_adapter(folder)
     if name is not None and not kind.named:
         raise ValueError(f"load_adapter(name={name!r}) for {kind.called}; a model carries one of these, without a name: leave name out")
-    config = config if name is None else {**config, "name": name}
+    name = name or config.get("name") or DEFAULT
+    check_name(name)
     bare = {key.removeprefix(kind.root).removeprefix(family_of(model).PREFIX): (key, tensor) for key, tensor in tensors.items()}
-    reading: Reading = kind.read(model, config, {name: tensor for name, (_, tensor) in bare.items()}, note)
+    reading: Reading = kind.read(model, {**config, "name": name}, {one: tensor for one, (_, tensor) in bare.items()}, note)
     rest = Rest(model)
-    rest.check({name: both for name, both in bare.items() if name not in reading.used})
-    if faults := [*rest.faults, *reading.faults] or ([] if reading.used else [f"empty: it holds no {kind.holds}"]):
+    rest.check({one: both for one, both in bare.items() if one not in reading.used})
+    faults = [*rest.faults, *reading.faults] or ([] if reading.used else [f"empty: it holds no {kind.holds}"])
+    if not any_base and (difference := differs(model, base)):
+        faults.append(f"base: it was trained on other weights ({difference}); any_base=True loads it all the same")
+    if faults:
         raise ValueError(f"the adapter in {folder} (made for {config.get('base_model_name_or_path')}) does not fit this model ({base_of(model)}):\n  "
                          + "\n  ".join(faults) + "\nload it into the base it was made for")
-    for other in KINDS.values():
-        if other is not kind or not kind.named:
-            other.remove(model)
+    make_room(model, kind, name)
     reading.insert()
     for parameter, value in rest.values.items():
         model.get_parameter(parameter).data.copy_(value)
+    if kind.named:
+        set_adapter(model, name)
     set_trainable(model, {*kind.names(model), *fresh_names(model), *rest.values})
     return trainable_report(model)
+
+
+def make_room(model: Model, kind: Kind, name: str) -> None:
+    """Take out what an adapter of this kind and name replaces: all of other kinds, and of its own kind the one of this name, or any without names."""
+    for other in KINDS.values():
+        if other is not kind or not kind.named:
+            other.remove(model)
+    for layer in named_linears(model).values():
+        layer.unmerge()
+    if name in adapter_list(model):
+        remove_adapter(model, name)

@@ -14,16 +14,12 @@ from .adapter import (
     PLACEMENTS,
     AdaptedLinear,
     adapted_layers,
-    adapter_list,
-    adapter_names,
     bottlenecks,
-    chosen_adapter,
     insert_adapter,
-    remove_adapter,
-    set_adapter,
 )
 from .ia3 import IA3Linear, ia3_layers, ia3_names, insert_ia3
 from .lora import match_targets
+from .named import adapter_names, need_chosen
 from .peft_sites import ROOT, Kind, Reading, Site, Written, file_name, shortest_targets, sites
 from .prefix import insert_prefix, prefix_names, prefixes, remove_prefix
 from .soft_prompt import insert_soft_prompt, remove_soft_prompt, soft_prompt_names
@@ -146,8 +142,7 @@ def read_soft_prompt(model: Model, config: dict, tensors: dict[str, Tensor], not
 
 def write_bottleneck(model: Model) -> Written:
     """The chosen adapter. Raises: ValueError if none is."""
-    if (name := chosen_adapter(model)) is None:
-        raise ValueError(f"save_adapter with none of the adapters {', '.join(adapter_list(model))} chosen; a file holds one: choose it with set_adapter")
+    name = need_chosen(model, "save_adapter")
     found = bottlenecks(model, name)
     first = next(iter(found.values()))
     config = {"name": name, "size": first.down.out_features, "placement": "houlsby" if any("attn" in at for at in found) else "pfeiffer",
@@ -175,13 +170,10 @@ def read_bottleneck(model: Model, config: dict, tensors: dict[str, Tensor], note
                if one in shapes and tuple(tensor.shape) != shapes[one]]
 
     def insert() -> None:
-        if name in adapter_list(model):
-            remove_adapter(model, name)
         insert_adapter(model, size, placement, activation, name)
         for at, bottleneck in bottlenecks(model, name).items():
             for part, parameter in bottleneck.named_parameters():
                 parameter.data.copy_(given[f"{OWN}{at}.{part}"])
-        set_adapter(model, name)
     return Reading(set(given), faults, insert)
 
 

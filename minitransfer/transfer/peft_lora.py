@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..nn.model import Model
-from .lora import LoRALinear, insert_lora, lora_layers, lora_names
+from .lora import LoRALinear, LowRank, insert_lora, lora_layers, low_ranks
+from .named import adapter_names, need_chosen
 from .peft_sites import ROOT, Kind, Pair, Reading, Site, Written, block_structured, file_name, joined, magnitude_of, parted, shortest_targets, sites
 from .wrapped import remove_wrapped
 
@@ -22,22 +23,22 @@ UNREAD = {"bias": "none", "lora_bias": False, "layer_replication": None, "traina
 PART = re.compile(r"(.+)\.lora_(?:([AB])\.weight|(magnitude)_vector(?:\.weight)?)")
 
 
-def lora_config(model: Model, pairs: dict[str, Pair]) -> dict:
+def lora_config(model: Model, layer: LowRank, pairs: dict[str, Pair]) -> dict:
     """The config's part about LoRA. r and alpha are those of most matrices; the others are listed by name."""
-    layer, every = next(iter(lora_layers(model).values())), sites(model)
+    every = sites(model)
     (r, alpha), _ = Counter((pair.r, pair.alpha) for pair in pairs.values()).most_common(1)[0]
     odd = {file_name(model, name, every[name].ours[0]): pair for name, pair in pairs.items() if (pair.r, pair.alpha) != (r, alpha)}
     return {
-        "r": r, "lora_alpha": alpha, "lora_dropout": layer.dropout.rate, "bias": "none", "use_rslora": layer.rslora,
+        "r": r, "lora_alpha": alpha, "lora_dropout": layer.dropout, "bias": "none", "use_rslora": layer.rslora,
         "use_dora": layer.dora, "init_lora_weights": True, "fan_in_fan_out": any(every[name].transposed for name in pairs),
         "target_modules": shortest_targets(list(pairs), list(every)),
         "rank_pattern": {name: pair.r for name, pair in odd.items()}, "alpha_pattern": {name: pair.alpha for name, pair in odd.items()}}
 
 
 def write_lora(model: Model) -> Written:
-    """Raises: ValueError if the LoRAs differ in what a file has one value for."""
-    layers = lora_layers(model)
-    if len({(layer.dropout.rate, layer.rslora, layer.dora) for layer in layers.values()}) > 1:
+    """The chosen LoRA. Raises: ValueError if none is, or its layers differ in what a file has one value for."""
+    layers = low_ranks(model, need_chosen(model, "save_adapter"))
+    if len({(layer.dropout, layer.rslora, layer.dora) for layer in layers.values()}) > 1:
         raise ValueError("the LoRAs of this model differ in dropout or rslora, or some are DoRA; an adapter file has one value for all: "
                          "use the same in every add_lora")
     every = sites(model)
@@ -48,7 +49,7 @@ def write_lora(model: Model) -> Written:
         tensors |= {f"{whole}.lora_A.weight": pair.A, f"{whole}.lora_B.weight": pair.B}
         if pair.magnitude is not None:
             tensors[f"{whole}.lora_magnitude_vector"] = pair.magnitude
-    return Written(lora_config(model, pairs), tensors, {name: pair.ranks for name, pair in pairs.items() if pair.ranks is not None})
+    return Written(lora_config(model, next(iter(layers.values())), pairs), tensors, {name: pair.ranks for name, pair in pairs.items() if pair.ranks is not None})
 
 
 def pattern_value(patterns: dict | None, name: str, default: int | float) -> int | float:
@@ -106,19 +107,19 @@ def read_lora(model: Model, config: dict, tensors: dict[str, Tensor], note: dict
         for theirs, pair in fit.pairs.items():
             magnitudes = magnitude_of(every[theirs], pair)
             for group, r, alpha, A, Bs in parted(every[theirs], pair):
-                insert_lora(model, group, r, alpha, config.get("lora_dropout") or 0.0, bool(config.get("use_rslora")), bool(config.get("use_dora")))
-                for linear, B in zip(group, Bs, strict=True):
-                    fill(model.get_submodule(linear), A, B, magnitudes.get(linear))
+                made = insert_lora(model, group, config["name"], r, alpha, config.get("lora_dropout") or 0.0, bool(config.get("use_rslora")),
+                                   bool(config.get("use_dora")))
+                for at, one, B in zip(group, made, Bs, strict=True):
+                    fill(one, A, B, magnitudes.get(at))
     return Reading(used, fit.faults, insert)
 
 
-def fill(layer, A: Tensor, B: Tensor, magnitude: Tensor | None) -> None:
-    assert isinstance(layer, LoRALinear)
-    layer.lora_A.data.copy_(A)
-    layer.lora_B.data.copy_(B)
-    if layer.lora_magnitude is not None and magnitude is not None:
-        layer.lora_magnitude.data.copy_(magnitude)
+def fill(one: LowRank, A: Tensor, B: Tensor, magnitude: Tensor | None) -> None:
+    one.A.data.copy_(A)
+    one.B.data.copy_(B)
+    if one.magnitude is not None and magnitude is not None:
+        one.magnitude.data.copy_(magnitude)
 
 
-LORA = Kind(called="LoRA", holds="lora_A and lora_B", carried=lambda model: bool(lora_layers(model)), names=lora_names, write=write_lora, read=read_lora,
-            remove=lambda model: remove_wrapped(model, LoRALinear), unread=UNREAD)
+LORA = Kind(called="LoRA", holds="lora_A and lora_B", carried=lambda model: bool(lora_layers(model)), names=adapter_names, write=write_lora, read=read_lora,
+            remove=lambda model: remove_wrapped(model, LoRALinear), unread=UNREAD, named=True)

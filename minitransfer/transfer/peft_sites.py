@@ -16,7 +16,7 @@ from torch import Tensor
 from ..families.rules import Op, Rule
 from ..nn.model import Model
 from ..weights.save import family_of
-from .lora import LoRALinear, row_lengths
+from .lora import LowRank, row_lengths
 from .wrapped import linear_names
 
 ROOT = "base_model.model."
@@ -127,7 +127,7 @@ class Pair:
         return len(self.A)
 
 
-def joined(site: Site, layers: dict[str, LoRALinear], model: Model) -> Pair | None:
+def joined(site: Site, layers: dict[str, LowRank], model: Model) -> Pair | None:
     """The LoRA of one matrix of the file, from those of its Linears. Several As become one, stacked, each with columns of B to itself:
 
         A = [A_q; A_v]      B = [B_q 0; 0 0; 0 B_v]
@@ -139,8 +139,8 @@ def joined(site: Site, layers: dict[str, LoRALinear], model: Model) -> Pair | No
     if not present:
         return None
     first = present[0]
-    if all(layer is not None and layer.lora_A is first.lora_A for layer in carriers):
-        return Pair(first.lora_A.detach(), site.join([layer.lora_B.detach() for layer in present]), first.alpha, None, magnitudes(site, carriers, model))
+    if all(layer is not None and layer.A is first.A for layer in carriers):
+        return Pair(first.A.detach(), site.join([layer.B.detach() for layer in present]), first.alpha, None, magnitudes(site, carriers, model))
     if first.rslora or len({layer.scale for layer in present}) > 1:
         raise ValueError(f"{', '.join(site.ours)} are one matrix ({site.theirs}) in the file and their LoRAs differ in scale, or use rslora; "
                          "one matrix has one scale: use the same alpha and r for them, without rslora, or let them share one A (targets=\"q+k+v\")")
@@ -149,18 +149,18 @@ def joined(site: Site, layers: dict[str, LoRALinear], model: Model) -> Pair | No
     for name, layer, rank in zip(site.ours, carriers, ranks, strict=True):
         part = torch.zeros(model.get_parameter(name + ".weight").shape[0], R)
         if layer is not None:
-            part[:, start : start + rank] = layer.lora_B.detach().cpu()
+            part[:, start : start + rank] = layer.B.detach().cpu()
         parts.append(part)
         start += rank
-    return Pair(torch.cat([layer.lora_A.detach() for layer in present]), site.join(parts), first.alpha * R / first.r, ranks, magnitudes(site, carriers, model))
+    return Pair(torch.cat([layer.A.detach() for layer in present]), site.join(parts), first.alpha * R / first.r, ranks, magnitudes(site, carriers, model))
 
 
-def magnitudes(site: Site, carriers: list[LoRALinear | None], model: Model) -> Float[Tensor, "rows"] | None:
+def magnitudes(site: Site, carriers: list[LowRank | None], model: Model) -> Float[Tensor, "rows"] | None:
     """The lengths of all rows, for DoRA; rows of a Linear without one have the length they always had."""
     if not any(layer is not None and layer.dora for layer in carriers):
         return None
-    return torch.cat([row_lengths(model.get_parameter(name + ".weight").detach().float()) if layer is None or layer.lora_magnitude is None
-                      else layer.lora_magnitude.detach() for name, layer in zip(site.ours, carriers, strict=True)])
+    return torch.cat([row_lengths(model.get_parameter(name + ".weight").detach().float()) if layer is None or layer.magnitude is None
+                      else layer.magnitude.detach() for name, layer in zip(site.ours, carriers, strict=True)])
 
 
 def magnitude_of(site: Site, pair: Pair) -> dict[str, Tensor]:

@@ -11,15 +11,16 @@ from torch import Tensor, nn
 
 from ..ops.linear import Linear
 
+BASE = ("weight", "bias")       # the parameters that are the Linear's own
+
 
 class WrappedLinear(nn.Module):
     """A Linear and a change. The base keeps its tensors and their names, `weight` and `bias`; the change's own parameters join them.
 
-    A subclass says what `forward` computes and what it is CALLED, names its parameters in OWN and, if the change can be added to the base, gives `changed`.
+    A subclass says what `forward` computes and what it is CALLED and, if the change can be added to the base, gives `changed`.
     """
 
     CALLED: ClassVar[str]
-    OWN: ClassVar[tuple[str, ...]]
 
     def __init__(self, base: nn.Linear):
         super().__init__()
@@ -45,12 +46,12 @@ class WrappedLinear(nn.Module):
             return
         with torch.no_grad():
             weight, bias = self.changed()
-        own = {name: getattr(self, name) for name in self.OWN}
+        own = {name: p for name, p in self._parameters.items() if name not in BASE}
         self.kept = {"weight": self.weight.data, "bias": None if self.bias is None else self.bias.data, **own}
-        self.weight.data = weight.to(self.weight.dtype)
+        self.weight.data = weight.to(self.weight.dtype, copy=True)      # what is kept shares no memory with what may be trained
         if self.bias is not None and bias is not None:
-            self.bias.data = bias.to(self.bias.dtype)
-        for name in self.OWN:
+            self.bias.data = bias.to(self.bias.dtype, copy=True)
+        for name in own:
             setattr(self, name, None)
 
     def unmerge(self) -> None:
@@ -89,8 +90,8 @@ def linear_names(model: nn.Module) -> list[str]:
 
 def own_names(model: nn.Module, kind: type[WrappedLinear]) -> list[str]:
     """The names of the parameters that changes of this kind bring; a shared one goes by the first of its names."""
-    places = {name: layer.OWN for name, layer in wrapped_linears(model, kind).items()}
-    return [name for name, _ in model.named_parameters() if any(name.startswith(f"{at}.{own}") for at, owns in places.items() for own in owns)]
+    own = {f"{at}.{name}" for at, layer in wrapped_linears(model, kind).items() for name, _ in layer.named_parameters() if name not in BASE}
+    return [name for name, _ in model.named_parameters() if name in own]
 
 
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:

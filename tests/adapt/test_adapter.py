@@ -10,7 +10,8 @@ from minitransfer.config import ModelConfig
 from minitransfer.nn.masks import Mask
 from minitransfer.nn.model import Model
 from minitransfer.transfer import adapters_off, add_adapter, add_lora, load_adapter, remove_adapter, remove_adapters, save_adapter, set_adapter
-from minitransfer.transfer.adapter import adapted_layers, adapter_list, adapter_names, chosen_adapter
+from minitransfer.transfer.adapter import adapted_layers
+from minitransfer.transfer.named import adapter_list, adapter_names, chosen_adapter
 
 from .test_lora import GPT2, batch, small
 
@@ -189,7 +190,7 @@ def test_what_cannot_be_added_chosen_or_saved(tmp_path):
         add_adapter(model, name="a")
     with pytest.raises(ValueError, match="no adapter is called 'b'; this model has a: choose one"):
         set_adapter(model, "b")
-    with pytest.raises(ValueError, match="no adapter is called 'b'; this model has a: name one"):
+    with pytest.raises(ValueError, match="no adapter is called 'b'; this model has a: remove one"):
         remove_adapter(model, "b")
     with pytest.raises(ValueError, match=r"blocks\.0\.attn\.o_proj already carries adapters"):
         add_lora(model, targets="o")

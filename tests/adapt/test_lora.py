@@ -8,6 +8,7 @@ from minitransfer.nn.model import Model
 from minitransfer.transfer.groups import freeze_to, trainable_report, unfreeze
 from minitransfer.transfer.lora import (
     LoRALinear,
+    LowRank,
     add_lora,
     lora_layers,
     lora_names,
@@ -57,13 +58,16 @@ def test_step_zero_is_the_base_bit_for_bit(targets):
 
 def test_the_formula():
     base = torch.nn.Linear(7, 5).double()
-    layer = LoRALinear(base, r=3, alpha=6).double().eval()
+    layer = LoRALinear(base)
+    layer.adapters["default"] = LowRank(layer, "default", r=3, alpha=6)
+    layer.chosen = "default"
+    layer = layer.double().eval()
     torch.nn.init.normal_(layer.lora_A)
     torch.nn.init.normal_(layer.lora_B)
     x = torch.randn(2, 11, 7, dtype=torch.float64)
     by_hand = torch.einsum("bti,oi->bto", x, base.weight) + base.bias + 6 / 3 * torch.einsum("bti,ri,or->bto", x, layer.lora_A, layer.lora_B)
     torch.testing.assert_close(layer(x), by_hand)
-    assert LoRALinear(base, r=4, alpha=6, rslora=True).scale == 3.0
+    assert LowRank(layer, "other", r=4, alpha=6, rslora=True).scale == 3.0
 
 
 def test_dropout_is_on_the_input_of_a_and_in_training_only():
@@ -169,7 +173,9 @@ def test_merge_and_unmerge():
 
 def test_merging_in_half_precision_adds_in_fp32_and_casts_once():
     torch.manual_seed(1)
-    layer = LoRALinear(torch.nn.Linear(67, 71).bfloat16(), r=5, alpha=10)
+    layer = LoRALinear(torch.nn.Linear(67, 71).bfloat16())
+    layer.adapters["default"] = LowRank(layer, "default", r=5, alpha=10)
+    layer.chosen = "default"
     torch.nn.init.normal_(layer.lora_A)
     torch.nn.init.normal_(layer.lora_B, std=0.01)
     exact = layer.weight.double() + 2 * layer.lora_B.double() @ layer.lora_A.double()

@@ -4,9 +4,11 @@ import json
 import peft
 import pytest
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from minitransfer.families import FAMILIES
 from minitransfer.nn.model import Model
 from minitransfer.transfer.lora import add_lora, lora_layers
 from minitransfer.transfer.peft_files import load_adapter, remove_adapters, save_adapter
@@ -73,8 +75,8 @@ def test_peft_reads_our_file_to_the_same_numbers_and_so_do_we(twin, tmp_path, re
     load_adapter(again, tmp_path / "ours")
     assert torch.equal(one.ours_out(again), one.ours_out(ours))
     for name, layer in lora_layers(ours).items():
-        twin_layer = lora_layers(again)[name]
-        assert torch.equal(layer.lora_A, twin_layer.lora_A) and torch.equal(layer.lora_B, twin_layer.lora_B) and layer.scale == twin_layer.scale
+        mine, other = layer.adapters["default"], lora_layers(again)[name].adapters["default"]
+        assert torch.equal(mine.A, other.A) and torch.equal(mine.B, other.B) and mine.scale == other.scale
 
 
 def test_several_cycles_change_nothing(twin, tmp_path):
@@ -122,6 +124,18 @@ def test_ranks_of_different_matrices(twin, tmp_path):
     again = one.ours()
     load_adapter(again, tmp_path)
     assert torch.equal(one.ours_out(again), one.ours_out(model))
+
+
+@pytest.mark.parametrize("kind,modules,r,count", [("BertModel", ["query", "value"], 8, 294_912), ("GPT2Model", ["c_attn"], 16, 589_824),
+                                                  ("GPT2Model", ["c_attn", "c_proj"], 16, 1_622_016)])
+def test_counts_on_real_sizes_are_those_of_peft(kind, modules, r, count):
+    """c_proj is the name of two Linears of a GPT-2 block, in the attention and in the MLP: 884,736 would be the attention's alone."""
+    config = getattr(transformers, kind.replace("Model", "Config"))()
+    with torch.device("meta"):
+        reference = getattr(transformers, kind)(config)
+        wrapped = peft.get_peft_model(reference, peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=modules, fan_in_fan_out=kind == "GPT2Model"))
+        ours = Model(FAMILIES[config.model_type].config_from_hf(config.to_dict()), seed=None)
+        assert wrapped.get_nb_trainable_parameters()[0] == add_lora(ours, r=r, alpha=2 * r, targets=modules).trainable == count
 
 
 def test_rslora(twin, tmp_path):
@@ -210,7 +224,10 @@ def test_an_adapter_for_another_base_or_head_names_both(twin, tmp_path):
         load_adapter(twin(NONE).ours(), tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"unexpected: .*bert.encoder"):
         load_adapter(twin(GPT2_SEQUENCE).ours(), tmp_path / "adapter")
-    load_adapter(other.ours(), tmp_path / "adapter")       # the same classifier shape: fits
+    message = r"made for .*BertForSequenceClassification\) does not fit this model \(.*BertForTokenClassification\):\s+base: it was trained on other weights"
+    with pytest.raises(ValueError, match=message):
+        load_adapter(other.ours(), tmp_path / "adapter")
+    load_adapter(other.ours(), tmp_path / "adapter", any_base=True)       # the same classifier shape: fits
 
 
 def test_what_cannot_be_saved_is_refused(twin, tmp_path):
@@ -228,7 +245,7 @@ def test_what_cannot_be_saved_is_refused(twin, tmp_path):
     with pytest.raises(ValueError, match=r"blocks.0.norm_mlp.weight \(1 in all\) train beside the LoRA"):
         save_adapter(model, tmp_path)
     model.blocks[0].norm_mlp.weight.requires_grad_(False)
-    lora_layers(model)["blocks.0.attn.q_proj"].dropout.rate = 0.3
+    lora_layers(model)["blocks.0.attn.q_proj"].adapters["default"].dropout = 0.3
     with pytest.raises(ValueError, match="differ in dropout or rslora"):
         save_adapter(model, tmp_path)
 

@@ -26,7 +26,7 @@ def test_lora_by_name_and_with_settings():
     model = gpt()
     strategy("lora:4").apply(model, seed=3)
     layer = lora_layers(model)["blocks.1.attn.v_proj"]
-    assert layer.r == 4 and len(lora_layers(model)) == 18
+    assert layer.adapters["default"].r == 4 and len(lora_layers(model)) == 18
     other, same = gpt(), gpt()
     lora(r=4).apply(other, seed=4)
     lora(r=4).apply(same, seed=3)
@@ -34,7 +34,7 @@ def test_lora_by_name_and_with_settings():
     assert not (lora_layers(other)["blocks.1.attn.v_proj"].lora_A == layer.lora_A).all()
     model = gpt()
     lora(r=2, targets="q,v", alpha=3, dropout=0.25).apply(model)
-    assert len(lora_layers(model)) == 6 and lora_layers(model)["blocks.0.attn.q_proj"].dropout.rate == 0.25
+    assert len(lora_layers(model)) == 6 and lora_layers(model)["blocks.0.attn.q_proj"].adapters["default"].dropout == 0.25
 
 
 def test_by_name_or_as_it_is():

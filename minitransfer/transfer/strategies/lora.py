@@ -3,17 +3,18 @@ from __future__ import annotations
 
 from ..base import Strategy
 from ..groups import fresh_names
-from ..lora import add_lora, lora_names
+from ..lora import add_lora
+from ..named import DEFAULT, adapter_names
 from ..peft_files import save_adapter
 
 
 def lora(r: int = 8, alpha: int | float = 16, dropout: int | float = 0.0, targets: str | list[str] = "all", rslora: bool = False,
-         dora: bool = False) -> Strategy:
+         dora: bool = False, name: str = DEFAULT) -> Strategy:
     """Low-rank changes of the frozen body's matrices, and the head, train. See `add_lora`; saved as a PEFT adapter.
 
     Here every Linear of the blocks gets one by default: on 2,000 rows of sst2 that is as good as full fine-tuning, where "q,v" alone is 1.4 points below
     (`bench/sst2.py`).
     """
     return Strategy(
-        "lora", insert=lambda model, seed: add_lora(model, r, alpha, dropout, targets, rslora, dora, seed),
-        trains=lambda model: {*lora_names(model), *fresh_names(model)}, settings={"lr": 1e-3}, save=save_adapter)
+        "lora", insert=lambda model, seed: add_lora(model, r, alpha, dropout, targets, rslora, dora, seed, name),
+        trains=lambda model: {*adapter_names(model, name), *fresh_names(model)}, settings={"lr": 1e-3}, save=save_adapter)

@@ -1,0 +1,33 @@
+"""One body for the folders of several tuned tasks."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..nn.model import Model
+from ..text import Tokenizer
+from ..transfer.named_heads import NamedHeads
+from ..transfer.peft_files import load_adapter
+from .predict import saved_adapter, tuned_folder
+
+
+def load_several(folders: Mapping[str, str | Path]) -> tuple[NamedHeads, Tokenizer]:
+    """Load the base once, and the adapter and the head of each task.
+
+    Args:    folders: name of a task -> a folder that `finetune` wrote with strategy lora or adapter; all on one base.
+    Returns: the tasks, none of them in use, with `.model`; and the tokenizer. `heads.use(name)`, then `predict(heads.model, tok, texts)`.
+    Raises:  ValueError for no folder, one that holds no adapter of a task, or an adapter for another base.
+    """
+    places = {name: tuned_folder(folder) for name, folder in folders.items()}
+    if not places:
+        raise ValueError("load_several without a folder; it takes one or more tuned tasks: give {name: folder}")
+    base, *_ = saved_adapter(next(iter(places.values())))
+    heads = NamedHeads(Model.from_pretrained(base, head="none").eval())
+    for name, place in places.items():
+        _, kind, labels = saved_adapter(place)
+        heads.model.set_head(kind.head, labels)
+        if kind.problem is not None:
+            heads.model.head.use(kind.problem)
+        load_adapter(heads.model, place, name=name)
+        heads.keep(name)
+    return heads, Tokenizer.from_pretrained(next(iter(places.values())))
