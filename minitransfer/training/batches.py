@@ -41,7 +41,7 @@ class Rows:
     def between(self, start: int, end: int) -> dict[str, Tensor]:
         """Rows start ... end - 1 of all epochs one after the other, as one batch."""
         places = (divmod(place, len(self.numbers)) for place in range(start, end))
-        return self.packed.rows([self.epoch(e)[i] for e, i in places])
+        return self.packed.rows([int(self.epoch(e)[i]) for e, i in places])
 
 
 class Mixture:

@@ -12,6 +12,7 @@ Source: Li et al. 2018, "Explicit Inductive Bias for Transfer Learning with Conv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+
 import torch
 from torch import Tensor, nn
 

@@ -7,10 +7,10 @@ from minitransfer.tasks.base import supervised
 from minitransfer.training import train
 from minitransfer.training.settings import TrainSettings
 from minitransfer.transfer.forgetting import pretrained
-from minitransfer.transfer.mixout import Asked, mixed, mixout
+from minitransfer.transfer.mixout import mixed, mixout
 from tests.unit.tiny import bert, moved
 
-from .test_forgetting import Same, classifier, gradients, rows, shaken
+from .test_forgetting import Same, classifier, rows, shaken
 
 
 def drawn(seed: int = 0) -> torch.Generator:
@@ -88,7 +88,7 @@ def test_zero_is_the_objective_as_it_was_and_evaluation_sees_the_weights():
     assert mixout(0.0)(model, supervised) is supervised
     settings = TrainSettings(steps=3, lr=1e-2, precision="fp32", progress=False, eval_every=1)
 
-    def run(p, evaluated=None):
+    def run(p):
         model = classifier()
         batch = Same(rows(5))
         result = train(model, batch, mixout(p)(model, supervised), settings, evaluate=lambda m: {"loss": supervised(m, batch[0], drawn())[0].item()})
@@ -108,9 +108,3 @@ def test_refused():
     model.checkpointing = True
     with pytest.raises(ValueError, match="mixout with checkpointing=True"):
         mixout(0.5)(model, supervised)(model, rows(2), drawn())
-
-
-def test_an_objective_can_be_asked_as_a_module():
-    model, batch = classifier(), rows(3)
-    assert Asked(model, supervised)(batch, drawn())[0].item() == supervised(model, batch, drawn())[0].item()
-    assert gradients(model, mixout(0.3)(model, supervised), batch).keys() == gradients(model, supervised, batch).keys()
