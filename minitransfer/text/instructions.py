@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..nn.heads import IGNORE
 from .batches import EncodedBatches
-from .lines import missing
 from .pairs import stacked
 from .readers import column, read_rows
 from .tokenizer import Tokenizer
@@ -35,10 +34,11 @@ def read_instructions(source: Any) -> list[dict[str, Any]]:
     found = []
     for i, (row, instruction) in enumerate(zip(rows, column(rows, "instruction"), strict=True)):
         prompt = [part for part in (instruction, *(row.get(name) for name in INPUTS)) if part and part.strip()]
-        response = {"response": row[name] for name in RESPONSES if name in row}
-        if not response and not {"chosen", "rejected"} <= row.keys():
-            raise missing("output", list(row), f"row {i}", " (or response, or chosen and rejected)")
-        found.append({**row, "prompt": "\n".join(prompt)} | response)
+        answer = next((row[name] for name in RESPONSES if name in row), None)
+        if answer is None and not {"chosen", "rejected"} <= row.keys():
+            raise KeyError(f"row {i} has {', '.join(map(repr, row))} and no response; one is needed, as 'output', 'response', or 'chosen' and 'rejected': "
+                           "name the column so")
+        found.append({**row, "prompt": "\n".join(prompt)} | ({} if answer is None else {"response": answer}))
     return found
 
 
