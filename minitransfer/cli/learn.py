@@ -21,6 +21,8 @@ from ..training import TrainResult, TrainSettings
 from ..training import adapt as go_on
 from ..training import pretrain as start
 from ..training.run import refuse_another_run
+from ..transfer import load_adapter, strategy
+from ..transfer.peft_files import CONFIG as ADAPTER
 from . import settings
 from .keys import Key, gather
 from .texts import bundled_sample, device_of, model_source, print_json
@@ -119,10 +121,14 @@ class Job:
             return 130
         return 0
 
-    def check_saved(self) -> None:
-        """What a dry run saved can be loaded."""
-        Model.from_pretrained(Path(self["out"]) / "model")
-        Tokenizer.from_pretrained(Path(self["out"]) / "model")
+    def check_saved(self, base: str = "", head: str = "auto") -> None:
+        """What a dry run saved can be loaded; an adapter into its base."""
+        folder = Path(self["out"]) / "model"
+        if (folder / ADAPTER).is_file():
+            load_adapter(Model.from_pretrained(base, head=head), folder)
+        else:
+            Model.from_pretrained(folder)
+        Tokenizer.from_pretrained(folder)
 
 
 def make_tokenizer(job: Job) -> Tokenizer:
@@ -166,12 +172,14 @@ def pretrain(args: argparse.Namespace) -> int:
 def adapt(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         job = Job(args, ("model", "corpus"), settings.ADAPT | settings.TRAINING["adapt"], stack)
+        if job["strategy"] is not None:
+            strategy(job["strategy"])                       # a corpus may take minutes: a name that does not exist is said before
         device, source = job.ready(), model_source(job["model"])
         model, tok = Model.from_pretrained(source).to(device), Tokenizer.from_pretrained(source)
         result = go_on(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
-                       general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
+                       general=job.corpus(tok, "general"), **job.only("length", "batch_size", "mix", "strategy"), **job.training)
         if job.dry:
-            job.check_saved()
+            job.check_saved(source, model.head_name)
         return job.finished(result)
 
 
@@ -202,7 +210,8 @@ PRETRAIN = Verb(
 ADAPT = Verb(
     "adapt", "Go on pretraining a pretrained model on the text of a domain, and report what that changed.",
     ("minitransfer adapt mini-bert pydoc --out runs/adapted steps=100",
-     "minitransfer adapt mini-bert pydoc general=samples/general.txt documents=line minutes=2 --dry-run"), add_words("model", "corpus"), adapt,
+     "minitransfer adapt mini-bert pydoc --out runs/lora strategy=lora steps=100",
+     "minitransfer adapt mini-bert pydoc general=samples/general.txt mix=0.25 documents=line minutes=2 --dry-run"), add_words("model", "corpus"), adapt,
     {"settings": settings.ADAPT, "training (of steps, epochs, tokens and minutes the first that is reached ends the run)": settings.TRAINING["adapt"]})
 FINETUNE = Verb(
     "finetune", "Train a pretrained model to label texts, or the words of texts.",

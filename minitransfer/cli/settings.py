@@ -29,6 +29,8 @@ CORPUS = {
     "documents": Key("str", "blank_line", "what one document of a .txt file is: blank_line, line or file"),
     "length": Key("int", 128, "tokens per row"),
     "batch_size": Key("int", 32, "rows per batch")}
+STRATEGIES = ("full, head, features (as head, the body runs once), last:2 (the head and the top 2 blocks), discriminative, ulmfit, bitfit, lora, "
+              "lora:16 (of rank 16), ia3, adapter, prefix, soft_prompt")
 PRETRAIN = {
     **CORPUS,
     "objective": Key("str", "masked", "masked (a bidirectional model) or causal"),
@@ -44,15 +46,17 @@ SHAPE = {
     "dropout": Key("float", 0.1, "on the output of every sub-layer")}
 ADAPT = {
     **MODEL, **CORPUS,
-    "objective": Key("str | None", None, "masked or causal; none: that of the model's head"),
+    "objective": Key("str | None", None, "masked or causal; none: that of the model"),
+    "mix": Key("float", 0.0, "the share of the rows that come from `general`, from 0 (it is only measured) to below 1"),
+    "strategy": Key("str | None", None, "what trains: full (as none), last:2, discriminative, bitfit, lora, lora:16 (of rank 16), ia3, adapter, prefix; out/model "
+                                        "is then the adapter if there is one"),
     **RUN}
 FINETUNE = {
     **MODEL,
     "train": Key("str | None", None, "rows with labels: .tsv, .csv, .jsonl, .conll, .conllu or SQuAD's .json (also .gz)"),
     "validation": Key("str | None", None, "rows to measure on during training"),
     "task": Key("str", "sequence", "sequence (one label a text), multilabel (a list of labels), regression (a number), token (one label a word) or span (an answer in a text)"),
-    "strategy": Key("str", "full", "what trains: full, head, features (as head, the body runs once), last:2 (the head and the top 2 blocks), discriminative, ulmfit, "
-                                   "bitfit, lora, lora:16 (of rank 16), ia3, adapter, prefix, soft_prompt"),
+    "strategy": Key("str", "full", f"what trains: {STRATEGIES}"),
     "text": Key("str", "text", "the column of the text"),
     "pair": Key("str | None", None, "the column of a second text"),
     "label": Key("str", "label", "the column of the label"),

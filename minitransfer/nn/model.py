@@ -107,7 +107,7 @@ class Model(nn.Module):
         return self.embed.tokens.weight.device
 
     def set_head(self, head: str, labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True, seed: int = 0) -> Model:
-        """Put a fresh head on the same body; the pooler stays if the new head uses it."""
+        """Put a fresh head on the same body; the pooler stays if the new head uses it. What is fresh no longer counts as loaded."""
         c, generator, fresh = self.config, torch.Generator().manual_seed(seed), []
         with Unfilled():
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
@@ -121,6 +121,9 @@ class Model(nn.Module):
         for module in fresh:
             initialise(module, c, generator)
             module.to(self.device, self.embed.tokens.weight.dtype).train(self.training)
+        if self.load_report is not None:
+            made = {id(p) for module in fresh for p in module.parameters()}
+            self.load_report.renewed({name for name, p in self.named_parameters() if id(p) in made})
         return self
 
     def resize_vocabulary(self, n: int) -> Model:

@@ -3,23 +3,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from ..nn.model import Model
 from ..text import Tokenizer, read_rows
-from ..training import Batches, TrainResult, TrainSettings, param_groups
-from ..training import train as run
-from ..training.state import STATE
+from ..training import TrainResult, TrainSettings
+from ..training.tune import tune
 from ..transfer.base import Strategy
 from ..transfer.forgetting import Keep
-from ..transfer.groups import TrainableReport, set_trainable
+from ..transfer.groups import TrainableReport
 from ..transfer.strategies import strategy as strategy_of
-from ..weights.files import read_json, recover, write_json
+from ..weights.files import write_json
 from .base import Task, longest, supervised
 from .multilabel import MultiLabelTask
 from .regression import RegressionTask
@@ -94,29 +91,6 @@ def hash_rows(rows: Sequence[dict], columns: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([[row.get(name) for name in names] for row in rows], default=str).encode()).hexdigest()[:16]
 
 
-def follow(model: Model, strategy: Strategy, steps_per_epoch: float, start: int) -> Callable[[dict], None] | None:
-    """What freezes and unfreezes during the run, for `on_step`; the state of step `start` is set at once."""
-    if strategy.now is None:
-        return None
-
-    def set_phase(step: int) -> None:
-        set_trainable(model, strategy.at(model, step / steps_per_epoch))
-    set_phase(start)
-    return lambda record: set_phase(record["step"])
-
-
-def steps_done(out: Path | None, resume: bool) -> int:
-    """The step from which a run goes on."""
-    if not resume or out is None or not recover(out / "last").is_dir():
-        return 0
-    return int(read_json(out / "last" / STATE)["progress"]["step"])
-
-
-def once(*streams: Batches | None) -> Iterator[dict[str, Tensor]]:
-    """Every batch of one epoch of each stream."""
-    return (stream[k] for stream in streams if stream is not None for k in range(len(stream)))
-
-
 def metrics_of(result: TrainResult) -> dict[str, float]:
     """The evaluation of the weights that were kept."""
     if result.best is None or result.stopped == "interrupted":
@@ -135,7 +109,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
              train, validation: anything `read_rows` reads. The labels are those of the training rows.
              strategy: a name of transfer.strategies ("full", "head", "features", "last:2", "discriminative", "ulmfit", "bitfit", "lora", ...), or a Strategy,
              such as lora(r=16): what trains, at which rate and when, and what is saved. `transfer.plan` shows it beforehand.
-             keep: l2sp(), ewc(...) or replay(...) of transfer.forgetting: a pull towards what the model was, beside any strategy.
+             keep: l2sp(), ewc(...), replay(...) or mixout() of transfer.forgetting: a pull towards what the model was, beside any strategy.
              text, pair, label: the columns of a sequence, multilabel or regression task.
              out: the run's folder; out/model is then the result with its tokenizer and task.json: the whole model in the standard layout, or
              the adapter.
@@ -158,26 +132,14 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     batches = asked.batches(rows, tok, model.labels or labels, *sizes)
     measured = asked.batches(held_out, tok, model.labels or labels, *sizes) if held_out else None
     evaluate = None if measured is None else asked.evaluation(measured)
-    report = plan.apply(model, chosen.seed)
-    groups = param_groups(model, chosen.weight_decay, plan.rate(model))
-    folder = None if out is None else Path(out)
-    phase = follow(model, plan, len(batches) / chosen.micro_batches, steps_done(folder, resume))
 
-    def each_step(record: dict) -> None:
-        for act in (phase, on_step):
-            if act is not None:
-                act(record)
-
-    def save(tuned: Model, place: Path) -> None:
-        plan.save(tuned, place)
+    def beside(tuned: Model, place: Path) -> None:
         tok.save_pretrained(place)
         about = {"task": asked.name, "columns": asked.columns, "settings": asked.settings, "labels": tuned.labels, "max_length": limit, "strategy": plan.name}
         write_json(place / "task.json", about)
 
     data = {"train": hash_rows(rows, asked.columns), "validation": hash_rows(held_out, asked.columns), "tokenizer": tok.fingerprint[:16],
-            "labels": ", ".join(model.labels or labels), "strategy": plan.name}
-    with plan.during(model, once(batches, measured)):
-        objective = plan.objective(model, supervised)
-        result = run(model, batches, objective if keep is None else keep(model, objective), chosen, out=folder, evaluate=evaluate, groups=groups, resume=resume,
-                     on_step=each_step, save=save, data=data)
-    return FinetuneResult(model, metrics_of(result), report, result, folder)
+            "labels": ", ".join(model.labels or labels)}
+    report, result = tune(model, batches, supervised, chosen, plan, beside=beside, data=data, measured=[measured] if measured is not None else [], keep=keep,
+                          out=out, evaluate=evaluate, resume=resume, on_step=on_step)
+    return FinetuneResult(model, metrics_of(result), report, result, result.out)

@@ -6,7 +6,7 @@ readers.py and batches.py (rows with labels).
 from .batches import EncodedBatches, LabelledBatches
 from .cache import TokenCache, tokenize_corpus
 from .corpus import read_texts
-from .instructions import InstructionBatches, PreferenceBatches
+from .instructions import InstructionBatches, PreferenceBatches, read_instructions
 from .packing import PackedBatches
 from .pairs import PairBatches
 from .pydoc_corpus import read_pydoc
@@ -15,4 +15,4 @@ from .stream import Batches
 from .tokenizer import Tokenizer, TruncationWarning
 
 __all__ = ["Batches", "EncodedBatches", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TokenCache",
-           "Tokenizer", "TruncationWarning", "read_pydoc", "read_rows", "read_texts", "sample_rows", "tokenize_corpus"]
+           "Tokenizer", "TruncationWarning", "read_instructions", "read_pydoc", "read_rows", "read_texts", "sample_rows", "tokenize_corpus"]

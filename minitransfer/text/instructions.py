@@ -12,8 +12,34 @@ from torch import Tensor
 from ..nn.heads import IGNORE
 from .batches import EncodedBatches
 from .pairs import stacked
-from .readers import column
+from .readers import column, read_rows
 from .tokenizer import Tokenizer
+
+INPUTS, RESPONSES = ("input", "context"), ("output", "response")      # Alpaca's words for them, and Dolly's
+
+
+def read_instructions(source: Any) -> list[dict[str, Any]]:
+    """Rows of `prompt` and `response` (and `chosen` and `rejected`, of preferences) from files in the fields of Alpaca or Dolly; other columns stay.
+
+        instruction, input, output            Alpaca; input may be empty or absent
+        instruction, context, response        Dolly
+        instruction, input, chosen, rejected  preferences
+
+    The prompt is the instruction and, where there is one, the input on the next line.
+
+    Args:    source: anything `read_rows` reads.
+    Raises:  KeyError for a row without an instruction or any response; and what `read_rows` raises.
+    """
+    rows = read_rows(source)
+    found = []
+    for i, (row, instruction) in enumerate(zip(rows, column(rows, "instruction"), strict=True)):
+        prompt = [part for part in (instruction, *(row.get(name) for name in INPUTS)) if part and part.strip()]
+        answer = next((row[name] for name in RESPONSES if name in row), None)
+        if answer is None and not {"chosen", "rejected"} <= row.keys():
+            raise KeyError(f"row {i} has {', '.join(map(repr, row))} and no response; one is needed, as 'output', 'response', or 'chosen' and 'rejected': "
+                           "name the column so")
+        found.append({**row, "prompt": "\n".join(prompt)} | ({} if answer is None else {"response": answer}))
+    return found
 
 
 class InstructionBatches(EncodedBatches):
@@ -53,6 +79,14 @@ class InstructionBatches(EncodedBatches):
         place = torch.arange(batch["input_ids"].shape[1])                        # (T,)
         asked = (place >= batch["labels"][:, None]) & batch["attention_mask"]
         return batch | {"labels": batch["input_ids"].masked_fill(~asked, IGNORE)}
+
+    def show(self, batch: dict[str, Tensor]) -> list[str]:
+        """The texts of a batch, without padding, and in each what the loss is on between >>> and <<<."""
+        shown = []
+        for ids, labels, keep in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            before, after = (ids[keep & part].tolist() for part in (labels == IGNORE, labels != IGNORE))
+            shown.append(f"{self.tok.decode(before, skip_specials=False)}>>>{self.tok.decode(after, skip_specials=False)}<<<")
+        return shown
 
 
 class PreferenceBatches(InstructionBatches):

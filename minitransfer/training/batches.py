@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -28,9 +30,46 @@ class Rows:
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         epoch, i = divmod(k, len(self))
-        if self.order[0] != epoch:
-            self.order = epoch, np.random.default_rng(mix(self.packed.seed, "rows", epoch)).permutation(self.numbers)
-        return self.packed.rows(self.order[1][i * self.packed.batch_size:(i + 1) * self.packed.batch_size])
+        return self.packed.rows(self.epoch(epoch)[i * self.packed.batch_size:(i + 1) * self.packed.batch_size])
+
+    def epoch(self, e: int) -> np.ndarray:
+        """The numbers of the rows in the order of one epoch."""
+        if self.order[0] != e:
+            self.order = e, np.random.default_rng(mix(self.packed.seed, "rows", e)).permutation(self.numbers)
+        return self.order[1]
+
+    def between(self, start: int, end: int) -> dict[str, Tensor]:
+        """Rows start ... end - 1 of all epochs one after the other, as one batch."""
+        places = (divmod(place, len(self.numbers)) for place in range(start, end))
+        return self.packed.rows([int(self.epoch(e)[i]) for e, i in places])
+
+
+class Mixture:
+    """Batches of rows of one text, of which an exact share comes from another: after any number of batches it is right to within one row.
+
+    The first k batches, k B rows, hold floor(share k B) rows of the other text. Either text is read in epochs of its own; an epoch here is so many
+    batches, all of full size, that every row of the first text was read.
+
+    Args: share: of the other text, in (0, 1).
+    """
+
+    def __init__(self, text: Rows, other: Rows, share: int | float):
+        self.text, self.other, self.share, self.batch_size = text, other, Fraction(str(share)), text.packed.batch_size
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.text.numbers) / (self.batch_size * (1 - self.share)))
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        start, end = k * self.batch_size, (k + 1) * self.batch_size
+        before, after = int(start * self.share), int(end * self.share)
+        return joined(self.text.between(start - before, end - after), self.other.between(before, after))
+
+
+def joined(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The rows of both packed batches in one; only rows with padding need an attention mask."""
+    if ("attention_mask" in first) != ("attention_mask" in second):
+        first, second = ({"attention_mask": one["document_ids"] >= 0} | one for one in (first, second))
+    return {name: torch.cat([column, second[name]]) for name, column in first.items()}
 
 
 class RandomWindows:

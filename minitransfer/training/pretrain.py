@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,28 +13,31 @@ import numpy as np
 from ..nn.model import Model
 from ..objectives import Causal, Masked, Objective
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
+from ..transfer.base import Strategy, nothing_else
+from ..transfer.forgetting import Keep
+from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, write_json
-from .batches import Batches, Rows
+from .batches import Batches, Mixture, Rows
 from .diagnose import check_weights
 from .evaluate import Evaluation, held_out_loss, measure
 from .loop import train
 from .precision import Precision
 from .run import TrainResult
 from .settings import LIMITS, TrainSettings
-from .state import Save
+from .tune import as_it_is, tune
 
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 2000   # of the rows, when no validation text is given
 HELD_OUT_SEED = 20                           # the same rows are held out whatever the seed of the run, so that runs can be compared
 
 
-def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: int) -> None:
+def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: int, ahead: int = 0) -> None:
     """Raises: ValueError if the tokenizer, the head, the direction of the body or its length does not suit, before anything is computed."""
     rows = model.config.vocab_size
     if tok.vocab_size > rows:
         raise ValueError(f"a tokenizer of {tok.vocab_size} tokens and a model with {rows} rows in its token table; every token needs a row: "
                          f"use the tokenizer the model was made with, or model.resize_vocabulary({tok.vocab_size})")
-    if length > model.config.max_len:
-        raise ValueError(f"length={length}; this model reads at most {model.config.max_len} tokens: choose a length up to that")
+    if length > (most := model.longest - ahead):
+        raise ValueError(f"length={length}; this model reads at most {most} tokens: choose a length up to that")
     head = "causal" if isinstance(objective, Causal) else "masked"
     if not model.head_name.startswith(head):
         raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), '
@@ -81,9 +86,9 @@ class Corpus:
     """A corpus as a run needs it: batches to train on, an evaluation, and what identifies the data."""
 
     def __init__(self, model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective, validation: Any, length: int, batch_size: int,
-                 seed: int):
+                 seed: int, general: Any = None, mix: int | float = 0.0, ahead: int = 0):
         self.objective = make_objective(objective, tok)
-        check_pairing(model, tok, self.objective, length)
+        check_pairing(model, tok, self.objective, length, ahead)
         causal = isinstance(self.objective, Causal)
 
         def pack(source: Any) -> PackedBatches:
@@ -91,41 +96,39 @@ class Corpus:
             return PackedBatches(cache, tok, length, batch_size, seed=seed, causal=causal)
 
         packed = pack(corpus)
-        self.train: Batches
         self.held_out: Batches
+        self.general: Batches | None = None
         if validation is None:
-            self.train, self.held_out = hold_out(packed)
+            text, self.held_out = hold_out(packed)
             held = f"{len(self.held_out.numbers)} rows of the corpus"
         else:
-            self.train, self.held_out = packed, (other := pack(validation))
+            text, self.held_out = Rows(packed, np.arange(packed.n_rows)), (other := pack(validation))
             held = other.cache.content[:16]
+        self.train: Batches = text if validation is None else packed
         self.unigram = unigram_entropy(packed.cache, tok.vocab_size)
-        self.pack = pack
         self.data = {"corpus": packed.cache.content[:16], "tokens": str(packed.cache.n_tokens), "tokenizer": tok.fingerprint[:16],
                      "held out": held}
+        if general is not None:
+            self.general = around = pack(general)
+            if mix:
+                trained, self.general = hold_out(around)
+                self.train = Mixture(text, trained, mix)
+                self.data |= {"general": around.cache.content[:16], "mix": str(mix)}
 
-    def evaluation(self, general: Any = None) -> Evaluation:
-        """Held-out loss and perplexity beside the loss of token frequencies alone; `general_loss` on other text, if some is given."""
+    def evaluation(self) -> Evaluation:
+        """Held-out loss and perplexity beside the loss of token frequencies alone; `general_loss` on the general text, if there is some."""
         domain = held_out_loss(self.held_out, self.objective)
-        other = None if general is None else held_out_loss(self.pack(general), self.objective)
+        general = None if self.general is None else held_out_loss(self.general, self.objective)
 
         def evaluate(model: Model) -> dict[str, float]:
-            return domain(model) | {"unigram_loss": self.unigram} | ({} if other is None else {"general_loss": other(model)["loss"]})
+            return domain(model) | {"unigram_loss": self.unigram} | ({} if general is None else {"general_loss": general(model)["loss"]})
         return evaluate
 
 
-def defaults(settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+def defaults(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """The settings of a call over those of pretraining."""
     limit = {} if any(settings.get(name) is not None for name in LIMITS) else {"epochs": 1}
     return {"eval_every": 500, "best": "loss lower", **limit, **more, **settings}
-
-
-def save_with(tok: Tokenizer) -> Save:
-    """Writes a model and its tokenizer, so that the folder can be used alone."""
-    def save(model: Model, folder: Path) -> None:
-        model.save_pretrained(folder)
-        tok.save_pretrained(folder)
-    return save
 
 
 def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective = "masked", validation: Any = None, out: str | Path | None = None,
@@ -143,28 +146,74 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
     Raises:  ValueError for a vocabulary, head, length or corpus that does not fit, before training starts; and what `train` raises.
     """
     chosen = TrainSettings.from_dict(defaults(settings))
-    texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed)
-    return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(general), resume=resume, save=save_with(tok),
-                 data=texts.data)
+    texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general)
+
+    def save(trained: Model, folder: Path) -> None:
+        trained.save_pretrained(folder)
+        tok.save_pretrained(folder)
+    return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(), resume=resume, save=save, data=texts.data)
+
+
+def put_vocabulary_head(model: Model, seed: int) -> None:
+    """On a model without a head, or with one that has no weights to lose, a fresh one that predicts tokens, tied to the token table.
+
+    Warns: that it was put on.
+    """
+    if (was := model.head_name) not in ("none", "embedding"):
+        return
+    head = "causal" if model.config.causal else "masked"
+    model.set_head(head, seed=seed)
+    dropped = model.load_report.dropped if model.load_report is not None else []
+    own = f" (the checkpoint has a head of its own, {', '.join(dropped[:2])}: if that is one, load it with head=\"{head}\")" if dropped else ""
+    warnings.warn(f'adapt put a fresh {head} head, tied to the token table, in the place of head="{was}"; it is trained with the body{own}; '
+                  f'afterwards model.set_head("{was}") takes it off', UserWarning, stacklevel=3)
 
 
 def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective | None = None, validation: Any = None, out: str | Path | None = None,
-          resume: bool = False, length: int = 128, batch_size: int = 32, general: Any = None, **settings: Any) -> TrainResult:
+          resume: bool = False, length: int = 128, batch_size: int = 32, general: Any = None, mix: int | float = 0.0, strategy: str | Strategy | None = None,
+          keep: Keep | None = None, **settings: Any) -> TrainResult:
     """Go on pretraining a pretrained model on the text of a domain or task; it is changed in place.
 
-    Args:    as for `pretrain`, with lr=1e-4 by default; objective: None: that of the model's head.
+    A model with head="none" or "embedding" gets a fresh vocabulary head first, and a warning says so.
+
+    Args:    as for `pretrain`, with lr=1e-4 by default, or the strategy's own; objective: None: that of the body.
+             general: other text whose loss is reported beside, as general_loss. mix: the share of the rows that come from it, in [0, 1); above 0 its
+             loss is that of 1 % of its rows, which are held out as those of the corpus are.
+             strategy: as for `finetune`; out/model is then the adapter, which `load_adapter` reads. None: what trains in the model now, which is all of one
+             that was just loaded, or the adapter it carries. keep: as for `finetune`.
     Returns: the TrainResult with `before` and `after`: the metrics, on the domain and on the `general` text, of the model as it came and as it left.
+    Raises:  what `pretrain` raises, and ValueError for a mix out of range or without general text, or a strategy that does not fit.
     Source:  Gururangan et al. 2020, "Don't Stop Pretraining".
     """
-    if objective is None:
-        objective = "causal" if model.head_name == "causal" else "masked"
-    chosen = TrainSettings.from_dict(defaults(settings, lr=1e-4))
-    texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed)
-    evaluate, precision = texts.evaluation(general), Precision(chosen.precision, model)
+    plan = as_it_is(model) if strategy is None else strategy_of(strategy)
+    check_mix(mix, general)
+    check_reading(plan)
+    chosen = TrainSettings.from_dict(defaults({"lr": 1e-4, **plan.settings, **settings}))
     check_weights(model)
+    put_vocabulary_head(model, chosen.seed)
+    if objective is None:
+        objective = "causal" if model.config.causal else "masked"
+    texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general, mix, plan.ahead)
+    evaluate, precision = texts.evaluation(), Precision(chosen.precision, model)
     before = measure(model, evaluate, precision)
-    result = train(model, texts.train, texts.objective, chosen, out=out, evaluate=evaluate, resume=resume, save=save_with(tok), data=texts.data)
+    _, result = tune(model, texts.train, texts.objective, chosen, plan, beside=lambda _, folder: tok.save_pretrained(folder), data=texts.data, keep=keep, out=out,
+                     evaluate=evaluate, resume=resume)
     result = replace(result, before=before, after=measure(model, evaluate, precision))
     if result.out is not None:
         write_json(result.out / "manifest.json", {**read_json(result.out / "manifest.json"), "before": result.before, "after": result.after})
     return result
+
+
+def check_mix(mix: int | float, general: Any) -> None:
+    """Raises: ValueError for a share that is none, or for one of a text that is not there."""
+    if not 0 <= mix < 1:
+        raise ValueError(f"mix={mix}; it is the share of the rows that come from the general text, at least 0 and below 1: 0.1 to 0.5 are usual")
+    if mix and general is None:
+        raise ValueError(f"mix={mix} without general text; that share of the rows is to come from it: give general=, or leave mix out")
+
+
+def check_reading(plan: Strategy) -> None:
+    """Raises: ValueError for a strategy that computes something from every batch beforehand."""
+    if plan.during is not nothing_else:
+        raise ValueError(f"strategy {plan.name!r} for raw text; it lets the body read every row once, and here other tokens are hidden each time: "
+                         "choose full, lora or another one that trains the body")

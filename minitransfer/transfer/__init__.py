@@ -2,15 +2,17 @@
 from .adapter import add_adapter
 from .base import Strategy
 from .features import extract_features
-from .forgetting import copy_of_head, ewc, fisher, l2sp, replay
+from .forgetting import ewc, fisher, l2sp
 from .groups import TrainableReport, freeze, freeze_to, layer_groups, trainable_report, unfreeze
 from .ia3 import add_ia3, merge_ia3, unmerge_ia3
 from .lora import add_lora, merge_lora, unmerge_lora
+from .mixout import mixout
 from .named import adapter_list, remove_adapter, set_adapter, use_adapter
 from .named_heads import NamedHeads
 from .peft_files import load_adapter, remove_adapters, save_adapter
 from .plan import plan
 from .prefix import add_prefix
+from .replay import copy_of_head, replay
 from .scalar_mix import ScalarMix
 from .soft_prompt import add_soft_prompt
 from .strategies import adapter, bitfit, discriminative, features, full, head, ia3, last, lora, prefix, soft_prompt, strategy, ulmfit
@@ -18,6 +20,7 @@ from .student import student
 from .wrapped import adapters_off
 
 __all__ = ["NamedHeads", "ScalarMix", "Strategy", "TrainableReport", "adapter", "adapter_list", "adapters_off", "add_adapter", "add_ia3", "add_lora", "add_prefix",
-           "add_soft_prompt", "bitfit", "copy_of_head", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp",
-           "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "plan", "prefix", "remove_adapter", "remove_adapters", "replay",
-           "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit", "unfreeze", "unmerge_ia3", "unmerge_lora", "use_adapter"]
+           "add_soft_prompt", "bitfit", "copy_of_head", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze", "freeze_to", "full", "head",
+           "ia3", "l2sp", "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "mixout", "plan", "prefix", "remove_adapter",
+           "remove_adapters", "replay", "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit", "unfreeze",
+           "unmerge_ia3", "unmerge_lora", "use_adapter"]

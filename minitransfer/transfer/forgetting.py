@@ -1,43 +1,51 @@
-"""Against forgetting: a term beside the task's loss that keeps the weights, or what they can do, near the start. One argument of `finetune`: keep=l2sp().
+"""Against forgetting: what keeps the weights, or what they can do, near the start. One argument of `finetune` and `adapt`: keep=l2sp().
 
     l2sp      L = L_task + alpha / 2 sum_s (w_s - w0_s)^2 + beta / 2 sum_n w_n^2            s: pretrained, n: new with the task
     ewc       L = L_task + strength / 2 sum_s F_s (w_s - w0_s)^2                            F: `fisher`, how much the old task cares for each weight
-    replay    L = L_task + weight L_old                                                     L_old: the old objective on old text, a batch each step
+    replay    L = L_task + weight L_old                                                     L_old: the old objective on old text; in `replay.py`
+    mixout    L = L_task at weights of which a random part is back at its start             in `mixout.py`
 
 L_task is the mean over the targets of a step. Objectives return sums (the loop divides once), so a term P enters a batch of n targets as n P.
 Source: Li et al. 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", equation 2; Kirkpatrick et al. 2017,
-"Overcoming catastrophic forgetting in neural networks", equation 3; Robins 1995 (rehearsal).
+"Overcoming catastrophic forgetting in neural networks", equation 3.
 """
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..nn.model import Model
 from ..objectives import Objective
 from ..text import Batches
 from .groups import fresh_names
+from .wrapped import WrappedLinear, wrapped_linears
 
 Keep = Callable[[Model, Objective], Objective]      # (model as it starts, the task's objective) -> the objective to train on
 
 
-def squared_distance(model: nn.Module, start: Mapping[str, Tensor], importance: Mapping[str, Tensor] | None = None) -> Float[Tensor, ""]:
+def seen(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter by its name, the way the forward pass sees it: the weight and bias of a Linear that carries LoRA or (IA)^3 with their change."""
+    now: dict[str, Tensor] = dict(model.named_parameters())
+    for place, layer in wrapped_linears(model, WrappedLinear).items():
+        if layer.active and not layer.merged and type(layer).changed is not WrappedLinear.changed:
+            weight, bias = layer.changed()
+            now |= {f"{place}.weight": weight} | ({} if bias is None else {f"{place}.bias": bias})
+    return now
+
+
+def squared_distance(now: Mapping[str, Tensor], start: Mapping[str, Tensor], importance: Mapping[str, Tensor] | None = None) -> Tensor | float:
     """sum F (w - w0)^2 over the parameters in `start` that train now; without F each counts 1."""
-    total: Any = 0.0
-    for name, p in model.named_parameters():
-        if name in start and p.requires_grad:
-            moved = (p - start[name].to(p.device)).square()
-            total = total + (moved if importance is None else importance[name].to(p.device) * moved).sum()
-    return total if isinstance(total, Tensor) else torch.zeros((), device=next(model.parameters()).device)
+    total: Tensor | float = 0.0
+    for name, w in now.items():
+        if name in start and w.requires_grad:
+            moved = (w - start[name].to(w.device)).square()
+            total = total + (moved if importance is None else importance[name].to(w.device) * moved).sum()
+    return total
 
 
-def penalised(objective: Objective, penalty: Callable[[Model], Tensor]) -> Objective:
+def penalised(objective: Objective, penalty: Callable[[Model], Tensor | float]) -> Objective:
     """The objective with a term that depends on the weights alone."""
     def loss(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
         total, n = objective(model, batch, generator)
@@ -59,7 +67,7 @@ def positive(**settings: int | float) -> None:
 
 
 def l2sp(alpha: int | float = 0.01, beta: int | float = 0.01) -> Keep:
-    """Pull pretrained weights to where they started (alpha), and new ones to zero (beta).
+    """Pull pretrained weights to where they started (alpha), and new ones to zero (beta). An adapter is pulled to its own start, where it changes nothing.
 
     Raises: ValueError for a negative strength.
     """
@@ -68,7 +76,11 @@ def l2sp(alpha: int | float = 0.01, beta: int | float = 0.01) -> Keep:
     def keep(model: Model, objective: Objective) -> Objective:
         start = pretrained(model)
         zeros = {name: torch.zeros_like(p) for name, p in model.named_parameters() if name not in start}
-        return penalised(objective, lambda m: alpha / 2 * squared_distance(m, start) + beta / 2 * squared_distance(m, zeros))
+
+        def penalty(model: Model) -> Tensor | float:
+            now = dict(model.named_parameters())
+            return alpha / 2 * squared_distance(now, start) + beta / 2 * squared_distance(now, zeros)
+        return penalised(objective, penalty)
     return keep
 
 
@@ -107,7 +119,9 @@ def single_texts(batches: Batches) -> Iterator[dict[str, Tensor]]:
 def ewc(importance: Mapping[str, Tensor], strength: int | float) -> Keep:
     """Pull each pretrained weight to where it started, by how much the old task cares for it.
 
-    Args:   importance: of `fisher`. A parameter it does not know is left free.
+    The change that LoRA or (IA)^3 makes to a weight counts as its movement. Prefixes, soft prompts and bottleneck adapters move no weight and are left free.
+
+    Args:   importance: of `fisher`, asked before an adapter is put in. A parameter it does not know is left free.
     Raises: ValueError for a negative strength, or an importance that knows no parameter of the model.
     """
     positive(strength=strength)
@@ -117,46 +131,5 @@ def ewc(importance: Mapping[str, Tensor], strength: int | float) -> Keep:
         if not start:
             raise ValueError(f"an importance of {len(importance)} parameters, none of them pretrained ones of this model; "
                              "it must come from the same body: fisher(model, batches, objective, n)")
-        return penalised(objective, lambda m: strength / 2 * squared_distance(m, start, importance))
+        return penalised(objective, lambda m: strength / 2 * squared_distance(seen(m), start, importance))
     return keep
-
-
-@contextmanager
-def answering_with(model: Model, head: nn.Module) -> Iterator[Model]:
-    """Inside the `with`, the body is asked by another head."""
-    own, model.head = model.head, head
-    try:
-        yield model
-    finally:
-        model.head = own
-
-
-def replay(batches: Batches, objective: Objective, weight: int | float = 1.0, head: nn.Module | None = None) -> Keep:
-    """Go on with the old objective beside the task: each batch of the task is followed by one old batch, drawn from the step's generator.
-
-    Args:   weight: of the old mean loss against the task's. head: what the old objective asks: `copy_of_head(model)`, taken before `finetune` puts the
-            task's head in its place; None if both are asked of one head.
-    Raises: ValueError for a negative weight.
-    """
-    positive(weight=weight)
-
-    def keep(model: Model, task: Objective) -> Objective:
-        def loss(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
-            total, n = task(model, batch, generator)
-            k = int(torch.randint(len(batches), (), generator=generator, device=generator.device))
-            old = {name: t.to(model.device) for name, t in batches[k].items()}
-            with answering_with(model, model.head if head is None else head):
-                old_total, old_n = objective(model, old, generator)
-            return total + old_total * (weight * n / max(int(old_n), 1)), n
-        return loss
-    return keep
-
-
-def copy_of_head(model: Model) -> nn.Module:
-    """The model's head, frozen, to be asked later on the same body: a vocabulary head goes on reading the body's own token table.
-
-    Raises: ValueError for a model without one.
-    """
-    if model.head is None:
-        raise ValueError('copy_of_head of a model with head="none"; there is nothing to keep: load the checkpoint with the head it was pretrained with')
-    return copy.deepcopy(model.head, {id(model.embed.tokens): model.embed.tokens}).requires_grad_(False)

@@ -57,20 +57,17 @@ def head_tensors(model: Model, names: set[str], root: str) -> tuple[dict[str, Te
 
 
 def base_of(model: Model) -> str | None:
-    """Where the model came from; a local folder as its full path, so that the adapter finds it from anywhere."""
-    if model.load_report is None:
+    """Where the model came from, if it is saved anywhere; a local folder as its full path, so that the adapter finds it from anywhere."""
+    source = "" if model.load_report is None else model.load_report.source
+    if not source:
         return None
-    source = model.load_report.source
     return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
-def save_adapter(model: Model, folder: str | Path) -> None:
-    """Write the adapter of `model` (of several: the chosen one) and every other parameter that trains, which is the head.
+def check_adapter(model: Model) -> tuple[str, Kind, set[str]]:
+    """The one kind of adapter that a file of this model would hold, by its name in the file, and the parameters that would stand beside it.
 
-    `peft.PeftModel.from_pretrained(base, folder)` reads it, except for bottleneck adapters, which PEFT does not have.
-
-    Raises: ValueError if the model carries no adapter, two kinds of them, or is merged, if something trains that this layout cannot hold,
-            or the disk is full.
+    Raises: see `save_adapter`.
     """
     found = carried(model)
     if len(found) != 1:
@@ -85,6 +82,18 @@ def save_adapter(model: Model, folder: str | Path) -> None:
     if strangers := sorted(n for n in names if not n.startswith(("head.", "pooler."))):
         raise ValueError(f"{', '.join(strangers[:3])} ({len(strangers)} in all) train beside the {kind.called}; an adapter file holds the {kind.called} "
                          "and the head only: freeze them, or merge what can be merged and save the whole model")
+    return peft_type, kind, names
+
+
+def save_adapter(model: Model, folder: str | Path) -> None:
+    """Write the adapter of `model` (of several: the chosen one) and every other parameter that trains, which is the head.
+
+    `peft.PeftModel.from_pretrained(base, folder)` reads it, except for bottleneck adapters, which PEFT does not have.
+
+    Raises: ValueError if the model carries no adapter, two kinds of them, or is merged, if something trains that this layout cannot hold,
+            or the disk is full.
+    """
+    peft_type, kind, names = check_adapter(model)
     written = kind.write(model)
     tensors, modules = head_tensors(model, names, kind.root)
     config = {"peft_type": peft_type, "task_type": TASKS.get(model.head_name, "FEATURE_EXTRACTION" if kind.prompts else None),

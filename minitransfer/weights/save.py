@@ -86,6 +86,12 @@ def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
                          "parameters can be saved: merge or remove adapters first, or save them with save_adapter")
 
 
+def check_names(model: Model) -> None:
+    """Raises: ValueError, as saving would, if a parameter has no name in the family's table."""
+    for _ in named_tensors(model):
+        pass
+
+
 def sharded(model: Model, dtype: torch.dtype | None, max_bytes: int) -> list[dict[str, Tensor]]:
     parts: list[dict[str, Tensor]] = [{}]
     size = 0

@@ -1,13 +1,14 @@
 """Responses and preferences: which tokens are trained, and the loss by hand and in the reference library."""
 import copy
+import math
 
 import pytest
 import torch
 
 import minitransfer as mt
 from minitransfer.generate import generate
-from minitransfer.objectives import Causal, Preference
-from minitransfer.text import InstructionBatches, PreferenceBatches, Tokenizer
+from minitransfer.objectives import Causal, Preference, preference
+from minitransfer.text import InstructionBatches, PreferenceBatches, Tokenizer, read_instructions
 from minitransfer.training import train
 from minitransfer.training.settings import TrainSettings
 
@@ -52,6 +53,46 @@ def test_the_sum_is_that_of_the_response_alone(tok):
     assert int(n) == count and total.item() == pytest.approx(-log_p, rel=1e-5)
 
 
+def test_what_the_loss_is_on_can_be_seen(tok):
+    batches = InstructionBatches(ROWS, tok, batch_size=5)
+    end = tok.decode([tok.eos_id], skip_specials=False)
+    assert batches.show(batches.rows([1, 3])) == [f"What is tea?\n>>>It is a drink.{end}<<<", f"What is a sparrow?\n>>>It is a small brown bird.{end}<<<"]
+
+
+def test_the_fields_of_alpaca_dolly_and_preferences():
+    rows = read_instructions([{"instruction": "Add.", "input": "1 and 2", "output": "3"}, {"instruction": "Greet.", "input": "", "output": "Hello."},
+                              {"instruction": "Who won?", "context": "Ann won.", "response": "Ann", "category": "qa"},
+                              {"instruction": "Spell.", "input": "freind", "chosen": "friend", "rejected": "freind"}])
+    assert [row["prompt"] for row in rows] == ["Add.\n1 and 2", "Greet.", "Who won?\nAnn won.", "Spell.\nfreind"]
+    assert [row.get("response") for row in rows] == ["3", "Hello.", "Ann", None]
+    assert rows[2]["category"] == "qa" and (rows[3]["chosen"], rows[3]["rejected"]) == ("friend", "freind")
+    with pytest.raises(KeyError, match="row 1 has 'instruction', 'answer' and no response; one is needed, as 'output'"):
+        read_instructions([{"instruction": "a", "output": "b"}, {"instruction": "a", "answer": "b"}])
+    with pytest.raises(KeyError, match="row 0 has no column 'instruction'"):
+        read_instructions([{"prompt": "a", "output": "b"}])
+
+
+def test_real_instructions_and_preferences(data):
+    """In every row of a batch the loss is on the output and the end token, which is GPT-2's padding too, and on nothing else."""
+    tok = Tokenizer.from_pretrained(data / "tokenizers/gpt2")
+    assert tok.eos_id == tok.filler
+    counts = {"alpaca_style_1k.validation.jsonl": 100, "self_instruct_seed.jsonl": 175, "short_instructions.train.jsonl.gz": 899}
+    for name, n in counts.items():
+        rows = read_instructions(data / "instructions" / name)
+        batches = InstructionBatches(rows, tok, batch_size=7, max_length=2048)
+        batch = batches.rows(range(20, 27))
+        assert len(rows) == n
+        for row, ids, labels in zip(rows[20:27], batch["input_ids"], batch["labels"], strict=True):
+            trained = ids[labels != -100]
+            assert tok.decode(trained[:-1]) == row["output"] and trained[-1] == tok.eos_id and torch.equal(labels[labels != -100], trained)
+            asked = row["instruction"] + (f"\n{row['input']}" if row["input"].strip() else "") + "\n"
+            assert tok.decode(ids[:int((labels != -100).nonzero()[0])]) == asked
+    rows = read_instructions(data / "preferences/train.jsonl.gz")
+    batch = PreferenceBatches(rows, tok, max_length=512).rows([3, 5])
+    answers = [tok.decode(ids[labels != -100][:-1]) for ids, labels in zip(batch["input_ids"], batch["labels"], strict=True)]
+    assert len(rows) == 999 and answers == [rows[i][which] for which in ("chosen", "rejected") for i in (3, 5)]
+
+
 @pytest.mark.slow
 def test_a_tuned_model_answers_and_stops(tok):
     model = decoder(tok)
@@ -87,6 +128,15 @@ def test_preference_is_its_formula(tok):
         expected += -torch.log(torch.sigmoid(0.3 * margin))
     assert n == 3
     torch.testing.assert_close(total.double(), expected, atol=1e-4, rtol=1e-5)
+
+
+def test_the_preference_loss_on_fixed_log_probabilities(monkeypatch):
+    """-log sigmoid(0.1 ((-10 + 11) - (-12 + 11.5))) and the like of a second pair, worked out by hand."""
+    policy, before = torch.tensor([-10.0, -7.0, -12.0, -6.0]), torch.tensor([-11.0, -8.0, -11.5, -5.0])      # chosen, chosen, rejected, rejected
+    reference, model = (mt.Model(mt.ModelConfig(vocab_size=11, d_model=6, n_layers=1, n_heads=2, d_ff=7, max_len=5)) for _ in range(2))
+    monkeypatch.setattr(preference, "log_likelihood", lambda asked, batch: before if asked is reference else policy)
+    total, n = Preference(reference, beta=0.1)(model, {"input_ids": torch.zeros(4, 3)}, GENERATOR)
+    assert n == 2 and total.item() == pytest.approx(math.log1p(math.exp(-0.15)) + math.log1p(math.exp(-0.2)), rel=1e-6)
 
 
 def test_the_chosen_response_becomes_likelier(tok):
