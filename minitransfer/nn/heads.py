@@ -118,12 +118,17 @@ class SequenceHead(nn.Module):
         choose("problem", problem, PROBLEMS)
         self.problem = problem
 
-    def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
+    def reads(self, body: BodyOutput) -> Float[Tensor, "B D"]:
+        """The vector of each text that is classified."""
         if not self.last:
-            return self.classifier(self.dropout(first_token(body.x, body.keep) if body.pooled is None else body.pooled))
+            return first_token(body.x, body.keep) if body.pooled is None else body.pooled
         T = body.x.shape[1]
         last = (torch.arange(T, device=body.x.device) * body.keep).argmax(-1)    # (B,), right for either padding side
-        return self.classifier(body.x[torch.arange(len(last), device=last.device), last])
+        return body.x[torch.arange(len(last), device=last.device), last]
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
+        read = self.reads(body)
+        return self.classifier(read if self.last else self.dropout(read))
 
     def loss(self, body: BodyOutput, labels: Shaped[Tensor, "B *n"]) -> LossAndCount:
         if self.problem != ONE_CLASS:

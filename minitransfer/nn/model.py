@@ -72,6 +72,7 @@ class Model(nn.Module):
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
         self.head_name, self.labels = head, list(labels) if labels else None
         self.checkpointing = False
+        self.progress = 0.0                 # the share of the run that is done, set by the loop before each step
         self.load_report: LoadReport | None = None
         self.source_config: dict = {}       # the config.json this model came from: keys we do not use are saved again as they were
         if seed is not None:

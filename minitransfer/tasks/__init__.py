@@ -7,12 +7,13 @@ from .multilabel import LabelsPrediction, MultiLabelTask
 from .predict import load_tuned, predict
 from .regression import NumberPrediction, RegressionTask
 from .seeds import Paired, Seeds, compare_seeds, finetune_seeds
+from .self_training import SelfTrained, self_train
 from .sequence import Prediction, SequenceTask
 from .several import load_several
 from .similarity import SimilarityTask, search
 from .span import AnswerPrediction, SpanTask
 from .token import Entity, TokenTask, WordPrediction
 
-__all__ = ["AnswerPrediction", "Baseline", "Entity", "FinetuneResult", "LabelsPrediction", "MultiLabelTask", "NumberPrediction", "Paired", "Prediction",
-           "Prompt", "RegressionTask", "Seeds", "SequenceTask", "SimilarityTask", "SpanTask", "Task", "TokenTask", "WordPrediction", "baseline",
-           "compare_seeds", "finetune", "finetune_seeds", "label_scores", "load_several", "load_tuned", "order_spread", "predict", "search", "shots"]
+__all__ = ["AnswerPrediction", "Baseline", "Entity", "FinetuneResult", "LabelsPrediction", "MultiLabelTask", "NumberPrediction", "Paired", "Prediction", "Prompt",
+           "RegressionTask", "Seeds", "SelfTrained", "SequenceTask", "SimilarityTask", "SpanTask", "Task", "TokenTask", "WordPrediction", "baseline",
+           "compare_seeds", "finetune", "finetune_seeds", "label_scores", "load_several", "load_tuned", "order_spread", "predict", "search", "self_train", "shots"]

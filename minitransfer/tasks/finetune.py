@@ -109,6 +109,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
              train, validation: anything `read_rows` reads. The labels are those of the training rows.
              strategy: a name of transfer.strategies ("full", "head", "features", "last:2", "discriminative", "ulmfit", "bitfit", "lora", ...), or a Strategy,
              such as lora(r=16): what trains, at which rate and when, and what is saved. `transfer.plan` shows it beforehand.
+             Around any of them: coral(target) or adversarial(target) of transfer.alignment, for unlabelled text of another domain.
              keep: l2sp(), ewc(...), replay(...) or mixout() of transfer.forgetting: a pull towards what the model was, beside any strategy.
              text, pair, label: the columns of a sequence, multilabel or regression task.
              out: the run's folder; out/model is then the result with its tokenizer and task.json: the whole model in the standard layout, or

@@ -4,8 +4,10 @@
     masked head       score(label) = mean over the label's tokens t of log p(t | the text, all of them masked)     a cloze
     embedding head    score(label) = cos(vector of the text, vector of the label's words) / 0.05             no template
 
-The mean makes labels of one and of three tokens comparable. Probabilities are the softmax of the scores over the labels.
-Source: Brown et al. 2020, section 2.4 (likelihood, length-normalised); Schick & Schütze 2021, section 3 (cloze and verbaliser).
+The mean makes labels of one and of three tokens comparable. Probabilities p are the softmax of the scores over the labels; calibrated ones are
+p / p0, scaled to sum 1, where p0 are the mean probabilities for texts without content: what the prompt and the words of a label say by themselves.
+Source: Brown et al. 2020, section 2.4 (likelihood, length-normalised); Schick & Schütze 2021, section 3 (cloze and verbaliser);
+Zhao et al. 2021, "Calibrate Before Use", section 5 (calibration; deviation: the quotients are scaled, where the paper takes a softmax of them: the same order).
 """
 from __future__ import annotations
 
@@ -26,6 +28,7 @@ from ..nn.model import Model
 from ..text import Tokenizer, sample_rows
 from .sequence import Prediction, label_set
 
+CONTENT_FREE = ("N/A", "[MASK]", "")
 SHARPNESS = 0.05        # a cosine is at most 1: without this the softmax of the scores would be nearly flat
 
 
@@ -51,10 +54,11 @@ class Prompt:
 
 
 def label_scores(model: Model, tok: Tokenizer, texts: Sequence[str], labels: Mapping[str, str] | Sequence[str], prompt: Prompt | None = None,
-                 batch_size: int = 32) -> list[Prediction]:
+                 batch_size: int = 32, calibrate: bool = False) -> list[Prediction]:
     """Which label fits each text best.
 
     Args:    labels: label -> the words that stand for it, or the labels themselves. prompt: of a causal or masked model (default: `Prompt()`).
+             calibrate: take out what the model answers to texts without content, which are "N/A", "[MASK]" and "" as in the paper.
     Returns: in the order of the texts.
     Raises:  ValueError for a head that cannot be asked, fewer than two labels, a template without {text} and {label}, or a prompt without room.
     Warns:   how many texts were shortened to fit; the label and the examples stay.
@@ -62,24 +66,31 @@ def label_scores(model: Model, tok: Tokenizer, texts: Sequence[str], labels: Map
     words = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
     if len(words) < 2:
         raise ValueError(f"labels={list(words)}; there must be something to choose from: give two or more")
+    scores = scores_of(model, tok, texts, words, prompt or Prompt(), batch_size)
+    if calibrate:
+        scores = scores - scores_of(model, tok, CONTENT_FREE, words, prompt or Prompt(), batch_size).softmax(-1).mean(0).log()
+    return predictions(scores, list(words))
+
+
+def scores_of(model: Model, tok: Tokenizer, texts: Sequence[str], words: Mapping[str, str], prompt: Prompt, batch_size: int) -> Float[Tensor, "N n"]:
+    """How well each label fits each text, as the head has it."""
     if isinstance(model.head, EmbeddingHead):
         vectors, names = (torch.nn.functional.normalize(embed(model, tok, list(many), batch_size), dim=-1) for many in (texts, words.values()))
-        return predictions(vectors @ names.T / SHARPNESS, list(words))
+        return vectors @ names.T / SHARPNESS
     if not isinstance(model.head, VocabularyHead):
         raise ValueError(f'a model with head "{model.head_name}"; labels are scored by a "causal", "masked" or "embedding" head: load it with one')
-    asked = prompt or Prompt()
-    if asked.template.count("{text}") != 1 or asked.template.count("{label}") != 1:
-        raise ValueError(f"template={asked.template!r}; it says where the text and the label stand: write {{text}} and {{label}} in it, once each")
-    rows = [fitted(tok, asked, text, one, words, model.config.max_len) for text in texts for one in words.values()]
+    if prompt.template.count("{text}") != 1 or prompt.template.count("{label}") != 1:
+        raise ValueError(f"template={prompt.template!r}; it says where the text and the label stand: write {{text}} and {{label}} in it, once each")
+    rows = [fitted(tok, prompt, text, one, words, model.config.max_len) for text in texts for one in words.values()]
     if short := sum(cut for _, _, cut in rows):
-        warnings.warn(f"{short // len(words)} of {len(texts)} texts were shortened to fit into {model.config.max_len} tokens with their label", UserWarning, stacklevel=2)
+        warnings.warn(f"{short // len(words)} of {len(texts)} texts were shortened to fit into {model.config.max_len} tokens with their label", UserWarning, stacklevel=3)
     scores = torch.empty(len(rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             part = order[start:start + batch_size]
             scores[part] = likelihood(model, tok, [rows[i][0] for i in part], [rows[i][1] for i in part])
-    return predictions(scores.view(len(texts), len(words)), list(words))
+    return scores.view(len(texts), len(words))
 
 
 def fitted(tok: Tokenizer, prompt: Prompt, text: str, words: str, labels: Mapping[str, str], limit: int) -> tuple[Encoding, list[int], bool]:
@@ -134,7 +145,8 @@ def shots(rows: Sequence[dict], n: int, seed: int = 0, label: str = "label") -> 
     return found
 
 
-def order_spread(model: Model, tok: Tokenizer, rows: Sequence[dict], labels: Mapping[str, str] | Sequence[str], prompt: Prompt, orders: int = 5) -> list[float]:
+def order_spread(model: Model, tok: Tokenizer, rows: Sequence[dict], labels: Mapping[str, str] | Sequence[str], prompt: Prompt, orders: int = 5,
+                 calibrate: bool = False) -> list[float]:
     """The accuracy on `rows` for the same examples in several orders: how much of a few-shot figure is luck.
 
     Source: Lu et al. 2022, "Fantastically Ordered Prompts and Where to Find Them".
@@ -144,6 +156,6 @@ def order_spread(model: Model, tok: Tokenizer, rows: Sequence[dict], labels: Map
         shown = list(prompt.examples)
         random.Random(seed).shuffle(shown)
         asked = Prompt(prompt.template, shown, prompt.between, prompt.text, prompt.label)
-        answers = label_scores(model, tok, [row[prompt.text] for row in rows], labels, asked)
+        answers = label_scores(model, tok, [row[prompt.text] for row in rows], labels, asked, calibrate=calibrate)
         found.append(sum(a.label == str(row[prompt.label]) for a, row in zip(answers, rows, strict=True)) / len(rows))
     return found

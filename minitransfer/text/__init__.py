@@ -3,10 +3,11 @@
 Reading order: tokenizer.py (ids), corpus.py (documents), cache.py (documents as ids on disk), packing.py (rows of ids for pretraining),
 readers.py and batches.py (rows with labels).
 """
-from .batches import EncodedBatches, LabelledBatches
+from .batches import EncodedBatches, LabelledBatches, TextBatches
 from .cache import TokenCache, tokenize_corpus
 from .corpus import read_texts
 from .instructions import InstructionBatches, PreferenceBatches, read_instructions
+from .markers import mark_spans
 from .packing import PackedBatches
 from .pairs import PairBatches
 from .pydoc_corpus import read_pydoc
@@ -14,5 +15,5 @@ from .readers import read_rows, sample_rows
 from .stream import Batches
 from .tokenizer import Tokenizer, TruncationWarning
 
-__all__ = ["Batches", "EncodedBatches", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TokenCache",
-           "Tokenizer", "TruncationWarning", "read_instructions", "read_pydoc", "read_rows", "read_texts", "sample_rows", "tokenize_corpus"]
+__all__ = ["Batches", "EncodedBatches", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TextBatches", "TokenCache",
+           "Tokenizer", "TruncationWarning", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "sample_rows", "tokenize_corpus"]

@@ -22,15 +22,15 @@ class EncodedBatches:
     batch k is a function of (rows, settings, k) alone, every row comes once per epoch, and the number of batches never changes.
 
     Args:    ids, type_ids: of each text.
-             targets: (N, ...), what each text is labelled with.
+             targets: (N, ...), what each text is labelled with; None: with nothing.
              batch_size: rows per batch; or
              max_tokens: the budget of a batch, rows x the longest of them, padding included. Exactly one of the two.
              seed: draws the order; text: the column the ids come from, for messages.
-    Yields:  what `tok(...)` gives, and labels (B, ...).
+    Yields:  what `tok(...)` gives, and labels (B, ...) if there are targets.
     Raises:  ValueError for no rows, a text without a token, a row above the budget, or not exactly one size.
     """
 
-    def __init__(self, ids: Sequence[np.ndarray], type_ids: Sequence[np.ndarray], targets: Tensor, tok: Tokenizer, batch_size: int | None = None,
+    def __init__(self, ids: Sequence[np.ndarray], type_ids: Sequence[np.ndarray], targets: Tensor | None, tok: Tokenizer, batch_size: int | None = None,
                  max_tokens: int | None = None, seed: int = 0, text: str = "text"):
         check_sizes(batch_size, max_tokens, len(ids))
         self.tok, self.batch_size, self.max_tokens, self.seed = tok, batch_size, max_tokens, seed
@@ -73,7 +73,7 @@ class EncodedBatches:
     def rows(self, indices: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
         """The batch of these rows."""
         batch = self.tok.collate([self.ids[i] for i in indices], [self.type_ids[i] for i in indices])
-        return batch | {"labels": self.targets[torch.as_tensor(np.asarray(indices))]}
+        return batch if self.targets is None else batch | {"labels": self.targets[torch.as_tensor(np.asarray(indices))]}
 
     def _cut(self, widths: np.ndarray) -> list[int]:
         """Where batches begin and end in a list of widths: as many rows as the size or the budget allows."""
@@ -106,6 +106,15 @@ class LabelledBatches(EncodedBatches):
         targets = label_numbers(column(rows, label), labels)
         ids, type_ids = tok.encode_rows(column(rows, text), None if pair is None else column(rows, pair), max_length)
         super().__init__(ids, type_ids, targets, tok, batch_size, max_tokens, seed, text)
+
+
+class TextBatches(EncodedBatches):
+    """`EncodedBatches` of the texts of rows alone: what alignment and replay read. See `LabelledBatches` for the arguments."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], tok: Tokenizer, text: str = "text", pair: str | None = None, batch_size: int | None = 32,
+                 max_tokens: int | None = None, max_length: int | None = None, seed: int = 0):
+        ids, type_ids = tok.encode_rows(column(rows, text), None if pair is None else column(rows, pair), max_length)
+        super().__init__(ids, type_ids, None, tok, batch_size, max_tokens, seed, text)
 
 
 def check_sizes(batch_size: int | None, max_tokens: int | None, n_rows: int) -> None:

@@ -30,7 +30,8 @@ def steps(run: Run, feed: Feed, objective: Objective, ctrl_c: Interrupt, on_step
     model, optimizer, precision, settings, done = run.model, run.optimizer, run.precision, run.settings, run.progress
     model.train()
     while (stopped := run.reason_to_stop(ctrl_c.asked)) is None:
-        lr = lr_at(done.step, run.horizon.total_steps(*done.used()), settings)
+        total = run.horizon.total_steps(*done.used())
+        model.progress, lr = done.step / total, lr_at(done.step, total, settings)
         set_lr(optimizer, lr)
         generator = seed_step(settings.seed, done.step, model.device)
         loss_sum, counted, tokens, length = torch.zeros((), device=model.device), torch.zeros((), dtype=torch.long), 0, 0

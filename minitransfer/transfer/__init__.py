@@ -1,5 +1,6 @@
 """Ways to adapt a pretrained model: what is frozen, what is inserted, what trains and what is saved."""
 from .adapter import add_adapter
+from .alignment import adversarial, coral
 from .base import Strategy
 from .features import extract_features
 from .forgetting import ewc, fisher, l2sp
@@ -20,7 +21,7 @@ from .student import student
 from .wrapped import adapters_off
 
 __all__ = ["NamedHeads", "ScalarMix", "Strategy", "TrainableReport", "adapter", "adapter_list", "adapters_off", "add_adapter", "add_ia3", "add_lora", "add_prefix",
-           "add_soft_prompt", "bitfit", "copy_of_head", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze", "freeze_to", "full", "head",
-           "ia3", "l2sp", "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "mixout", "plan", "prefix", "remove_adapter",
-           "remove_adapters", "replay", "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit", "unfreeze",
-           "unmerge_ia3", "unmerge_lora", "use_adapter"]
+           "add_soft_prompt", "adversarial", "bitfit", "copy_of_head", "coral", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze",
+           "freeze_to", "full", "head", "ia3", "l2sp", "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "mixout", "plan", "prefix",
+           "remove_adapter", "remove_adapters", "replay", "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit",
+           "unfreeze", "unmerge_ia3", "unmerge_lora", "use_adapter"]

@@ -97,3 +97,25 @@ def test_refused(parts):
         label_scores(model, tok, TEXTS, LABELS, Prompt(examples=[{"text": "word " * 200, "label": "pos"}]))
     with pytest.raises(ValueError, match='a model with head "none"; labels are scored by'):
         label_scores(mt.Model(model.config), tok, TEXTS, LABELS)
+
+
+def test_calibration_divides_by_what_texts_without_content_get(parts):
+    """Zhao et al. 2021: p / mean p(content-free), and the softmax of the quotients has their order."""
+    model, tok = parts
+    plain, empty = (label_scores(model, tok, texts, LABELS) for texts in (TEXTS, ["N/A", "[MASK]", ""]))
+    p0 = {name: sum(one.probabilities[name] for one in empty) / 3 for name in LABELS}
+    for one, found in zip(plain, label_scores(model, tok, TEXTS, LABELS, calibrate=True), strict=True):
+        quotients = {name: one.probabilities[name] / p0[name] for name in LABELS}
+        assert found.probabilities == pytest.approx({name: q / sum(quotients.values()) for name, q in quotients.items()}, abs=1e-5)
+        assert found.label == max(quotients, key=quotients.get)
+    assert p0 != pytest.approx({"neg": 0.5, "pos": 0.5}, abs=0.02)
+
+
+def test_a_calibrated_model_has_no_opinion_of_nothing():
+    """One content-free text stands for all three here: calibrated, its labels come out equal, for an embedding head too."""
+    tok, model = Tokenizer.from_pretrained("mini-bert"), mt.Model.from_pretrained("mini-bert", head="embedding")
+    plain, even = (label_scores(model, tok, ["N/A", "[MASK]", ""], LABELS, calibrate=on) for on in (False, True))
+    p0 = sum(one.probabilities["neg"] for one in plain) / 3
+    for before, after in zip(plain, even, strict=True):
+        odds = (before.probabilities["neg"] / p0) / (before.probabilities["pos"] / (1 - p0))
+        assert after.probabilities["neg"] == pytest.approx(odds / (1 + odds), abs=1e-5)
