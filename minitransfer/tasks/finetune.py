@@ -21,6 +21,7 @@ from ..transfer.groups import TrainableReport, set_trainable
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, recover, write_json
 from .base import Task, longest, supervised
+from .metrics import shown
 from .multilabel import MultiLabelTask
 from .regression import RegressionTask
 from .sequence import SequenceTask
@@ -30,9 +31,6 @@ from .split import check_held_out
 from .token import TokenTask
 
 TASKS: dict[str, type[Any]] = {one.name: one for one in (SequenceTask, MultiLabelTask, RegressionTask, SimilarityTask, TokenTask, SpanTask)}
-
-SHOWN = ("accuracy", "f1", "matthews", "f1_micro", "entity_f1", "entity_f1_lenient", "pearson", "spearman", "exact")
-
 
 @dataclass(frozen=True, repr=False)
 class FinetuneResult:
@@ -57,11 +55,7 @@ class FinetuneResult:
         return self.training.peak_memory
 
     def __str__(self) -> str:
-        held_out, m = "no validation rows", self.metrics
-        if m:
-            shown = [f"{name} {value:.4f}" + (f" (95 %: {m[f'{name}_low']:.4f} to {m[f'{name}_high']:.4f})" if f"{name}_low" in m else "")
-                     for name, value in m.items() if name in SHOWN]
-            held_out = f"{', '.join(shown)} on {m['n']:.0f} held-out targets"
+        held_out = shown(self.metrics) if self.metrics else "no validation rows"
         return (f"{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
                 f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak")
 
