@@ -29,7 +29,8 @@ def read_vectors(path: str | Path, vocabulary: Collection[str] | None = None) ->
     Args:   vocabulary: the words that are wanted, as they are written in the file; None: all. The numbers of other words are counted and not read.
     Raises: ValueError for a missing, truncated or malformed file, and for a wanted vector with a number that is not finite.
     """
-    path, found = Path(path), {}
+    path = Path(path)
+    found: dict[str, np.ndarray] = {}
     if not path.is_file():
         raise not_there(path)
     wanted = None if vocabulary is None else {word.encode(errors="replace") for word in vocabulary}

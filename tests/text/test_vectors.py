@@ -80,7 +80,7 @@ def test_spoiled_files(tmp_path, name, content, message):
 
 
 def test_no_file_and_half_a_gz(tmp_path):
-    with pytest.raises(ValueError, match="no file .*: check it"):
+    with pytest.raises(ValueError, match=r"no file .*: check it"):
         read_vectors(tmp_path / "none.txt")
     path = written(tmp_path, "half.txt.gz", FORMATS["glove.txt"])
     path.write_bytes(path.read_bytes()[:-9])
@@ -96,7 +96,7 @@ def test_memory_is_that_of_the_words_asked_for(tmp_path, name):
     if name.endswith(".bin"):
         content = f"{n} {d}\n".encode() + b"".join(f"w{i} ".encode() + row.tobytes() for i, row in enumerate(values))
     else:
-        content = "".join(f"w{i} {' '.join('%.3f' % v for v in row)}\n" for i, row in enumerate(values)).encode()
+        content = "".join(f"w{i} {' '.join(f'{v:.3f}' for v in row)}\n" for i, row in enumerate(values)).encode()
     path, wanted = written(tmp_path, name, content), ["w0", "w77", "w1008"]
     tracemalloc.start()
     found = read_vectors(path, wanted)
