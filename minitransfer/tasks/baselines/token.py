@@ -68,7 +68,7 @@ def linear(estimator: Any) -> Learn:
     """A linear model of the clues, each word for itself."""
     def learn(given: Given, rows: Sequence[dict]) -> tuple[Answer, int]:
         from sklearn.feature_extraction import DictVectorizer
-        count = DictVectorizer(np.float32)
+        count = DictVectorizer(dtype=np.float32)
         features = count.fit_transform([clue for words in asked_words(given, rows) for clue in clues(words)])
         return by_words(given, rows, features, estimator(), lambda sentences: count.transform([clue for words in sentences for clue in clues(words)]))
     return learn
