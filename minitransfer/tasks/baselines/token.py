@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,6 @@ from ..token import Tagged, sentences_of, tagged
 from .base import Answer, Given, Kind, Learn, shape
 from .bilstm import bilstm as recurrent
 from .sequence import logistic, svm
-
-NEIGHBOURS = {"": 0, "-1:": -1, "+1:": 1}
 
 
 def tags_of(given: Given, rows: Sequence[dict]) -> list[list[str]]:
@@ -52,25 +50,22 @@ def majority(given: Given, rows: Sequence[dict]) -> tuple[Answer, int]:
                           for row, words in zip(asked, asked_words(given, asked), strict=True)], len(best) + 1
 
 
-def clues(words: Sequence[str]) -> list[dict[str, Any]]:
-    """For each word: itself, its ends and its shape, and the same of the words before and after, without their ends.
+def clues(words: Sequence[str]) -> list[list[str]]:
+    """For each word: itself, its first and last one to three characters, its shape; and the word and shape of its neighbours.
 
     Source: Ratnaparkhi 1996, table 1, without the tags before.
     """
-    def of(i: int, name: str) -> dict[str, Any]:
-        word = words[i] if 0 <= i < len(words) else ""
-        return {f"{name}word": word.lower(), f"{name}shape": shape(word)}
-    return [{"bias": 1} | {name: value for prefix, step in NEIGHBOURS.items() for name, value in of(i + step, prefix).items()}
-            | {f"first {k}": word[:k] for k in (1, 2, 3)} | {f"last {k}": word[-k:] for k in (1, 2, 3)} for i, word in enumerate(words)]
+    around = ["", *words, ""]
+    return [[f"{place} {kind} {value}" for place, near in zip((-1, 0, 1), around[i : i + 3], strict=True) for kind, value in (("word", near.lower()), ("shape", shape(near)))]
+            + [f"first {word[:k]}" for k in (1, 2, 3)] + [f"last {word[-k:]}" for k in (1, 2, 3)] for i, word in enumerate(words)]
 
 
-def linear(estimator: Any) -> Learn:
+def linear(estimator: Callable[[], Any]) -> Learn:
     """A linear model of the clues, each word for itself."""
     def learn(given: Given, rows: Sequence[dict]) -> tuple[Answer, int]:
-        from sklearn.feature_extraction import DictVectorizer
-        count = DictVectorizer(dtype=np.float32)
-        features = count.fit_transform([clue for words in asked_words(given, rows) for clue in clues(words)])
-        return by_words(given, rows, features, estimator(), lambda sentences: count.transform([clue for words in sentences for clue in clues(words)]))
+        from sklearn.feature_extraction.text import CountVectorizer
+        count = CountVectorizer(analyzer=list, binary=True).fit(clue for words in asked_words(given, rows) for clue in clues(words))
+        return by_words(given, rows, estimator(), lambda sentences: count.transform(clue for words in sentences for clue in clues(words)))
     return learn
 
 
@@ -83,12 +78,12 @@ def vectors(given: Given, rows: Sequence[dict]) -> tuple[Answer, int]:
         static.need(word for words in sentences for word in words)
         tables = [np.stack([static.zero, *(static.zero if (found := static.find(word)) is None else found for word in words), static.zero]) for words in sentences]
         return np.concatenate([np.concatenate([table[:-2], table[1:-1], table[2:]], 1) for table in tables])
-    return by_words(given, rows, encode(asked_words(given, rows)), logistic(1.0), encode)
+    return by_words(given, rows, logistic(1.0), encode)
 
 
-def by_words(given: Given, rows: Sequence[dict], features: Any, estimator: Any, encode: Any) -> tuple[Answer, int]:
+def by_words(given: Given, rows: Sequence[dict], estimator: Any, encode: Callable[[Sequence[Sequence[str]]], Any]) -> tuple[Answer, int]:
     """Fit on all words one below the other, and answer sentence by sentence."""
-    estimator.fit(features, [given.labels.index(tag) for tags in tags_of(given, rows) for tag in tags])
+    estimator.fit(encode(asked_words(given, rows)), [given.labels.index(tag) for tags in tags_of(given, rows) for tag in tags])
 
     def answer(asked: Sequence[dict]) -> list[Tagged]:
         sentences = asked_words(given, asked)
