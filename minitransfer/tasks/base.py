@@ -13,6 +13,7 @@ from ..objectives.base import INPUTS
 from ..text import Tokenizer
 from ..training import Batches
 from ..training.evaluate import Evaluation
+from .auc import Auc
 from .metrics import Confusion
 
 
@@ -58,15 +59,19 @@ def supervised(model: Model, batch: dict[str, Tensor], generator: torch.Generato
 
 
 def classification(batches: Batches) -> Evaluation:
-    """An evaluation for `train`: one epoch of batches, each target one decision. Gives `Confusion.metrics` and the loss per target in nats."""
+    """An evaluation for `train`: one epoch of batches, each target one decision. Gives `Confusion.metrics`, of two labels also `Auc.metrics`, and the loss
+    per target in nats."""
     def evaluate(model: Model) -> dict[str, float]:
         confusion, loss_sum = Confusion(len(model.labels or ())), 0.0
+        auc = Auc() if len(model.labels or ()) == 2 else None
         for k in range(len(batches)):
             batch = {name: t.to(model.device) for name, t in batches[k].items()}
             out, asked = model(**batch), batch["labels"] != IGNORE
             loss_sum += float(out.loss) * int(asked.sum())
             confusion.add(batch["labels"][asked], out.logits.argmax(-1)[asked])
-        return confusion.metrics() | {"loss": loss_sum / max(confusion.n, 1)}
+            if auc is not None:
+                auc.add(batch["labels"][asked], (out.logits[..., 1] - out.logits[..., 0])[asked].float())
+        return confusion.metrics() | (auc.metrics() if auc is not None else {}) | {"loss": loss_sum / max(confusion.n, 1)}
     return evaluate
 
 

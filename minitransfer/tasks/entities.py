@@ -6,8 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .intervals import Bootstrap
-from .metrics import with_interval
+from .intervals import Bootstrap, ratio
 
 Span = tuple[str, int, int]         # type, number of its first word, number of the word after its last one
 
@@ -62,10 +61,9 @@ class EntityCounts:
 
     def metrics(self) -> dict[str, float]:
         """entity_precision, entity_recall and entity_f1 of strict IOB2, and entity_f1_lenient: over all entities (micro)."""
-        both, found, there = self.sums.total[:3]
-        return {"entity_precision": float(both / max(found, 1)), "entity_recall": float(both / max(there, 1)), "entities": float(there),
-                **with_interval("entity_f1", float(f1_of(self.sums.total[:3])), self.sums.interval(lambda sums: f1_of(sums[:, :3]))),
-                **with_interval("entity_f1_lenient", float(f1_of(self.sums.total[3:])), self.sums.interval(lambda sums: f1_of(sums[:, 3:])))}
+        return {"entities": float(self.sums.total[2])} | self.sums.metrics({
+            "entity_precision": ratio(0, 1), "entity_recall": ratio(0, 2), "entity_f1": lambda sums: f1_of(sums[..., :3]),
+            "entity_f1_lenient": lambda sums: f1_of(sums[..., 3:])})
 
 
 def f1_of(sums: ArrayLike) -> np.ndarray:

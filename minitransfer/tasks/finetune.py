@@ -1,6 +1,7 @@
 """Rows in, a tuned model out: the head, the strategy, the loop and the files, in this order."""
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from ..transfer.groups import TrainableReport
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import write_json
 from .base import Task, longest, supervised
+from .metrics import shown
 from .multilabel import MultiLabelTask
 from .regression import RegressionTask
 from .sequence import SequenceTask
@@ -28,18 +30,16 @@ from .token import TokenTask
 
 TASKS: dict[str, type[Any]] = {one.name: one for one in (SequenceTask, MultiLabelTask, RegressionTask, SimilarityTask, TokenTask, SpanTask)}
 
-SHOWN = ("accuracy", "f1", "matthews", "f1_micro", "entity_f1", "entity_f1_lenient", "pearson", "spearman", "exact")
-
-
 @dataclass(frozen=True, repr=False)
 class FinetuneResult:
-    """What came out; prints as a sentence. `metrics`: of the validation rows, for the weights the model now has; the interval is Wilson's."""
+    """What came out; prints as a sentence, after that of the baseline if there was one. `metrics`: of the validation rows, for the weights the model now has."""
 
     model: Model
     metrics: dict[str, float]
     report: TrainableReport
     training: TrainResult
     out: Path | None                    # the run's folder; the tuned model or adapter is in out/model
+    baseline: dict[str, float] | None = None    # metrics of a copy of the model on whose frozen body only the head was trained
 
     @property
     def history(self) -> list[dict]:
@@ -54,12 +54,9 @@ class FinetuneResult:
         return self.training.peak_memory
 
     def __str__(self) -> str:
-        held_out, m = "no validation rows", self.metrics
-        if m:
-            shown = [f"{name} {value:.4f}" + (f" (95 %: {m[f'{name}_low']:.4f} to {m[f'{name}_high']:.4f})" if f"{name}_low" in m else "")
-                     for name, value in m.items() if name in SHOWN]
-            held_out = f"{', '.join(shown)} on {m['n']:.0f} held-out targets"
-        return (f"{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
+        held_out = shown(self.metrics) if self.metrics else "no validation rows"
+        before = "" if self.baseline is None else f"head alone: {shown(self.baseline)}\nthis run:   "
+        return (f"{before}{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
                 f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak")
 
     __repr__ = __str__
@@ -98,9 +95,17 @@ def metrics_of(result: TrainResult) -> dict[str, float]:
     return next(one["evaluation"] for one in result.history if one["step"] == result.best["step"] and "evaluation" in one)
 
 
+def head_alone(model: Model, tok: Tokenizer, task: Task, train: list[dict], validation: list[dict], settings: dict[str, Any], **sizes: Any) -> dict[str, float]:
+    """Metrics of a copy of the model on whose frozen body only the head was trained, at its own rate. Raises: ValueError without validation rows."""
+    if not validation:
+        raise ValueError("baseline=True and no validation rows; the baseline is a figure to compare with: give validation=, or leave baseline out")
+    kept = {name: value for name, value in settings.items() if name != "lr"}
+    return finetune(copy.deepcopy(model), tok, task, train=train, validation=validation, strategy="head", **sizes, **kept).metrics
+
+
 def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, train: Any, validation: Any = None, strategy: str | Strategy = "full", keep: Keep | None = None,
              text: str = "text", pair: str | None = None, label: str = "label", out: str | Path | None = None, resume: bool = False,
-             batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None,
+             batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None, baseline: bool = False,
              on_step: Callable[[dict], None] | None = None, **settings: Any) -> FinetuneResult:
     """Tune a pretrained model on labelled rows; it is changed in place.
 
@@ -116,6 +121,8 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
              the adapter.
              resume: go on from the last save in `out`, with a model loaded as it was at the start of the run.
              batch_size: rows a batch (default 32), or max_tokens: tokens a batch, padding included; max_length: texts are cut after so many tokens.
+             baseline: first train the head alone, with its own rate, on a copy of the model, for the same epochs; the result prints both, and the
+             model starts from what it was.
              settings: of TrainSettings. Here by default lr=5e-5 (more where few parameters train: head, lora: 1e-3), 3 epochs, a tenth of them warm-up, an evaluation after each
              epoch, and the weights of the best one are kept: best="accuracy higher". best=None keeps the last.
     Returns: metrics of the validation rows, history, the table of what trained, seconds, peak memory.
@@ -128,6 +135,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     chosen = TrainSettings.for_tuning(plan.settings, settings, asked.best if validation is not None else None)
     limit, labels = longest(model, tok, max_length, plan.ahead), asked.labels(rows, held_out)
     check_held_out(rows, held_out, asked.asks)
+    first = head_alone(model, tok, asked, rows, held_out, settings, batch_size=batch_size, max_tokens=max_tokens, max_length=max_length) if baseline else None
     put_head(model, asked, labels, chosen.seed)
     sizes = (32 if batch_size is None and max_tokens is None else batch_size, max_tokens, limit, chosen.seed)
     batches = asked.batches(rows, tok, model.labels or labels, *sizes)
@@ -143,4 +151,4 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
             "labels": ", ".join(model.labels or labels)}
     report, result = tune(model, batches, supervised, chosen, plan, beside=beside, data=data, measured=[measured] if measured is not None else [], keep=keep,
                           out=out, evaluate=evaluate, resume=resume, on_step=on_step)
-    return FinetuneResult(model, metrics_of(result), report, result, result.out)
+    return FinetuneResult(model, metrics_of(result), report, result, result.out, first)

@@ -1,7 +1,7 @@
 """Bootstrap: in which interval a metric lies, judged from what it would have been on other draws of as many rows."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -40,6 +40,22 @@ class Bootstrap:
     def interval(self, metric: Callable[[np.ndarray], np.ndarray]) -> tuple[float, float]:
         """The ends of the 95 % interval of a metric of the sums, (..., S) -> (...)."""
         return ends(metric(self.sums))
+
+    def metrics(self, of_sums: Mapping[str, Callable[[np.ndarray], np.ndarray]]) -> dict[str, float]:
+        """Each metric of the sums by its name, with the ends of its interval."""
+        found: dict[str, float] = {}
+        for name, metric in of_sums.items():
+            found |= with_interval(name, float(metric(self.total)), self.interval(metric))
+        return found
+
+
+def ratio(above: int, below: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A metric that is one sum divided by another, a count; 0 of nothing."""
+    return lambda sums: sums[..., above] / sums[..., below].clip(1)
+
+
+def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
 def resampled(counts: ArrayLike, seed: int = 0, replicates: int = REPLICATES) -> np.ndarray:

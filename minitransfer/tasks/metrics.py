@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .intervals import ends, redrawn, resampled
+from .intervals import Bootstrap, ends, redrawn, resampled, with_interval
 
 Z95 = 1.959963984540054     # the standard normal distribution holds 95 % between -Z95 and Z95
 
@@ -75,8 +75,14 @@ class Confusion:
         return found | {"n": float(self.n)}
 
 
-def with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
-    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
+SHOWN = ("accuracy", "f1", "matthews", "auc", "f1_micro", "entity_f1", "entity_f1_lenient", "pearson", "spearman", "exact")
+
+
+def shown(metrics: dict[str, float]) -> str:
+    """The metrics that are quoted, with their intervals, as a part of a sentence."""
+    found = [f"{name} {value:.4f}" + (f" (95 %: {metrics[f'{name}_low']:.4f} to {metrics[f'{name}_high']:.4f})" if f"{name}_low" in metrics else "")
+             for name, value in metrics.items() if name in SHOWN]
+    return f"{', '.join(found)} on {metrics['n']:.0f} held-out targets"
 
 
 def macro_f1(right: Float[Tensor, "*R n"], truth: Float[Tensor, "*R n"], answer: Float[Tensor, "*R n"]) -> Float[Tensor, "*R"]:
@@ -101,21 +107,24 @@ class YesNo:
     """n questions answered with yes or no for each text: counts per label, and how many texts had every answer right."""
 
     def __init__(self, n_labels: int):
-        self.counts = torch.zeros(3, n_labels, dtype=torch.double)                  # right, true and answered yeses
+        self.sums = Bootstrap(3 * n_labels)                                         # right, true and answered yeses of each label
         self.texts = self.exact = 0
 
     def add(self, truth: Bool[Tensor, "N n"], answer: Bool[Tensor, "N n"]) -> None:
         truth, answer = truth.cpu(), answer.cpu()
-        self.counts += torch.stack([(truth & answer).sum(0), truth.sum(0), answer.sum(0)])
+        self.sums.add(torch.cat([truth & answer, truth, answer], 1).numpy())
         self.texts += len(truth)
         self.exact += int((truth == answer).all(1).sum())
 
     def metrics(self) -> dict[str, float]:
-        """f1 over all answers (micro), its mean over labels, and the share of texts whose every answer is right, with Wilson's interval as accuracy."""
-        right, truth, answer = self.counts
-        micro = macro_f1(*(one.sum(-1, keepdim=True) for one in self.counts))
-        return with_interval("accuracy", self.exact / max(self.texts, 1), wilson(self.exact, self.texts)) | {
-            "f1_micro": float(micro), "f1": float(macro_f1(right, truth, answer)), "n": float(self.texts)}
+        """f1 over all answers (micro) and its mean over labels, with bootstrap intervals; the share of texts whose every answer is right, with Wilson's, as accuracy."""
+        def micro(sums: np.ndarray) -> np.ndarray:
+            return macro_f1(*(one.sum(-1, keepdim=True) for one in torch.from_numpy(sums).chunk(3, -1))).numpy()
+
+        def macro(sums: np.ndarray) -> np.ndarray:
+            return macro_f1(*torch.from_numpy(sums).chunk(3, -1)).numpy()
+        found = with_interval("accuracy", self.exact / max(self.texts, 1), wilson(self.exact, self.texts)) | {"n": float(self.texts)}
+        return found | self.sums.metrics({"f1_micro": micro, "f1": macro})
 
 
 class Numbers:
@@ -128,12 +137,20 @@ class Numbers:
         self.parts.append(torch.stack([truth, answer]).double().cpu().numpy())
 
     def metrics(self) -> dict[str, float]:
-        """pearson and spearman with their bootstrap intervals, mse and mae."""
+        """mse, mae, pearson and spearman, each with its bootstrap interval."""
         truth, answer = np.concatenate(self.parts, 1)                               # (N,), (N,)
-        found = {"mse": float(np.square(truth - answer).mean()), "mae": float(np.abs(truth - answer).mean()), "n": float(len(truth))}
-        for name, metric in (("pearson", pearson), ("spearman", spearman)):
+        found = {"n": float(len(truth))}
+        for name, metric in (("mse", squared_error), ("mae", absolute_error), ("pearson", pearson), ("spearman", spearman)):
             found |= with_interval(name, metric(truth, answer), redrawn(metric, truth, answer))
         return found
+
+
+def squared_error(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.square(a - b).mean())
+
+
+def absolute_error(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).mean())
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

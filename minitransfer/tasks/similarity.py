@@ -17,7 +17,8 @@ from ..objectives.base import INPUTS
 from ..text import PairBatches, Tokenizer
 from ..text.readers import column
 from ..training.evaluate import Evaluation
-from .metrics import Numbers, wilson, with_interval
+from .intervals import with_interval
+from .metrics import Numbers, wilson
 from .regression import NumberPrediction, numbers_of
 
 

@@ -9,8 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from .intervals import Bootstrap
-from .metrics import with_interval
+from .intervals import Bootstrap, ratio
 
 PUNCTUATION = frozenset(string.punctuation)
 
@@ -56,10 +55,9 @@ class SpanScores:
 
     def metrics(self) -> dict[str, float]:
         """exact and f1 with their intervals, between 0 and 1 (SQuAD's tables show percent); with `no_answer` also for each kind of question."""
-        e, f, n, e_has, f_has, n_has = self.sums.total.tolist()
-        found = {**with_interval("exact", e / max(n, 1), self.sums.interval(lambda s: s[:, 0] / s[:, 2].clip(1))),
-                 **with_interval("f1", f / max(n, 1), self.sums.interval(lambda s: s[:, 1] / s[:, 2].clip(1))), "n": n}
+        found = {"n": float(self.sums.total[2])} | self.sums.metrics({"exact": ratio(0, 2), "f1": ratio(1, 2)})
         if self.no_answer:
-            found |= {"exact_answerable": e_has / max(n_has, 1), "f1_answerable": f_has / max(n_has, 1), "accuracy_unanswerable": (e - e_has) / max(n - n_has, 1),
-                      "unanswerable": n - n_has}
+            found |= {"unanswerable": float(self.sums.total[2] - self.sums.total[5])} | self.sums.metrics({
+                "exact_answerable": ratio(3, 5), "f1_answerable": ratio(4, 5),
+                "accuracy_unanswerable": lambda sums: (sums[..., 0] - sums[..., 3]) / (sums[..., 2] - sums[..., 5]).clip(1)})
         return found

@@ -64,6 +64,17 @@ class Tagged(list[WordPrediction]):
                        min(one.probability for one in self[first:last])) for kind, first, last in found]
 
 
+def tagged(text: str | Sequence[str], answers: Iterable[tuple[str | None, float]]) -> Tagged:
+    """The label and probability of each word at its place in the text, a string cut at spaces or words to be joined by them."""
+    whole, words = (text, text.split()) if isinstance(text, str) else (" ".join(text), text)
+    found, end = Tagged(whole, []), 0
+    for word, (label, probability) in zip(words, answers, strict=True):
+        start = whole.index(word, end)
+        end = start + len(word)
+        found.append(WordPrediction(word, label, probability, start, end))
+    return found
+
+
 def pieces_of(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> list[list[int]]:
     """For each word the positions of its pieces, in the text of these words joined by spaces; none if it was cut off or has none.
 
@@ -242,18 +253,11 @@ class TokenTask:
         """Texts are strings, which are cut at spaces, or lists of words, whose text is the words joined by spaces."""
         if pairs is not None:
             raise ValueError("pairs for a token task; it labels the words of one text: leave pairs out")
-        whole = [text if isinstance(text, str) else " ".join(text) for text in texts]
         sentences = [text.split() if isinstance(text, str) else list(text) for text in texts]
         ids, type_ids = tok.encode_rows([" ".join(words) for words in sentences], None, max_length)
         found, names = in_batches(model, tok, ids, type_ids, batch_size), model.labels or []
         answers = []
-        for i, (words, places) in enumerate(zip(sentences, places_of(sentences, tok, max_length), strict=True)):
+        for i, places in enumerate(places_of(sentences, tok, max_length)):
             p, best = found[i].max(-1)                                             # (T,), (T,)
-            tagged, end = Tagged(whole[i], []), 0
-            for word, pieces in zip(words, places, strict=True):
-                start = whole[i].index(word, end)
-                end = start + len(word)
-                label, probability = (names[int(best[pieces[0]])], float(p[pieces[0]])) if pieces else (None, 0.0)
-                tagged.append(WordPrediction(word, label, probability, start, end))
-            answers.append(tagged)
+            answers.append(tagged(texts[i], [(names[int(best[pieces[0]])], float(p[pieces[0]])) if pieces else (None, 0.0) for pieces in places]))
         return answers

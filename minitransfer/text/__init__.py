@@ -1,7 +1,7 @@
 """Text: tokenizers, corpora, and the batches made of them.
 
 Reading order: tokenizer.py (ids), corpus.py (documents), cache.py (documents as ids on disk), packing.py (rows of ids for pretraining),
-readers.py and batches.py (rows with labels).
+readers.py and batches.py (rows with labels), vectors.py (words as vectors).
 """
 from .batches import EncodedBatches, LabelledBatches, TextBatches
 from .cache import TokenCache, tokenize_corpus
@@ -14,6 +14,8 @@ from .pydoc_corpus import read_pydoc
 from .readers import read_rows, sample_rows
 from .stream import Batches
 from .tokenizer import Tokenizer, TruncationWarning
+from .vectors import read_vectors
 
 __all__ = ["Batches", "EncodedBatches", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TextBatches", "TokenCache",
-           "Tokenizer", "TruncationWarning", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "sample_rows", "tokenize_corpus"]
+           "Tokenizer", "TruncationWarning", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "read_vectors", "sample_rows",
+           "tokenize_corpus"]

@@ -24,7 +24,7 @@ def test_majority():
 def test_keywords_by_hand():
     """x has the words good, good, day (a text counts a word once); y has bad, day, long."""
     rows = [{"text": "Good good day", "label": "x"}, {"text": "good", "label": "x"}, {"text": "bad long day", "label": "y"}]
-    found = baseline("keywords", rows, [{"text": "bad long", "label": "y"}, {"text": "good", "label": "x"}])
+    found = baseline("keywords", rows, [{"text": "bad long", "label": "y"}, {"text": "good!", "label": "x"}])
     x, y = 2 / 3 * (1 / 7) * (1 / 7), 1 / 3 * (2 / 7) * (2 / 7)                              # of "bad long"; of "day": 2/3 2/7 against 1/3 2/7
     assert x < y and found.classify(["bad long", "good unseen", "day", ""]) == ["y", "x", "x", "x"]
     assert found.metrics["accuracy"] == 1.0 and found.parameters == 2 * 4 + 2
@@ -48,5 +48,5 @@ def test_real_reviews_are_answered_as_scikit_learn_answers(parts, name):
 
 
 def test_refused(parts):
-    with pytest.raises(ValueError, match="no baseline is called 'bayes'; there are majority, keywords, logistic, svm"):
+    with pytest.raises(ValueError, match="no baseline of a sequence task is called 'bayes'; there are majority, keywords, logistic, svm, vectors, bilstm"):
         baseline("bayes", *parts)

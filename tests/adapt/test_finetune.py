@@ -373,3 +373,16 @@ def test_predict_errors(tok, gpt_tok, base, tmp_path):
     (folder / "task.json").unlink()
     with pytest.raises(ValueError, match=r"an adapter without a task\.json"):
         predict(folder, texts=["a"])
+
+
+def test_a_baseline_comes_first_and_leaves_no_trace(tok):
+    """Its metrics are those of a run that trains the head alone, whatever rate is asked for here; the run itself is the same to the bit."""
+    asked = {"train": TRAIN, "validation": HELD_OUT, "lr": 2e-3, "epochs": 2, "batch_size": 16, **QUICK}
+    plain, both = finetune(body(tok), tok, **asked), finetune(body(tok), tok, baseline=True, **asked)
+    alone = finetune(body(tok), tok, strategy="head", **{name: value for name, value in asked.items() if name != "lr"})
+    assert both.baseline == alone.metrics and plain.baseline is None and both.metrics == plain.metrics != alone.metrics
+    assert all(torch.equal(a, b) for a, b in zip(plain.model.state_dict().values(), both.model.state_dict().values(), strict=True))
+    first, second = str(both).splitlines()
+    assert first.startswith(f"head alone: accuracy {alone.metrics['accuracy']:.4f} (95 %") and second.startswith(f"this run:   accuracy {both.metrics['accuracy']:.4f}")
+    with pytest.raises(ValueError, match="baseline=True and no validation rows"):
+        finetune(body(tok), tok, train=TRAIN, baseline=True, steps=1, **QUICK)

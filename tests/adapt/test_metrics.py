@@ -1,8 +1,10 @@
-"""Metrics against scikit-learn, and Wilson's interval against its defining equation."""
+"""Metrics against scikit-learn and counts by hand, and Wilson's interval against its defining equation."""
+import numpy as np
 import pytest
 import torch
 
-from minitransfer.tasks.metrics import Z95, Confusion, wilson
+from minitransfer.tasks.auc import Auc
+from minitransfer.tasks.metrics import Z95, Confusion, YesNo, wilson
 
 
 @pytest.mark.parametrize("n_labels", [2, 3, 7])
@@ -40,3 +42,47 @@ def test_degenerate_answers():
     assert constant.matthews() == 0 and constant.accuracy() == 0.5
     assert constant.f1() == pytest.approx((0 + 2 / 3) / 2)                 # the third label occurs nowhere and counts for nothing
     assert Confusion(2).metrics()["accuracy"] == 0 and Confusion(2).f1() == 0
+
+
+@pytest.mark.parametrize("scale", [0.3, 3e4])
+def test_auc_equals_scikit_learn_in_parts(scale):
+    """On scores with ties, of both signs, near 0 and beyond half precision's largest; rounded scores exactly, unrounded ones to the pairs that tie."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    truth, counted = (torch.rand(503) < 0.3).long(), Auc()
+    score = (torch.randn(503) + truth) * scale
+    score[::7] = score[0]
+    score[1], score[2] = 0.0, -0.0
+    for part in range(0, 503, 101):
+        counted.add(truth[part : part + 101], score[part : part + 101])
+    found, rounded = counted.metrics(), score.half().float().clamp(-1e6, 1e6)
+    assert found["auc"] == pytest.approx(metrics.roc_auc_score(truth, rounded), abs=1e-12)
+    assert found["auc"] == pytest.approx(metrics.roc_auc_score(truth, score), abs=1e-3)
+    draw = np.random.default_rng(3)
+    plain = [metrics.roc_auc_score(truth[rows], rounded[rows]) for rows in (torch.from_numpy(draw.integers(0, 503, 503)) for _ in range(400))]
+    low, high = np.percentile(plain, (2.5, 97.5))
+    assert (found["auc_low"], found["auc_high"]) == pytest.approx((low, high), abs=0.2 * (high - low))
+
+
+def test_auc_by_hand():
+    """Of the 6 pairs the second label wins 3 and ties 1; with one label alone there is nothing to order."""
+    counted = Auc()
+    counted.add(torch.tensor([0, 0, 1, 1, 1]), torch.tensor([-1.0, 2.0, 3.0, 2.0, -7.0]))
+    assert counted.metrics()["auc"] == pytest.approx(3.5 / 6)
+    alone = Auc()
+    alone.add(torch.ones(3, dtype=torch.long), torch.randn(3))
+    assert alone.metrics() == {"auc": 0.5, "auc_low": 0.0, "auc_high": 1.0}
+
+
+def test_a_yes_or_no_for_each_label_equals_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    truth, counts = torch.rand(211, 5) < 0.4, YesNo(5)
+    answer = truth ^ (torch.rand(211, 5) < 0.2)
+    for part in range(0, 211, 50):
+        counts.add(truth[part : part + 50], answer[part : part + 50])
+    found, draw = counts.metrics(), np.random.default_rng(3)
+    draws = [torch.from_numpy(draw.integers(0, 211, 211)) for _ in range(400)]
+    for name, average in (("f1_micro", "micro"), ("f1", "macro")):
+        assert found[name] == pytest.approx(metrics.f1_score(truth, answer, average=average), abs=1e-12)
+        low, high = np.percentile([metrics.f1_score(truth[rows], answer[rows], average=average) for rows in draws], (2.5, 97.5))
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), abs=0.2 * (high - low))
+    assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer), abs=1e-12)
