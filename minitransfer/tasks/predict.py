@@ -11,7 +11,8 @@ from ..transfer.peft_files import CONFIG, load_adapter
 from ..weights.files import read_json, recover
 from ..weights.sources import resolve
 from .base import Task, longest
-from .finetune import TASKS
+from .named import TASKS
+from .similarity import SimilarityTask
 
 
 def tuned_folder(source: str | Path) -> Path:
@@ -33,14 +34,17 @@ def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
         missing = "a task.json, which has the labels" if base else "the name of its base"
         raise ValueError(f"{folder} holds an adapter without {missing}; both are needed: "
                          f"load the base ({base or 'the one it was made for'}) with head= and labels=, then call load_adapter")
-    task = read_json(folder / "task.json")
-    kind = TASKS[task["task"]]
+    told = read_json(folder / "task.json")
+    task = task_from(told)
     try:
-        model = Model.from_pretrained(base, head=kind.head, labels=task["labels"])
-        if kind.problem is not None:
-            model.head.use(kind.problem)
+        model = Model.from_pretrained(base, head=task.head, labels=told["labels"])
+        if "head" in told:
+            model.set_head(task.head, **told["head"])
+        if task.problem is not None:
+            model.head.use(task.problem)
     except ValueError as e:
-        raise ValueError(f"{folder} is an adapter for {base}, which could not be loaded: {e}") from e
+        raise ValueError(f"{folder} is an adapter for {base}, and needs it; it could not be loaded ({e}): put the base back, or write where it is now into {folder / CONFIG}, "
+                         "base_model_name_or_path") from e
     load_adapter(model, folder)
     return model.eval(), Tokenizer.from_pretrained(folder)
 
@@ -51,14 +55,20 @@ def saved_task(source: str | Path) -> tuple[Task | None, int | None]:
     if not path.is_file():
         return None, None
     told = read_json(path)
-    return TASKS[told["task"]](**told["columns"], **told.get("settings", {})), told.get("max_length")
+    return task_from(told), told.get("max_length")
+
+
+def task_from(told: dict) -> Task:
+    """The task that a task.json describes."""
+    made: Task = TASKS[told["task"]](**told["columns"], **told.get("settings", {}))
+    return made
 
 
 def task_for(model: Model) -> Task:
     """The task that a model's head answers. Raises: ValueError if there is none."""
-    for kind in TASKS.values():
-        if kind.head == model.head_name and kind.problem == getattr(model.head, "problem", None):
-            return kind()
+    for task in (*(kind() for kind in TASKS.values()), SimilarityTask(label=None)):
+        if task.head == model.head_name and task.problem == getattr(model.head, "problem", None):
+            return task
     raise ValueError(f"a model with head={model.head_name!r} gives no labels; it needs the head of a task ({', '.join(TASKS)}): "
                      "tune it with finetune, or load a tuned folder")
 

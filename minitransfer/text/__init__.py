@@ -3,7 +3,7 @@
 Reading order: tokenizer.py (ids), corpus.py (documents), cache.py (documents as ids on disk), packing.py (rows of ids for pretraining),
 readers.py and batches.py (rows with labels).
 """
-from .batches import EncodedBatches, LabelledBatches
+from .batches import EncodedBatches, LabelledBatches, label_name
 from .cache import TokenCache, tokenize_corpus
 from .corpus import read_texts
 from .instructions import InstructionBatches, PreferenceBatches
@@ -15,4 +15,4 @@ from .stream import Batches
 from .tokenizer import Tokenizer, TruncationWarning
 
 __all__ = ["Batches", "EncodedBatches", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TokenCache",
-           "Tokenizer", "TruncationWarning", "read_pydoc", "read_rows", "read_texts", "sample_rows", "tokenize_corpus"]
+           "Tokenizer", "TruncationWarning", "label_name", "read_pydoc", "read_rows", "read_texts", "sample_rows", "tokenize_corpus"]

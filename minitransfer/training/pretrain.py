@@ -14,7 +14,7 @@ from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..weights.files import read_json, write_json
 from .batches import Batches, Rows
 from .diagnose import check_weights
-from .evaluate import Evaluation, held_out_loss, measure
+from .evaluate import Evaluation, held_out_loss, measure, refuse_test_split
 from .loop import train
 from .precision import Precision
 from .run import TrainResult
@@ -143,6 +143,7 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
     Raises:  ValueError for a vocabulary, head, length or corpus that does not fit, before training starts; and what `train` raises.
     """
     chosen = TrainSettings.from_dict(defaults(settings))
+    refuse_test_split(validation, chosen.best)
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed)
     return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(general), resume=resume, save=save_with(tok),
                  data=texts.data)
@@ -159,6 +160,7 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     if objective is None:
         objective = "causal" if model.head_name == "causal" else "masked"
     chosen = TrainSettings.from_dict(defaults(settings, lr=1e-4))
+    refuse_test_split(validation, chosen.best)
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed)
     evaluate, precision = texts.evaluation(general), Precision(chosen.precision, model)
     check_weights(model)
