@@ -65,7 +65,7 @@ class MultiLabelTask(SequenceTask):
     threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
+        if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold}; a probability is between 0 and 1: 0.5 is usual")
 
     @property

@@ -22,7 +22,7 @@ def read_squad(path: Path) -> Iterator[dict[str, Any]]:
         told = json.loads("".join(lines(path)))
     except json.JSONDecodeError as why:
         raise ValueError(f"{path}: not JSON ({why}); a .json file of rows is in the format of SQuAD, {SHAPE}: mend it, or write one object a line (.jsonl)") from why
-    if isinstance(told, list) and all(isinstance(row, dict) for row in told):
+    if isinstance(told, list) and told and all(isinstance(row, dict) for row in told):
         yield from told
         return
     place = "data"

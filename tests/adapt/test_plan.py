@@ -70,7 +70,7 @@ def test_it_prints_as_a_table(word_tok):
 def test_it_is_drawn(word_tok, tmp_path):
     planned: Plan = plan(gpt(word_tok), "ulmfit", steps=20, epochs=4, lr=1e-2)
     axes = planned.draw()
-    assert [line.get_label() for line in axes.lines] == ["embed", "blocks.0", "blocks.1", "blocks.2", "norm, head"] and axes.get_title() == "strategy ulmfit"
+    assert [line.get_label() for line in axes.lines] == ["embed (frozen)", "blocks.0", "blocks.1", "blocks.2", "norm, head"] and axes.get_title() == "strategy ulmfit"
     assert [row.group for row in planned.rows[-2:]] == ["norm", "head"]
     for line, rates in zip(axes.lines, planned.rates[:-1], strict=True):
         np.testing.assert_array_equal(line.get_ydata(), rates)
