@@ -14,12 +14,14 @@ import torch
 
 from ..config import ModelConfig, choose
 from ..nn.model import Model
+from ..tasks import FinetuneResult, Seeds, compare_seeds, finetune_seeds, load_tuned, predict
 from ..tasks import finetune as tune
-from ..tasks import load_tuned, predict
+from ..tasks.named import named_task
 from ..text import TokenCache, Tokenizer, read_rows, read_texts, sample_rows, tokenize_corpus
 from ..training import TrainResult, TrainSettings
 from ..training import adapt as go_on
 from ..training import pretrain as start
+from ..training.evaluate import refuse_test_split
 from ..training.run import refuse_another_run
 from ..transfer import load_adapter, strategy
 from ..transfer.peft_files import CONFIG as ADAPTER
@@ -185,19 +187,43 @@ def adapt(args: argparse.Namespace) -> int:
 
 def finetune(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
-        job = Job(args, ("model", "train"), settings.FINETUNE | settings.TRAINING["finetune"], stack)
+        job = Job(args, ("model", "train"), settings.FINETUNE | settings.OF_TASKS | settings.TRAINING["finetune"], stack)
+        task = named_task(job["task"], job.only("text", "pair", "label"), **job.only(*settings.OF_TASKS))
+        other = None if job["against"] is None else Seeds.of_folder(job["against"])
+        if other is not None and other.seeds != list(range(job["seeds"] or 0)):
+            raise ValueError(f"against={job['against']}, whose seeds are {other.seeds}, and seeds={job['seeds']}; a paired test needs the same seeds: "
+                             f"give seeds={len(other.seeds)}")
+        refuse_test_split(job["validation"], job.given.get("best", task.best))
         source = model_source(job["model"])
         model, tok = Model.from_pretrained(source).to(device_of(job["device"])), Tokenizer.from_pretrained(source)
-        train = read_rows(bundled_sample(job["train"]))
-        validation = None if job["validation"] is None else read_rows(bundled_sample(job["validation"]))
+        train = read_rows(bundled_sample(job["train"]), job["columns"])
+        validation = None if job["validation"] is None else read_rows(bundled_sample(job["validation"]), job["columns"])
         if job.dry and validation is not None:
             validation = sample_rows(validation, min(DRY_ROWS, len(validation)))
-        chosen = job.only("task", "strategy", "text", "pair", "label", "out", "resume", "batch_size", "max_tokens", "max_length")
-        result = tune(model, tok, train=train, validation=validation, **chosen, **job.training)
+        chosen = job.only("strategy", "out", "resume", "batch_size", "max_tokens", "max_length")
+        if job["seeds"] is not None:
+            return several(job, other, finetune_seeds(model, tok, task, seeds=job["seeds"], train=train, validation=validation, on_run=said, **chosen, **job.training))
+        result = tune(model, tok, task, train=train, validation=validation, **chosen, **job.training)
         print(result.report, file=sys.stderr)
         if job.dry:
-            predict(*load_tuned(job["out"]), ["a text"], ["another"] if job["pair"] or job["task"] == "span" else None)
+            predict(*load_tuned(job["out"]), ["a text"], ["another"] if len(task.asks) > 1 else None)
         return job.finished(result.training, {"metrics": result.metrics})
+
+
+def said(result: FinetuneResult) -> None:
+    print(f"minitransfer: {result}", file=sys.stderr)
+
+
+def several(job: Job, other: Seeds | None, found: Seeds) -> int:
+    """Print what several seeds gave, and whether it differs from what another configuration gave."""
+    print(f"minitransfer: {found}", file=sys.stderr)
+    line = {"out": job["out"], **found.spread}
+    if other is not None:
+        paired = compare_seeds(other, found)
+        print(f"minitransfer: against {job['against']}: {paired}", file=sys.stderr)
+        line |= {"against": job["against"], "difference": paired.mean, "p": paired.p}
+    print_json({"dry_run": True, **line} if job.dry else line)
+    return 0
 
 
 PRETRAIN = Verb(
@@ -214,9 +240,10 @@ ADAPT = Verb(
      "minitransfer adapt mini-bert pydoc general=samples/general.txt mix=0.25 documents=line minutes=2 --dry-run"), add_words("model", "corpus"), adapt,
     {"settings": settings.ADAPT, "training (of steps, epochs, tokens and minutes the first that is reached ends the run)": settings.TRAINING["adapt"]})
 FINETUNE = Verb(
-    "finetune", "Train a pretrained model to label texts, or the words of texts.",
+    "finetune", "Train a pretrained model to label texts or the words of texts, to find answers in them, or to say how alike two are.",
     ("minitransfer finetune mini-bert samples/reviews.train.tsv --out runs/reviews validation=samples/reviews.validation.tsv lr=2e-4 epochs=4",
      "minitransfer finetune mini-bert samples/reviews.train.tsv --out runs/lora strategy=lora",
      "minitransfer finetune mini-bert samples/tagged.conll --out runs/names task=token lr=3e-4 epochs=8",
      "minitransfer finetune --config reviews.yaml lr=1e-4 seed=1 --dry-run"), add_words("model", "train"), finetune,
-    {"settings": settings.FINETUNE, "training (strategies have settings of their own: head and lora lr=1e-3)": settings.TRAINING["finetune"]})
+    {"settings": settings.FINETUNE, "settings of single tasks": settings.OF_TASKS,
+     "training (strategies have settings of their own: head and lora lr=1e-3; `best` is a metric of the task)": settings.TRAINING["finetune"]})

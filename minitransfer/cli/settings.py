@@ -54,16 +54,29 @@ ADAPT = {
 FINETUNE = {
     **MODEL,
     "train": Key("str | None", None, "rows with labels: .tsv, .csv, .jsonl, .conll, .conllu or SQuAD's .json (also .gz)"),
-    "validation": Key("str | None", None, "rows to measure on during training"),
-    "task": Key("str", "sequence", "sequence (one label a text), multilabel (a list of labels), regression (a number), token (one label a word) or span (an answer in a text)"),
-    "strategy": Key("str", "full", f"what trains: {STRATEGIES}"),
-    "text": Key("str", "text", "the column of the text"),
-    "pair": Key("str | None", None, "the column of a second text"),
-    "label": Key("str", "label", "the column of the label"),
+    "validation": Key("str | None", None, "rows to measure on during training; the weights that do best on them are kept"),
+    "columns": Key("list[str] | None", None, "names for a .tsv or .csv whose first line is no line of names: columns=text,label"),
+    "task": Key("str", "sequence", "sequence (one label a text), multilabel (a list of labels), regression (a number), token (one label a word), span (an answer in a "
+                                   "text) or similarity (how alike two texts are)"),
+    "strategy": Key("str", "full", "what trains: full, head, features (as head, the body runs once), last:2 (the head and the top 2 blocks), discriminative, ulmfit, "
+                                   "ulmfit:1 (after one pass of language modelling over the texts), bitfit, lora, lora:16 (of rank 16), ia3, adapter, prefix, soft_prompt"),
+    "text": Key("str | None", None, "the column of the text, the words or the question; none: text, words or question, as the task calls it"),
+    "pair": Key("str | None", None, "the column of a second text, or of the context; none: pair (similarity), context (span), else there is none"),
+    "label": Key("str | None", None, "the column of the label, the number, the tags or the answers; none: label, tags or answers"),
     "batch_size": Key("int | None", None, "rows per batch; none: 32, or as `max_tokens` allows"),
     "max_tokens": Key("int | None", None, "tokens per batch, padding included, instead of batch_size"),
     "max_length": Key("int | None", None, "longer texts are cut after so many tokens; none: what the model can read"),
+    "seeds": Key("int | None", None, "so many runs, each with a seed of its own, in out/seed-0, out/seed-1, ...; reports mean and deviation"),
+    "against": Key("str | None", None, "with seeds: the out folder of such runs of another configuration, for a paired test"),
     **RUN}
+OF_TASKS = {
+    "threshold": Key("float | None", None, "multilabel: the probability from which a label is answered [0.5]; span: what no answer has to be ahead by [0]"),
+    "highest": Key("float | None", None, "similarity: the score that means the same, 5 for scores from 0 to 5 [1]"),
+    "pieces": Key("str | None", None, "token: a word's label stands at its first piece, or at all [first]"),
+    "broken": Key("str | None", None, "token: tags that break IOB2: repair or refuse [repair]"),
+    "no_answer": Key("bool | None", None, "span: some questions have no answer, as in SQuAD 2.0 [no]"),
+    "missing": Key("str | None", None, "span: rows whose answer is not in the context where it says: refuse or skip [refuse]"),
+    "stride": Key("int | None", None, "span: tokens that two windows of a long context share [128]")}
 TRAINING = {
     "pretrain": training(epochs=1, eval_every=500, best="loss lower"),
     "adapt": training(epochs=1, eval_every=500, best="loss lower", lr=1e-4),

@@ -84,7 +84,7 @@ def rows(args: argparse.Namespace, columns: tuple[str, ...] = ("text",)) -> Iter
         raise UsageError("texts as words and from --file; one of the two is meant: remove the other")
     path = bundled_sample(args.file) if args.file else None
     if path is not None and kind_of(Path(path)) in KINDS:
-        found = read_rows(path)
+        found = read_rows(path, args.columns.split(",") if getattr(args, "columns", None) else None)
         yield from zip(*(column(found, name) for name in columns), strict=True)
         return
     for number, line in enumerate(args.texts or lines(path), 1):

@@ -20,7 +20,8 @@ from .verb import UsageError, Verb
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_texts(parser)
-    parser.add_argument("--text", metavar="COLUMN", help="the column of --file that holds the text [as in training]")
+    parser.add_argument("--columns", metavar="NAMES", help="names, with commas between, for a .tsv or .csv whose first line is no line of names")
+    parser.add_argument("--text", metavar="COLUMN", help="the column of --file that holds the text, the words or the question [as in training]")
     parser.add_argument("--pair", metavar="COLUMN",
                         help="the column of the second text [as in training]; in words and lines it follows the first after a tab")
 
@@ -140,7 +141,8 @@ def embed(args: argparse.Namespace) -> int:
 
 
 PREDICT = Verb(
-    "predict", "Label texts with a tuned model. Prints label, probability and text, tab-separated; of a token task word, label and probability.",
+    "predict", "Label texts with a tuned model. Prints label, probability and text, tab-separated; of a token task a line for each word, with its label and\n"
+    "probability; of a span task the answer, its probability, question and context; of a regression or similarity the number and the text.",
     ("minitransfer predict runs/reviews \"I would not buy it again.\" \"We will be back.\"",
      "minitransfer predict runs/reviews --file samples/reviews.test.tsv --json",
      "cut -f1 reviews.tsv | minitransfer predict runs/reviews | cut -f1 | sort | uniq -c"), predict_arguments, predict)

@@ -182,6 +182,9 @@ class SpanHead(nn.Module):
     def loss(self, body: BodyOutput, labels: Int[Tensor, "B 2"]) -> LossAndCount:
         """Labels are the positions of the first and the last token; the count has both, so sum / count is their mean as in BERT."""
         check_fit(labels, body.x.shape[1], "positions")
+        if labels.device.type == "cpu" and len(wrong := ((labels != IGNORE) & ~body.keep.gather(1, labels.clamp(min=0))).nonzero()):
+            row, end = wrong[0].tolist()
+            raise ValueError(f"row {row} has the label {int(labels[row, end])}, where it has padding; an answer begins and ends at tokens: check the labels")
         logits = self(body).float().transpose(1, 2)                              # (B, 2, T)
         return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
 

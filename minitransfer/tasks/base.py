@@ -111,9 +111,11 @@ def longest(model: Model, tok: Tokenizer, max_length: int | None, ahead: int = 0
     """The number of tokens after which texts are cut: what was asked for, else what both the tokenizer and the model can take.
 
     Args:   ahead: positions that a strategy is going to take from every text.
-    Raises: ValueError for a max_length beyond the model, or a tokenizer with more tokens than the model's table.
+    Raises: ValueError for a max_length below 1 or beyond the model, or a tokenizer with more tokens than the model's table.
     """
     limit, rows = model.longest - ahead, model.config.vocab_size
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length={max_length}; texts are cut after so many tokens: use 1 to {limit}, or leave it out")
     if max_length is not None and max_length > limit:
         raise ValueError(f"max_length={max_length}; this model reads at most {limit} tokens: use {limit} or less")
     if tok.vocab_size > rows:

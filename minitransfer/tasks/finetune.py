@@ -9,26 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..nn.heads import EmbeddingHead
 from ..nn.model import Model
 from ..text import Tokenizer, read_rows
-from ..training import TrainResult, TrainSettings
+from ..training import TrainResult, TrainSettings, adapt
+from ..training.evaluate import refuse_test_split
 from ..training.tune import tune
 from ..transfer.base import Strategy
 from ..transfer.forgetting import Keep
-from ..transfer.groups import TrainableReport
+from ..transfer.groups import TrainableReport, trainable_report
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import write_json
 from .base import Task, longest, supervised
 from .metrics import shown
-from .multilabel import MultiLabelTask
-from .regression import RegressionTask
-from .sequence import SequenceTask
-from .similarity import SimilarityTask
-from .span import SpanTask
+from .named import check_columns, task_of, texts_of
 from .split import check_held_out
-from .token import TokenTask
-
-TASKS: dict[str, type[Any]] = {one.name: one for one in (SequenceTask, MultiLabelTask, RegressionTask, SimilarityTask, TokenTask, SpanTask)}
 
 @dataclass(frozen=True, repr=False)
 class FinetuneResult:
@@ -62,15 +57,16 @@ class FinetuneResult:
     __repr__ = __str__
 
 
-def task_of(task: str | Task, text: str, pair: str | None, label: str) -> Task:
-    """A task by its name, or as it is. Raises: ValueError for a name that does not exist."""
-    if not isinstance(task, str):
-        return task
-    if task not in TASKS:
-        raise ValueError(f"task={task!r}; there are {', '.join(map(repr, TASKS))}: choose one, or pass a task object")
-    kind = TASKS[task]
-    made: Task = kind(text, pair, label) if issubclass(kind, SequenceTask) else kind()
-    return made
+def tune_language(model: Model, tok: Tokenizer, texts: list[str], epochs: int | float, chosen: TrainSettings, length: int, out: Path | None, resume: bool) -> TrainResult:
+    """The language model of a pretrained model goes on with the texts of the task. Its run is in out/language, and goes on where it stopped."""
+    place = None if out is None else out / "language"
+    return adapt(model, tok, texts, out=place, resume=resume and place is not None and place.is_dir(), length=min(length, 128), epochs=epochs, seed=chosen.seed,
+                 precision=chosen.precision, progress=chosen.progress)
+
+
+def pooling_of(model: Model) -> dict[str, Any]:
+    """What an embedding head is made with: an adapter's file has no place for it."""
+    return {"head": {"pooling": model.head.pooling, "normalise": model.head.normalise}} if isinstance(model.head, EmbeddingHead) else {}
 
 
 def put_head(model: Model, task: Task, labels: list[str], seed: int) -> None:
@@ -104,19 +100,21 @@ def head_alone(model: Model, tok: Tokenizer, task: Task, train: list[dict], vali
 
 
 def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, train: Any, validation: Any = None, strategy: str | Strategy = "full", keep: Keep | None = None,
-             text: str = "text", pair: str | None = None, label: str = "label", out: str | Path | None = None, resume: bool = False,
+             text: str | None = None, pair: str | None = None, label: str | None = None, out: str | Path | None = None, resume: bool = False,
              batch_size: int | None = None, max_tokens: int | None = None, max_length: int | None = None, baseline: bool = False,
              on_step: Callable[[dict], None] | None = None, **settings: Any) -> FinetuneResult:
     """Tune a pretrained model on labelled rows; it is changed in place.
 
     Args:    task: "sequence" (one label a text), "multilabel" (a list of labels), "regression" (a number), "token" (one label a word; rows of "words" and
-             "tags"), "span" (an answer in a context; rows of "question", "context" and "answers"), or a task object, which may have settings of its own.
+             "tags"), "span" (an answer in a context; rows of "question", "context" and "answers"), "similarity" (how alike two texts are; rows of "text",
+             "pair" and "label"), or a task object, which may have settings of its own.
              train, validation: anything `read_rows` reads. The labels are those of the training rows.
              strategy: a name of transfer.strategies ("full", "head", "features", "last:2", "discriminative", "ulmfit", "bitfit", "lora", ...), or a Strategy,
              such as lora(r=16): what trains, at which rate and when, and what is saved. `transfer.plan` shows it beforehand.
              Around any of them: coral(target) or adversarial(target) of transfer.alignment, for unlabelled text of another domain.
              keep: l2sp(), ewc(...), replay(...) or mixout() of transfer.forgetting: a pull towards what the model was, beside any strategy.
-             text, pair, label: the columns of a sequence, multilabel or regression task.
+             text, pair, label: the columns, where they are not called as above: text is also that of the words or the question, pair that of the context,
+             label that of the tags or answers.
              out: the run's folder; out/model is then the result with its tokenizer and task.json: the whole model in the standard layout, or
              the adapter.
              resume: go on from the last save in `out`, with a model loaded as it was at the start of the run.
@@ -129,13 +127,20 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     Raises:  ValueError or KeyError for rows, labels, a strategy, settings or a tokenizer that do not fit, before anything is trained;
              and what `train` raises.
     """
-    asked, plan = task_of(task, text, pair, label), strategy_of(strategy)
+    asked, plan = task_of(task, {"text": text, "pair": pair, "label": label}), strategy_of(strategy)
     rows = read_rows(train)
     held_out = [] if validation is None else read_rows(validation)
     chosen = TrainSettings.for_tuning(plan.settings, settings, asked.best if validation is not None else None)
+    refuse_test_split(validation, chosen.best)
+    check_columns(asked, {"training": rows, "validation": held_out})
     limit, labels = longest(model, tok, max_length, plan.ahead), asked.labels(rows, held_out)
     check_held_out(rows, held_out, asked.asks)
     first = head_alone(model, tok, asked, rows, held_out, settings, batch_size=batch_size, max_tokens=max_tokens, max_length=max_length) if baseline else None
+    folder = None if out is None else Path(out)
+    if plan.lm_epochs:
+        told = tune_language(model, tok, texts_of(asked, rows), plan.lm_epochs, chosen, limit, folder, resume)
+        if told.stopped == "interrupted":
+            return FinetuneResult(model, {}, trainable_report(model), told, folder)
     put_head(model, asked, labels, chosen.seed)
     sizes = (32 if batch_size is None and max_tokens is None else batch_size, max_tokens, limit, chosen.seed)
     batches = asked.batches(rows, tok, model.labels or labels, *sizes)
@@ -145,7 +150,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     def beside(tuned: Model, place: Path) -> None:
         tok.save_pretrained(place)
         about = {"task": asked.name, "columns": asked.columns, "settings": asked.settings, "labels": tuned.labels, "max_length": limit, "strategy": plan.name}
-        write_json(place / "task.json", about)
+        write_json(place / "task.json", about | pooling_of(tuned))
 
     data = {"train": hash_rows(rows, asked.columns), "validation": hash_rows(held_out, asked.columns), "tokenizer": tok.fingerprint[:16],
             "labels": ", ".join(model.labels or labels)}

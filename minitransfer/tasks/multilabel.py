@@ -11,12 +11,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..nn.heads import ANY_CLASS
 from ..nn.model import Model
-from ..text import EncodedBatches, Tokenizer
+from ..text import EncodedBatches, Tokenizer, label_name
 from ..text.readers import column
 from ..training.evaluate import Evaluation
 from .base import in_batches, logits_of
 from .metrics import YesNo
-from .sequence import SequenceTask, check_unseen, encoded, label_set
+from .sequence import SequenceTask, check_unseen, encoded, label_set, no_label, warn_if_odd
+from .split import check_several
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ class LabelsPrediction:
 
 
 def sets_of_labels(rows: Sequence[dict], label: str, split: str) -> list[list[str]]:
-    """Each row's labels. Raises: ValueError for a row whose labels are no list, or that names one twice."""
-    values = column(rows, label)
+    """Each row's labels. Raises: ValueError for a row whose labels are no list, or that names one twice or not at all."""
+    values = [value.tolist() if hasattr(value, "tolist") else value for value in column(rows, label, split)]
     for i, value in enumerate(values):
-        if not isinstance(value, list | tuple | set) or len(set(map(str, value))) < len(value):
+        if not isinstance(value, list | tuple | set) or len(set(map(label_name, value))) < len(value) or any(map(no_label, value)):
             raise ValueError(f'{split} row {i}: {label!r} is {value!r}; the labels of a row are a list, each once, [] for none: mend the row'
                              + ('' if isinstance(value, list | tuple) else ', or use task="sequence" if every text has exactly one label'))
-    return [sorted(map(str, value)) for value in values]
+    return [sorted(map(label_name, value)) for value in values]
 
 
 def answers(batches: EncodedBatches) -> Evaluation:
@@ -63,6 +64,10 @@ class MultiLabelTask(SequenceTask):
     best: ClassVar[str] = "f1_micro higher"
     threshold: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold}; a probability is between 0 and 1: 0.5 is usual")
+
     @property
     def settings(self) -> dict[str, Any]:
         return {"threshold": self.threshold}
@@ -74,8 +79,11 @@ class MultiLabelTask(SequenceTask):
         if not found or all(names == found for names in rows):
             raise ValueError(f"all {len(rows)} training rows have {'the same labels' if found else 'no label'}; there is nothing to tell apart: check the column "
                              f"{self.label!r}")
-        for i, names in enumerate(sets_of_labels(validation, self.label, "validation") if validation else []):
+        warn_if_odd(found, len(rows), self.label)
+        held_out = sets_of_labels(validation, self.label, "validation") if validation else []
+        for i, names in enumerate(held_out):
             check_unseen(names, found, f"validation row {i}, label")
+        check_several([", ".join(names) or "(none)" for names in held_out], "validation")
         return found
 
     def batches(self, rows: Sequence[dict], tok: Tokenizer, labels: Sequence[str], batch_size: int | None, max_tokens: int | None,

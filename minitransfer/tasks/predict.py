@@ -11,7 +11,8 @@ from ..transfer.peft_files import CONFIG, load_adapter
 from ..weights.files import read_json, recover
 from ..weights.sources import resolve
 from .base import Task, longest
-from .finetune import TASKS
+from .named import TASKS
+from .similarity import SimilarityTask
 
 
 def tuned_folder(source: str | Path) -> Path:
@@ -20,8 +21,8 @@ def tuned_folder(source: str | Path) -> Path:
     return recover(inside) if inside.is_dir() and not (inside.parent / "config.json").is_file() else resolve(source)
 
 
-def saved_adapter(folder: Path) -> tuple[str, type[Any], list[str] | None]:
-    """The base, the kind of task and the labels of an adapter that `finetune` wrote.
+def saved_adapter(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The base of an adapter that `finetune` wrote, and what its task.json tells.
 
     Raises: ValueError for a folder without an adapter, or an adapter without a task.json or a base.
     """
@@ -30,8 +31,15 @@ def saved_adapter(folder: Path) -> tuple[str, type[Any], list[str] | None]:
         missing = "a task.json, which has the labels" if base else "the name of its base"
         raise ValueError(f"{folder} holds an adapter without {missing}; both are needed: "
                          f"load the base ({base or 'the one it was made for'}) with head= and labels=, then call load_adapter")
-    task = read_json(folder / "task.json")
-    return base, TASKS[task["task"]], task["labels"]
+    return base, read_json(folder / "task.json")
+
+
+def put_saved_head(model: Model, told: dict[str, Any]) -> None:
+    """The head that a task.json tells of, still without its weights."""
+    task = task_from(told)
+    model.set_head(task.head, told["labels"], **told.get("head", {}))
+    if task.problem is not None:
+        model.head.use(task.problem)
 
 
 def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
@@ -42,13 +50,13 @@ def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
     folder = tuned_folder(source)
     if not (folder / CONFIG).is_file():
         return Model.from_pretrained(folder), Tokenizer.from_pretrained(folder)
-    base, kind, labels = saved_adapter(folder)
+    base, told = saved_adapter(folder)
     try:
-        model = Model.from_pretrained(base, head=kind.head, labels=labels)
-        if kind.problem is not None:
-            model.head.use(kind.problem)
+        model = Model.from_pretrained(base, head="none")
+        put_saved_head(model, told)
     except ValueError as e:
-        raise ValueError(f"{folder} is an adapter for {base}, which could not be loaded: {e}") from e
+        raise ValueError(f"{folder} is an adapter for {base}, and needs it; it could not be loaded ({e}): put the base back, or write where it is now into {folder / CONFIG}, "
+                         "base_model_name_or_path") from e
     load_adapter(model, folder)
     return model.eval(), Tokenizer.from_pretrained(folder)
 
@@ -59,14 +67,20 @@ def saved_task(source: str | Path) -> tuple[Task | None, int | None]:
     if not path.is_file():
         return None, None
     told = read_json(path)
-    return TASKS[told["task"]](**told["columns"], **told.get("settings", {})), told.get("max_length")
+    return task_from(told), told.get("max_length")
+
+
+def task_from(told: dict) -> Task:
+    """The task that a task.json describes."""
+    made: Task = TASKS[told["task"]](**told["columns"], **told.get("settings", {}))
+    return made
 
 
 def task_for(model: Model) -> Task:
     """The task that a model's head answers. Raises: ValueError if there is none."""
-    for kind in TASKS.values():
-        if kind.head == model.head_name and kind.problem == getattr(model.head, "problem", None):
-            return kind()
+    for task in (*(kind() for kind in TASKS.values()), SimilarityTask(label=None)):
+        if task.head == model.head_name and task.problem == getattr(model.head, "problem", None):
+            return task
     raise ValueError(f"a model with head={model.head_name!r} gives no labels; it needs the head of a task ({', '.join(TASKS)}): "
                      "tune it with finetune, or load a tuned folder")
 

@@ -18,6 +18,8 @@ from .base import in_batches, logits_of
 from .metrics import Numbers
 from .sequence import SequenceTask, encoded
 
+LARGEST = torch.finfo(torch.float32).max
+
 
 @dataclass(frozen=True)
 class NumberPrediction:
@@ -27,15 +29,15 @@ class NumberPrediction:
 
 
 def numbers_of(rows: Sequence[dict], label: str, split: str) -> Tensor:
-    """Each row's number, (N,). Raises: ValueError for a row without a finite one."""
+    """Each row's number, (N,). Raises: ValueError for a row without a finite one, as float32 counts."""
     found = []
-    for i, value in enumerate(column(rows, label)):
+    for i, value in enumerate(column(rows, label, split)):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
-            raise ValueError(f"{split} row {i}: {label!r} is {value!r}; a regression needs a finite number in every row: mend or drop the row")
+        if not abs(number) <= LARGEST:
+            raise ValueError(f"{split} row {i}: {label!r} is {value!r}; a finite number is needed in every row (at most {LARGEST:.1g}): mend or drop the row")
         found.append(number)
     return torch.tensor(found)
 

@@ -6,20 +6,27 @@ import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..nn.model import Model
 from ..text import Tokenizer
+from ..weights.files import read_json, write_json
 from .finetune import FinetuneResult, finetune
+from .named import task_of
+
+SIGNALS = ("matthews", "pearson", "f1_micro", "f1")
+FILE = "seeds.json"
 
 
 @dataclass(frozen=True, repr=False)
 class Seeds:
     """What each seed gave, in the order of the seeds; prints as a sentence.
 
-    A run whose answers do not depend on the text at all (matthews 0: it always says the same label) is degenerate: named, and left in the mean.
+    A run that learned nothing is degenerate: named, and left in the mean. One of `SIGNALS` is exactly 0 then: it always says the same label or number
+    (matthews, pearson), no label at all (f1_micro), or has no word of an answer right (f1).
     """
 
     metric: str
@@ -41,41 +48,61 @@ class Seeds:
 
     @property
     def degenerate(self) -> list[int]:
-        """The seeds of runs that always say the same. Source: Mosbach et al. 2021, "On the Stability of Fine-tuning BERT", section 4."""
-        return [seed for seed, run in zip(self.seeds, self.runs, strict=True) if run.get("matthews") == 0.0]
+        """The seeds of runs that learned nothing. Source: Mosbach et al. 2021, "On the Stability of Fine-tuning BERT", section 4."""
+        return [seed for seed, run in zip(self.seeds, self.runs, strict=True) if next((run[name] for name in SIGNALS if name in run), None) == 0.0]
+
+    @property
+    def spread(self) -> dict[str, Any]:
+        """All of this as one dict, for files."""
+        return {"metric": self.metric, "seeds": self.seeds, "mean": self.mean, "deviation": self.deviation, "degenerate": self.degenerate, "runs": self.runs}
+
+    @classmethod
+    def of_folder(cls, folder: str | Path) -> Seeds:
+        """What `finetune_seeds` wrote into its `out`. Raises: ValueError for a folder without it."""
+        place = Path(folder) / FILE
+        if not place.is_file():
+            raise ValueError(f"{folder} holds no {FILE}; it is written when several seeds are run with out={folder}: check the path, or run them")
+        told = read_json(place)
+        return cls(told["metric"], told["seeds"], told["runs"])
 
     def __str__(self) -> str:
         text = f"{self.metric} {self.mean:.4f} +- {self.deviation:.4f} over {len(self.seeds)} seeds ({', '.join(f'{v:.4f}' for v in self.values)})"
-        return text + (f"; degenerate, always the same answer: seed {', '.join(map(str, self.degenerate))}" if self.degenerate else "")
+        return text + (f"; degenerate, nothing was learned: seed {', '.join(map(str, self.degenerate))}" if self.degenerate else "")
 
     __repr__ = __str__
 
 
-def finetune_seeds(model: Model, tok: Tokenizer, task: Any = "sequence", *, seeds: int | Sequence[int] = 5, metric: str = "accuracy",
-                   on_run: Callable[[FinetuneResult], None] | None = None, **arguments: Any) -> Seeds:
+def finetune_seeds(model: Model, tok: Tokenizer, task: Any = "sequence", *, seeds: int | Sequence[int] = 5, metric: str | None = None,
+                   out: str | Path | None = None, on_run: Callable[[FinetuneResult], None] | None = None, **arguments: Any) -> Seeds:
     """`finetune` once for each seed, every time from a copy of the model as it is now.
 
     The seed draws the new head, the order of the rows and the dropout. The rows are the same.
 
-    Args:    seeds: how many (0, 1, ...), or which. metric: of the validation rows. on_run: sees each result, before the next run.
-             arguments: those of `finetune`; validation is needed.
+    Args:    seeds: how many (0, 1, ...), or which. metric: of the validation rows; None: the one that picks the weights to keep.
+             out: the folder for out/seed-0, out/seed-1, ..., one run each, and seeds.json, which `Seeds.of_folder` reads.
+             on_run: sees each result, before the next run. arguments: those of `finetune`; validation is needed.
     Raises:  ValueError for no seed, no validation rows, or a metric that the task does not have; and what `finetune` raises.
     """
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not chosen or arguments.get("validation") is None:
         raise ValueError(f"seeds={seeds} and validation={arguments.get('validation')}; runs are compared on held-out rows: give at least one seed, and validation=")
-    if arguments.keys() & {"seed", "out", "resume"}:
-        raise ValueError(f"{', '.join(sorted(arguments.keys() & {'seed', 'out', 'resume'}))} for several runs; each has a seed of its own and leaves no folder: "
-                         "leave it out, or call finetune for each")
+    if "seed" in arguments:
+        raise ValueError(f"seed={arguments['seed']} for several runs; each has a seed of its own: leave it out, or name the seeds, seeds=[{arguments['seed']}]")
+    metric = metric or task_of(task, {}).best.split()[0]
     runs = []
     for seed in chosen:
-        result = finetune(copy.deepcopy(model), tok, task, seed=seed, **arguments)
+        result = finetune(copy.deepcopy(model), tok, task, seed=seed, out=None if out is None else Path(out) / f"seed-{seed}", **arguments)
+        if result.training.stopped == "interrupted":
+            raise KeyboardInterrupt
         if metric not in result.metrics:
             raise ValueError(f"metric={metric!r}; the task has {', '.join(result.metrics)}: choose one")
         runs.append(result.metrics)
         if on_run is not None:
             on_run(result)
-    return Seeds(metric, chosen, runs)
+    found = Seeds(metric, chosen, runs)
+    if out is not None:
+        write_json(Path(out) / FILE, found.spread)
+    return found
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,6 +1,7 @@
 """One label for a whole text, or for a pair of texts."""
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from ..nn.heads import ONE_CLASS
 from ..nn.model import Model
-from ..text import LabelledBatches, Tokenizer
+from ..text import LabelledBatches, Tokenizer, label_name
 from ..text.readers import column
 from ..training import Batches
 from ..training.evaluate import Evaluation
@@ -35,15 +36,33 @@ def label_set(names: Sequence[str]) -> list[str]:
     return sorted(found, key=int) if all(name.lstrip("-").isdecimal() for name in found) else sorted(found)
 
 
+def no_label(value: Any) -> bool:
+    """None, NaN (an empty cell of a table of numbers) and an empty text."""
+    return value is None or value != value or not str(value).strip()
+
+
 def label_names(rows: Sequence[dict], label: str, split: str) -> list[str]:
     """Each row's label as text. Raises: ValueError for a row without one."""
-    values = column(rows, label)
+    values = column(rows, label, split)
     for i, value in enumerate(values):
-        if isinstance(value, list | tuple):
+        if hasattr(value, "__len__") and not isinstance(value, str):
             raise ValueError(f'{split} row {i}: {label!r} is {value!r}; each text has one label here: use task="multilabel" for lists of labels')
-        if value is None or not str(value).strip():
+        if no_label(value):
             raise ValueError(f"{split} row {i} has no label (its {label!r} is {value!r}); every row needs one: fill it in, or drop the row")
-    return [str(value) for value in values]
+    return [label_name(value) for value in values]
+
+
+def warn_if_odd(labels: Sequence[str], rows: int, label: str) -> None:
+    """Warn about labels that differ in case, spaces or a final .0 only, and about so many that they are probably numbers or texts."""
+    forms: dict[str, list[str]] = {}
+    for name in labels:
+        forms.setdefault(re.sub(r"\.0+$", "", name.strip().casefold()), []).append(name)
+    if alike := [names for names in forms.values() if len(names) > 1]:
+        warnings.warn(f"the labels {', '.join(map(repr, alike[0]))} differ in case, spaces or a final .0 only, and are learned as classes of their own: "
+                      "write them alike if they are one", UserWarning, stacklevel=4)
+    if rows >= 10 and len(labels) > rows / 2:
+        warnings.warn(f"{len(labels)} labels in {rows} rows; a class can hardly be learned from one text: if {label!r} holds numbers use task=\"regression\", "
+                      "or name another column", UserWarning, stacklevel=4)
 
 
 def check_unseen(names: Sequence[str], known: Sequence[str], split: str = "validation") -> None:
@@ -96,7 +115,7 @@ class SequenceTask:
         """Sorted, from the training rows alone.
 
         Raises: ValueError for a row without a label, training rows of one label, or a label in validation that training lacks.
-        Warns:  about training rows that look like the top of a file sorted by label.
+        Warns:  about training rows that look like the top of a file sorted by label, and labels that look like one written in two ways, or like numbers.
         """
         names = label_names(train, self.label, "training")
         found = label_set(names)
@@ -104,6 +123,7 @@ class SequenceTask:
             raise ValueError(f"all {len(names)} training rows have the label {found[0]!r}; there is nothing to tell apart: the rows may be the top "
                              "of a file sorted by label, draw them with sample_rows(rows, n, by=label)")
         warn_if_cut(names)
+        warn_if_odd(found, len(names), self.label)
         held_out = label_names(validation, self.label, "validation")
         check_unseen(held_out, found)
         check_several(held_out, "validation")

@@ -8,7 +8,7 @@ from ..nn.model import Model
 from ..text import Tokenizer
 from ..transfer.named_heads import NamedHeads
 from ..transfer.peft_files import load_adapter
-from .predict import saved_adapter, tuned_folder
+from .predict import put_saved_head, saved_adapter, tuned_folder
 
 
 def load_several(folders: Mapping[str, str | Path]) -> tuple[NamedHeads, Tokenizer]:
@@ -21,13 +21,10 @@ def load_several(folders: Mapping[str, str | Path]) -> tuple[NamedHeads, Tokeniz
     places = {name: tuned_folder(folder) for name, folder in folders.items()}
     if not places:
         raise ValueError("load_several without a folder; it takes one or more tuned tasks: give {name: folder}")
-    base, *_ = saved_adapter(next(iter(places.values())))
+    base, _ = saved_adapter(next(iter(places.values())))
     heads = NamedHeads(Model.from_pretrained(base, head="none").eval())
     for name, place in places.items():
-        _, kind, labels = saved_adapter(place)
-        heads.model.set_head(kind.head, labels)
-        if kind.problem is not None:
-            heads.model.head.use(kind.problem)
+        put_saved_head(heads.model, saved_adapter(place)[1])
         load_adapter(heads.model, place, name=name)
         heads.keep(name)
     return heads, Tokenizer.from_pretrained(next(iter(places.values())))

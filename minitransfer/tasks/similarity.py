@@ -1,6 +1,7 @@
 """How alike two texts are: each becomes a vector, and the vectors' angle is the answer."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -53,6 +54,10 @@ class SimilarityTask:
     label: str | None = "label"
     highest: int | float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.highest < math.inf:
+            raise ValueError(f"highest={self.highest}; scores are divided by it: give the score that means the same, 5.0 for scores from 0 to 5")
+
     @property
     def problem(self) -> str:
         return NEGATIVES if self.label is None else SIMILARITY
@@ -84,14 +89,21 @@ class SimilarityTask:
         return found
 
     def labels(self, train: Sequence[dict], validation: Sequence[dict]) -> list[str]:
-        """There are no classes. Raises: ValueError for rows without a score, or one above the highest."""
-        self.scores(train, "training"), self.scores(validation, "validation")
+        """There are no classes. Raises: ValueError for rows without a score, with one above the highest, or all with the same."""
+        for split, rows in (("training", train), ("validation", validation)):
+            scores = self.scores(rows, split)
+            if self.label is not None and len(scores) > 1 and bool((scores == scores[0]).all()):
+                raise ValueError(f"all {len(scores)} {split} rows have {self.label!r} {float(scores[0]) * self.highest:g}; there is nothing to tell apart: if each row's "
+                                 "texts belong together, use SimilarityTask(label=None), or check the column")
         return []
 
     def batches(self, rows: Sequence[dict], tok: Tokenizer, labels: Sequence[str], batch_size: int | None, max_tokens: int | None,
                 max_length: int | None, seed: int) -> PairBatches:
         if batch_size is None:
             raise ValueError(f"max_tokens={max_tokens} for pairs; the other texts of a batch matter here, so its size is a setting of its own: give batch_size")
+        if self.label is None and min(batch_size, len(rows)) < 2:
+            raise ValueError(f"batch_size={batch_size} of {len(rows)} rows without scores; a pair is learned against the other pairs of its batch, and there "
+                             "are none: give two rows and batch_size=2 at least")
         first, second = (tok.encode_rows(column(rows, name), None, max_length) for name in (self.text, self.pair))
         return PairBatches(first, second, self.scores(rows, "a"), tok, batch_size, seed)
 

@@ -1,9 +1,11 @@
 """Questions whose answer is a part of a text: where it starts and where it ends."""
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +17,7 @@ from ..nn.heads import IGNORE
 from ..nn.model import Model
 from ..text import EncodedBatches, Tokenizer
 from ..text.readers import column
+from ..text.tokenizer import check_texts
 from ..training.evaluate import Evaluation
 from .base import logits_of
 from .squad import SpanScores
@@ -39,7 +42,8 @@ def answers_of(row: dict, name: str, where: str) -> list[tuple[str, int]]:
     """
     told = row[name]
     try:
-        return list(zip(told["text"], told["answer_start"], strict=True)) if isinstance(told, dict) else [(one["text"], one["answer_start"]) for one in told]
+        found = list(zip(told["text"], told["answer_start"], strict=True)) if isinstance(told, dict) else [(one["text"], one["answer_start"]) for one in told]
+        return [(text, int(float(start)) if isinstance(start, Real) and float(start).is_integer() else start) for text, start in found]     # tables make whole numbers floats
     except (KeyError, TypeError, ValueError) as why:
         raise ValueError(f'{where}: {name!r} is {told!r}; needed is {{"text": ["..."], "answer_start": [0]}}, with empty lists for no answer: mend the row') from why
 
@@ -106,6 +110,8 @@ class SpanTask:
         for name in ("max_question", "max_answer", "n_best"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; one is the least that can be found: use 1 or more")
+        if self.stride < 0 or not math.isfinite(self.threshold):
+            raise ValueError(f"stride={self.stride}, threshold={self.threshold}; windows share 0 tokens or more, and scores are compared with a finite number: correct it")
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -137,8 +143,10 @@ class SpanTask:
                 the context if this is refused.
         """
         for split, rows in (("training", train), ("validation", validation)):
-            for name in self.columns.values():
-                column(rows, name)
+            for name in (self.question, self.context, self.answers):
+                values = column(rows, name, split)
+                if name != self.answers:
+                    check_texts(values, f"{split} {name!r}")
             empty = [i for i, row in enumerate(rows) if not answers_of(row, self.answers, f"{split} row {i}")]
             if empty and not self.no_answer:
                 raise ValueError(f"{len(empty)} of {len(rows)} {split} rows have no answer, first row {empty[0]}; by default every question has one: drop these rows, "
@@ -182,6 +190,8 @@ class SpanTask:
         if pairs is None or len(pairs) != len(texts):
             raise ValueError(f"{len(texts)} questions and {'no' if pairs is None else len(pairs)} contexts; an answer is cut from a context: pass one for each question "
                              "as pairs=[...]")
+        for name, some in (("questions", texts), ("contexts", pairs)):
+            check_texts(some, name)
         asked = windows(texts, pairs, tok, max_length, self.stride, self.max_question)
         stream = EncodedBatches([one.ids for one in asked], [one.type_ids for one in asked], torch.zeros(len(asked)), tok, batch_size)
         training = model.training

@@ -16,8 +16,8 @@ def check_held_out(train: Sequence[dict], validation: Sequence[dict], columns: S
     """Held-out rows that are also training rows measure memory and not learning.
 
     Args:   columns: those that hold the question; the answer does not matter.
-    Raises: ValueError if half of the validation rows or more are among the training rows.
-    Warns:  from a twentieth.
+    Raises: ValueError if half of the validation rows or more are among the training rows, or repeat other validation rows.
+    Warns:  from a twentieth of training rows.
     """
     if not validation:
         return
@@ -29,10 +29,13 @@ def check_held_out(train: Sequence[dict], validation: Sequence[dict], columns: S
         raise ValueError(f"{what}; what was learned by heart says nothing of new texts: split the rows so that no text is in both parts")
     if len(seen) >= NOTED * len(validation):
         warnings.warn(f"{what}: the metrics are better than they would be on new texts; drop these rows from one part", UserWarning, stacklevel=3)
+    if len(different := {key(row, columns) for row in validation}) <= HALF * len(validation) and len(validation) >= 10:
+        raise ValueError(f"the {len(validation)} validation rows are {len(different)} different ones (by their {' and '.join(columns)}), repeated; so few say less than "
+                         "their number promises: drop the repetitions")
 
 
-def check_several(labels: Sequence[str], split: str) -> None:
+def check_several(labels: Sequence[str], split: str, what: str = "rows") -> None:
     """Raises: ValueError for ten rows or more with one label: what always answers with it would be perfect."""
     if len(labels) >= 10 and len(set(labels)) == 1:
-        raise ValueError(f"all {len(labels)} {split} rows have the label {labels[0]!r}; nothing can be measured with one label: the rows may be the top of a "
+        raise ValueError(f"all {len(labels)} {split} {what} have the label {labels[0]!r}; nothing can be measured with one label: the rows may be the top of a "
                          "file sorted by label, draw them with sample_rows(rows, n, by=label)")

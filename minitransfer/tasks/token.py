@@ -17,13 +17,14 @@ from torch.nn.functional import cross_entropy
 from ..config import choose
 from ..nn.heads import IGNORE
 from ..nn.model import Model
-from ..text import LabelledBatches, Tokenizer, TruncationWarning
+from ..text import LabelledBatches, Tokenizer, TruncationWarning, label_name
 from ..text.readers import column
 from ..training.evaluate import Evaluation
 from .base import in_batches, logits_of
 from .entities import EntityCounts, are_iob, breaks, repaired, spans
 from .metrics import Confusion
-from .sequence import check_unseen, label_set
+from .sequence import check_unseen, label_set, no_label
+from .split import check_several
 
 
 @dataclass(frozen=True)
@@ -166,13 +167,23 @@ def tagging(batches: TokenBatches) -> Evaluation:
 
 
 def sentences_of(rows: Sequence[dict], words: str, tags: str, split: str) -> tuple[list[list[str]], list[list[str]]]:
-    """The words and the tags. Raises: ValueError for a row in which they are not lists of equal length with a word at least."""
-    both = list(zip(column(rows, words), column(rows, tags), strict=True))
+    """The words and the tags. Raises: ValueError for a row in which they are not lists of equal length, of texts and tags, with a word at least."""
+    both = list(zip(column(rows, words, split), column(rows, tags, split), strict=True))
     for i, (one, labels) in enumerate(both):
         if not isinstance(one, list | tuple) or not isinstance(labels, list | tuple) or len(one) != len(labels) or not one:
             raise ValueError(f"{split} row {i}: {words!r} is {one!r} and {tags!r} is {labels!r}; lists of equal length with a word at least are "
                              "needed: give one tag for each word")
-    return [list(one) for one, _ in both], [[str(tag) for tag in labels] for _, labels in both]
+        check_words(one, f"{split} row {i}")
+        if (bad := next((k for k, tag in enumerate(labels) if no_label(tag)), None)) is not None:
+            raise ValueError(f"{split} row {i}: its word {bad}, {one[bad]!r}, has the tag {labels[bad]!r}; every word needs one: fill it in, or drop the row")
+    return [list(one) for one, _ in both], [[label_name(tag) for tag in labels] for _, labels in both]
+
+
+def check_words(words: Sequence[Any], where: str) -> None:
+    """Raises: ValueError for a word that is no text."""
+    for i, word in enumerate(words):
+        if not isinstance(word, str):
+            raise ValueError(f"{where}: its word {i} is {word!r} ({type(word).__name__}); words are texts: convert it, or drop the row")
 
 
 @dataclass(frozen=True)
@@ -212,7 +223,7 @@ class TokenTask:
         """Sorted, from the training rows alone.
 
         Raises: ValueError for tags that do not fit the words, that training lacks, that are all the same, or that break IOB2 if this is refused.
-        Warns:  once, about tags that break IOB2 and were repaired.
+        Warns:  once, about tags that break IOB2 and were repaired; about tags of another scheme (BIOES).
         """
         given = {"training": sentences_of(train, self.words, self.tags, "training")[1],
                  "validation": sentences_of(validation, self.words, self.tags, "validation")[1] if validation else []}
@@ -220,11 +231,16 @@ class TokenTask:
             self.check_iob(given)
             given = {split: [repaired(tags) for tags in rows] for split, rows in given.items()}
         found = label_set([tag for tags in given["training"] for tag in tags])
+        if not are_iob(found) and any(tag[:2] in ("B-", "I-") for tag in found):
+            strangers = [tag for tag in found if tag != "O" and tag[:2] not in ("B-", "I-")]
+            warnings.warn(f"the tags {', '.join(map(repr, strangers[:5]))} stand beside B-, I- and O and are none of them (IOB2): words are measured and entities are not; "
+                          "convert the tags to have entity F1", UserWarning, stacklevel=4)
         for i, tags in enumerate(given["validation"]):
             check_unseen(tags, found, f"validation row {i}, word")
         if len(found) == 1:
             raise ValueError(f"all words of the {len(train)} training rows have the tag {found[0]!r}; there is nothing to tell apart: check the column "
                              f"{self.tags!r}, or give rows with other tags")
+        check_several([tag for tags in given["validation"] for tag in tags], "validation", "words")
         return found
 
     def check_iob(self, given: dict[str, list[list[str]]]) -> None:
@@ -253,6 +269,10 @@ class TokenTask:
         """Texts are strings, which are cut at spaces, or lists of words, whose text is the words joined by spaces."""
         if pairs is not None:
             raise ValueError("pairs for a token task; it labels the words of one text: leave pairs out")
+        for i, text in enumerate(texts):
+            if not isinstance(text, str | list | tuple):
+                raise ValueError(f"text {i} is {text!r} ({type(text).__name__}); each is a str, or a list of words: drop or fill empty cells first")
+            check_words(text, f"text {i}")
         sentences = [text.split() if isinstance(text, str) else list(text) for text in texts]
         ids, type_ids = tok.encode_rows([" ".join(words) for words in sentences], None, max_length)
         found, names = in_batches(model, tok, ids, type_ids, batch_size), model.labels or []

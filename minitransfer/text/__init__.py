@@ -3,7 +3,7 @@
 Reading order: tokenizer.py (ids), corpus.py (documents), cache.py (documents as ids on disk), packing.py (rows of ids for pretraining),
 readers.py and batches.py (rows with labels), vectors.py (words as vectors).
 """
-from .batches import EncodedBatches, LabelledBatches, TextBatches
+from .batches import EncodedBatches, LabelledBatches, TextBatches, label_name
 from .cache import TokenCache, tokenize_corpus
 from .corpus import read_texts
 from .instructions import InstructionBatches, PreferenceBatches, read_instructions
@@ -17,5 +17,5 @@ from .tokenizer import Tokenizer, TruncationWarning
 from .vectors import read_vectors
 
 __all__ = ["Batches", "EncodedBatches", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TextBatches", "TokenCache",
-           "Tokenizer", "TruncationWarning", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "read_vectors", "sample_rows",
-           "tokenize_corpus"]
+           "Tokenizer", "TruncationWarning", "label_name", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "read_vectors",
+           "sample_rows", "tokenize_corpus"]

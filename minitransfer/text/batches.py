@@ -5,6 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,8 @@ class TextBatches(EncodedBatches):
 def check_sizes(batch_size: int | None, max_tokens: int | None, n_rows: int) -> None:
     """Raises: ValueError for not exactly one size, or no rows."""
     sizes = [size for size in (batch_size, max_tokens) if size is not None]
-    if len(sizes) != 1 or sizes[0] < 1:
-        raise ValueError(f"batch_size={batch_size}, max_tokens={max_tokens}; exactly one of them is needed, 1 or more: choose rows or tokens")
+    if len(sizes) != 1 or not isinstance(sizes[0], int) or sizes[0] < 1:
+        raise ValueError(f"batch_size={batch_size!r}, max_tokens={max_tokens!r}; exactly one of them is needed, 1 or more: choose rows or tokens")
     if not n_rows:
         raise ValueError("no rows; at least one is needed: check the file or the filter they come from")
 
@@ -132,6 +133,11 @@ def bucket(lengths: np.ndarray) -> np.ndarray:
     return -(-lengths // step) * step
 
 
+def label_name(value: Any) -> str:
+    """A label as text. Whole numbers are written alike, whether they came as 1 or as 1.0: one empty cell makes a column of whole numbers one of floats."""
+    return str(int(float(value))) if isinstance(value, Real) and not isinstance(value, Integral) and float(value).is_integer() else str(value)
+
+
 def label_numbers(values: Sequence[Any], labels: Sequence[str]) -> Tensor:
     """Labels as numbers of classes, (N,) int64.
 
@@ -140,10 +146,10 @@ def label_numbers(values: Sequence[Any], labels: Sequence[str]) -> Tensor:
     """
     number = {str(name): i for i, name in enumerate(labels)}
     for i, value in enumerate(values):
-        if str(value) not in number:
+        if label_name(value) not in number:
             raise ValueError(f"row {i} has the label {value!r}; the classes are {', '.join(map(repr, number))}: mend the row, or name every label")
-    counts = Counter(map(str, values))
+    counts = Counter(map(label_name, values))
     if len(counts) == 1 and len(labels) > 1 and len(values) >= 10:
         warnings.warn(f"all {len(values)} rows have the label {next(iter(counts))!r}: the rows may be the top of a file sorted by label; "
                       "draw them with sample_rows(rows, n, by=...) instead of slicing", UserWarning, stacklevel=3)
-    return torch.tensor([number[str(value)] for value in values], dtype=torch.long)
+    return torch.tensor([number[label_name(value)] for value in values], dtype=torch.long)

@@ -50,8 +50,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
 
 def missing(column: str, there: Sequence[str], where: str, more: str = "") -> KeyError:
     """The error for a column that is not there, with the one that was probably meant, or else `more`."""
-    near = difflib.get_close_matches(column.lower(), [name.lower() for name in there], 1, cutoff=0.5)
-    hint = f"did you mean {next(name for name in there if name.lower() == near[0])!r}?" if near else f"name one of them{more}"
+    names = [str(name) for name in there]
+    near = difflib.get_close_matches(str(column).lower(), [name.lower() for name in names], 1, cutoff=0.5)
+    hint = f"did you mean {next(name for name in names if name.lower() == near[0])!r}?" if near else f"name one of them{more}"
     return KeyError(f"{where} has no column {column!r}; it has {', '.join(map(repr, there)) or 'none'}: {hint}")
 
 

@@ -3,9 +3,10 @@
     .csv              first line names the columns; fields may be quoted, and then hold line breaks
     .tsv              first line names the columns; no quoting: a quotation mark is a character like any other (as in GLUE)
     .jsonl            one JSON object a line
-    .json             SQuAD's nested questions: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}, "id", "title"}
-    .conll, .conllu   one word a line, sentences between blank lines: {"words": [...], "tags": [...]}
-    a list of dicts, or a datasets object (class numbers become their names)
+    .json             SQuAD's nested questions: {"question": ..., "context": ..., "answers": {"text": [...], "answer_start": [...]}, "id", "title"};
+                      or one list of objects
+    .conll, .conllu   one word a line, sentences between blank lines: {"words": [...], "tags": [...]}; tabs separate columns, or spaces where there is no tab
+    a list of dicts, or a datasets object, streamed or not (class numbers become their names)
     "pydoc"           the docstrings of Python's standard library: {"text": ..., "label": module, "name": ...}
 
 Any file may be compressed (.gz).
@@ -13,8 +14,9 @@ Any file may be compressed (.gz).
 from __future__ import annotations
 
 import csv
+import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from .pydoc_corpus import read_pydoc
 from .squad import read_squad
 
 KINDS = (".csv", ".tsv", ".jsonl", ".json", ".conll", ".conllu")
+TEST = re.compile(r"(?<![a-z])test(?![a-z])")
+COME_FROM = f"they come from a file ({', '.join(KINDS)}, or one with .gz), a list of dicts, or a datasets object"
 
 
 def read_rows(source: Any, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -34,33 +38,58 @@ def read_rows(source: Any, columns: Sequence[str] | None = None) -> list[dict[st
              columns: names for a .csv or .tsv without a first line of names.
     Raises:  ValueError for a missing, empty or broken file (with the line), or a source of another kind.
     """
-    if source == "pydoc" and not Path(source).exists():
+    if isinstance(source, str) and source == "pydoc" and not Path(source).exists():
         return list(read_pydoc())
     if isinstance(source, (str, Path)):
         return _read_file(Path(source), columns)
+    if isinstance(source, dict) and all(isinstance(one, list) for one in source.values()):
+        raise ValueError(f"a dict of columns ({', '.join(map(str, source))}); rows are a list with a dict for each: turn it into one, for example with "
+                         "datasets.Dataset.from_dict")
     if isinstance(source, dict):
         raise ValueError(f"a data set with several splits ({', '.join(source)}); rows come from one of them: pass its [{next(iter(source), '')!r}]")
     if hasattr(source, "column_names") and hasattr(source, "features"):
-        names = {c: f.names for c, f in source.features.items() if type(f).__name__ == "ClassLabel"}
-        rows = [{c: names[c][v] if c in names and v is not None and v >= 0 else v for c, v in row.items()} for row in source]
-    elif isinstance(source, Sequence) and all(isinstance(row, dict) for row in source):
+        names = class_names(source.features or {})                  # a stream may not know its columns before it is read
+        rows = [{c: named(v, names[c]) if c in names else v for c, v in row.items()} for row in source]
+    elif isinstance(source, Sequence):
         rows = list(source)
     else:
-        raise ValueError(f"rows cannot be read from a {type(source).__name__}; they come from a file ({', '.join(KINDS)}, or one with .gz), "
-                         "a list of dicts, or a datasets object: convert it")
+        raise ValueError(f"rows cannot be read from a {type(source).__name__}; {COME_FROM}: convert it")
+    if wrong := [i for i, row in enumerate(rows) if not isinstance(row, dict)]:
+        raise ValueError(f"rows cannot be read from a {type(source).__name__} whose item {wrong[0]} is {rows[wrong[0]]!r:.60}; {COME_FROM}: convert it")
     if not rows:
         raise ValueError("no rows: the source is empty; at least one row is needed: check where it comes from")
     return rows
 
 
-def column(rows: Sequence[dict], name: str) -> list[Any]:
-    """One column of rows.
+def is_test_split(source: Any) -> bool:
+    """Whether a file or a datasets object is called a test split: reviews.test.tsv, test/rows.jsonl, split "test"."""
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        return path.parent.name.lower() == "test" or TEST.search(path.name.lower()) is not None
+    return TEST.search(str(getattr(source, "split", "")).lower()) is not None
+
+
+def class_names(features: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The names of the classes in each column of class numbers, or of lists of them."""
+    inner = {column: getattr(feature, "feature", feature) for column, feature in features.items()}
+    return {column: feature.names for column, feature in inner.items() if type(feature).__name__ == "ClassLabel"}
+
+
+def named(value: Any, names: Sequence[str]) -> Any:
+    """A class number, or a list of them, as names; what is no class (None, -1) stays as it is."""
+    if isinstance(value, list):
+        return [named(one, names) for one in value]
+    return value if value is None or value < 0 else names[value]
+
+
+def column(rows: Sequence[dict], name: str, split: str = "") -> list[Any]:
+    """One column of rows. Args: split: what these rows are called, for the message.
 
     Raises:  KeyError naming the nearest column if a row does not have it.
     """
     for i, row in enumerate(rows):
         if name not in row:
-            raise missing(name, list(row), f"row {i}", " (in a .csv or .tsv the first line names the columns)")
+            raise missing(name, list(row), f"{split} row {i}".strip(), " (in a .csv or .tsv the first line names the columns)")
     return [row[name] for row in rows]
 
 
@@ -142,7 +171,7 @@ def _conll(path: Path) -> Iterator[dict[str, list[str]]]:
     words: list[str] = []
     tags: list[str] = []
     for number, line in enumerate(lines(path), 1):
-        fields = line.rstrip("\n").split("\t") if universal else line.split()
+        fields = line.rstrip("\n").split("\t") if universal else line.strip(" \t\n").split("\t") if "\t" in line else line.split()
         if not line.strip():
             if words:
                 yield {"words": words, "tags": tags}

@@ -1,4 +1,4 @@
-"""Questions about texts: SQuAD's nested JSON as flat rows."""
+"""Rows in one JSON document: SQuAD's nested questions, or a plain list."""
 from __future__ import annotations
 
 import json
@@ -14,7 +14,7 @@ SHAPE = '{"data": [{"paragraphs": [{"context": "...", "qas": [{"id": "...", "que
 def read_squad(path: Path) -> Iterator[dict[str, Any]]:
     """{"id", "title", "context", "question", "answers": {"text": [...], "answer_start": [...]}} for each question of a version 1.1 or 2.0 file.
 
-    A question that version 2.0 marks as impossible has no answers; its "plausible" ones are left out.
+    A question that version 2.0 marks as impossible has no answers; its "plausible" ones are left out. A list of objects is taken as it is.
 
     Raises: ValueError for a file that is not JSON, or not of this shape (with the place).
     """
@@ -22,6 +22,9 @@ def read_squad(path: Path) -> Iterator[dict[str, Any]]:
         told = json.loads("".join(lines(path)))
     except json.JSONDecodeError as why:
         raise ValueError(f"{path}: not JSON ({why}); a .json file of rows is in the format of SQuAD, {SHAPE}: mend it, or write one object a line (.jsonl)") from why
+    if isinstance(told, list) and told and all(isinstance(row, dict) for row in told):
+        yield from told
+        return
     place = "data"
     try:
         for a, article in enumerate(told["data"]):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 CHUNK = 1024                        # texts tokenised at a time where their encodings are not kept
 Texts = Sequence[Any]               # of str; checked here, since they often come from a file with empty cells
 Row = Sequence[int] | np.ndarray
+LONE = re.compile(r"[\ud800-\udfff]")
 
 
 class TruncationWarning(UserWarning):
@@ -233,12 +235,21 @@ class Tokenizer:
         return next((i for i in (self.pad_id, self.eos_id) if i is not None), 0)
 
 
+def check_texts(texts: Any, name: str = "texts") -> None:
+    """Raises: ValueError for what is no list of str, or a str with half a character (a lone surrogate, as JSON's escapes can make it)."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise ValueError(f"{name} is a {type(texts).__name__}; a list of str is needed: wrap it in a list")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{i}] is {text!r} ({type(text).__name__}); each item is one str: drop or fill empty cells first")
+        if not text.isascii() and (lone := LONE.search(text)):
+            raise ValueError(f"{name}[{i}] has {lone[0]!r} at character {lone.start()}, half of a character; text has whole ones: "
+                             "drop it, or decode its source anew")
+
+
 def _check(texts: Texts, pairs: Texts | None) -> None:
-    for name, some in (("texts", texts), ("pairs", [] if pairs is None else pairs)):
-        if isinstance(some, str) or not isinstance(some, Sequence):
-            raise ValueError(f"{name} is a {type(some).__name__}; a list of str is needed: wrap it in a list")
-        for i, text in enumerate(some):
-            if not isinstance(text, str):
-                raise ValueError(f"{name}[{i}] is {text!r} ({type(text).__name__}); each item is one str: drop or fill empty cells first")
+    check_texts(texts)
+    if pairs is not None:
+        check_texts(pairs, "pairs")
     if pairs is not None and len(pairs) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(pairs)} pairs; each text needs one: pass lists of the same length")

@@ -3,16 +3,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ..nn.model import Model
 from ..objectives import Objective
+from ..text.readers import is_test_split
 from .batches import Batches
 from .precision import Precision
 from .seeds import mix
 
 Evaluation = Callable[[Model], dict[str, float]]
+
+
+def refuse_test_split(validation: Any, best: str | None) -> None:
+    """Raises: ValueError if the weights to keep are to be chosen on what is called a test split: the figure it gives afterwards would be too good."""
+    if best is not None and is_test_split(validation):
+        raise ValueError(f"validation={getattr(validation, 'split', validation)!s} is a test split by its name, and best={best!r} keeps the weights that do best on it; what is "
+                         "chosen on a test split is no longer tested by it: give another split, or best=None to measure only")
 
 
 def measure(model: Model, evaluate: Evaluation, precision: Precision) -> dict[str, float]:

@@ -19,7 +19,7 @@ from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, write_json
 from .batches import Batches, Mixture, Rows
 from .diagnose import check_weights
-from .evaluate import Evaluation, held_out_loss, measure
+from .evaluate import Evaluation, held_out_loss, measure, refuse_test_split
 from .loop import train
 from .precision import Precision
 from .run import TrainResult
@@ -146,6 +146,7 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
     Raises:  ValueError for a vocabulary, head, length or corpus that does not fit, before training starts; and what `train` raises.
     """
     chosen = TrainSettings.from_dict(defaults(settings))
+    refuse_test_split(validation, chosen.best)
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general)
 
     def save(trained: Model, folder: Path) -> None:
@@ -189,6 +190,7 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     check_mix(mix, general)
     check_reading(plan)
     chosen = TrainSettings.from_dict(defaults({"lr": 1e-4, **plan.settings, **settings}))
+    refuse_test_split(validation, chosen.best)
     check_weights(model)
     put_vocabulary_head(model, chosen.seed)
     if objective is None:

@@ -45,6 +45,7 @@ class Strategy:
           objective: (model, the task's objective) -> the objective to train on: a penalty added, another batch mixed in.
           during:    (model, every batch of an epoch and of the evaluation) -> what holds while the run lasts and is undone after it.
           ahead:     how many positions of every text it takes for itself, as a prefix does.
+          lm_epochs: passes over the texts of the task on which the language model is tuned first, before the task's head is put on the body.
           settings:  of TrainSettings, used where the caller says nothing.
           save:      (model, folder) -> writes what a user needs beside the base.
     """
@@ -57,6 +58,7 @@ class Strategy:
     objective: Callable[[Model, Objective], Objective] = unchanged
     during: Callable[[Model, Iterable[dict[str, Tensor]]], AbstractContextManager] = nothing_else
     ahead: int = 0
+    lm_epochs: int | float = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     save: Callable[[Model, Path], None] = Model.save_pretrained
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..nn.model import Model
 from .base import Strategy
-from .groups import layer_groups
+from .groups import layer_groups, short_list
 from .strategies import strategy as strategy_of
 
 COLUMNS = 7         # steps that a printed plan shows at least, if the run has so many
@@ -74,7 +74,8 @@ class Plan:
         return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
     def draw(self, axes: Any = None) -> Any:
-        """The learning rates over the steps, one line a row, with gaps where it is frozen. Returns: matplotlib's axes, new ones if none are given.
+        """The learning rates over the steps, with gaps where it is frozen: one line for all layer groups that have the same. Returns: matplotlib's axes, new
+        ones if none are given.
 
         Raises: ImportError without matplotlib.
         """
@@ -84,9 +85,14 @@ class Plan:
         except ImportError as e:
             raise ImportError("a plan is drawn with matplotlib, which is not installed; print(plan) needs nothing: pip install matplotlib to draw it") from e
         axes = Figure(figsize=(8, 4.5), layout="constrained").add_subplot() if axes is None else axes
-        for i, row in enumerate(self.rows):
-            colour = colormaps["viridis"](i / max(1, len(self.rows) - 1))
-            axes.plot(np.arange(1, self.steps + 1), row.rates, color=colour, label=row.group, marker="." if self.steps == 1 else None)
+        alike: dict[bytes, list[PlanRow]] = {}
+        for row in self.rows:
+            alike.setdefault(row.rates.tobytes(), []).append(row)
+        for i, rows in enumerate(alike.values()):
+            rates, name = rows[0].rates, short_list(list(dict.fromkeys(row.group for row in rows)))
+            frozen, colour = bool(np.isnan(rates).all()), colormaps["viridis"](0.9 * i / max(1, len(alike) - 1))      # the last tenth is pale yellow
+            axes.plot(np.arange(1, self.steps + 1), rates, color="lightgrey" if frozen else colour, label=f"{name} (frozen)" if frozen else name,
+                      marker="." if self.steps == 1 else None)
         axes.set(xlabel="step", ylabel="learning rate", title=f"strategy {self.strategy}", yscale="log")
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize="small", reverse=True)
         return axes

@@ -100,7 +100,7 @@ def equation_3(t: int, T: int, peak: float, cut_frac: float, ratio: float) -> fl
     return peak * (1 + p * (ratio - 1)) / ratio
 
 
-@pytest.mark.parametrize("made,decay,cut_frac,ratio", [("ulmfit", 2.6, 0.1, 32), (ulmfit(2.0, 0.2, 7), 2.0, 0.2, 7)], ids=["usual", "other"])
+@pytest.mark.parametrize("made,decay,cut_frac,ratio", [("ulmfit", 2.6, 0.1, 32), (ulmfit(decay=2.0, cut_frac=0.2, ratio=7), 2.0, 0.2, 7)], ids=["usual", "other"])
 def test_ulmfit_has_the_rates_of_the_paper_at_every_step(word_tok, optimizers, made, decay, cut_frac, ratio):
     model, seen = bert(word_tok), []
     finetune(model, word_tok, train=TRAIN, strategy=made, lr=0.01, epochs=10, batch_size=30, on_step=lambda one: seen.append(rates_had(model, optimizers[-1])), **QUICK)

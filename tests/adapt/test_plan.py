@@ -70,13 +70,15 @@ def test_it_prints_as_a_table(word_tok):
 def test_it_is_drawn(word_tok, tmp_path):
     planned: Plan = plan(gpt(word_tok), "ulmfit", steps=20, epochs=4, lr=1e-2)
     axes = planned.draw()
-    assert [line.get_label() for line in axes.lines] == [row.group for row in planned.rows] and axes.get_title() == "strategy ulmfit"
-    for line, rates in zip(axes.lines, planned.rates, strict=True):
+    assert [line.get_label() for line in axes.lines] == ["embed (frozen)", "blocks.0", "blocks.1", "blocks.2", "norm, head"] and axes.get_title() == "strategy ulmfit"
+    assert [row.group for row in planned.rows[-2:]] == ["norm", "head"]
+    for line, rates in zip(axes.lines, planned.rates[:-1], strict=True):
         np.testing.assert_array_equal(line.get_ydata(), rates)
         np.testing.assert_array_equal(line.get_xdata(), np.arange(1, 21))
     axes.figure.savefig(tmp_path / "plan.png")
     assert (tmp_path / "plan.png").stat().st_size > 5000
-    assert planned.draw(axes) is axes and len(axes.lines) == 2 * len(planned.rows)
+    assert planned.draw(axes) is axes and len(axes.lines) == 10
+    assert [line.get_label() for line in plan(gpt(word_tok), "lora", steps=3).draw().lines] == ["embed, blocks.0-2, norm (frozen)", "blocks.0-2, head"]
 
 
 def test_without_matplotlib(word_tok, monkeypatch):

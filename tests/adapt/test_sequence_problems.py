@@ -187,7 +187,7 @@ BAD = [
     (MultiLabelTask(label="topics"), [ROW, ROW], [], "all 2 training rows have the same labels"),
     (MultiLabelTask(label="topics"), [{**ROW, "topics": []}], [], "all 1 training rows have no label"),
     (MultiLabelTask(label="topics"), [ROW, {**ROW, "topics": []}], [{**ROW, "topics": ["sport"]}], "validation row 0, label row 0 has the unknown label 'sport'"),
-    (RegressionTask(label="score"), [{**ROW, "score": "high"}], [], "training row 0: 'score' is 'high'; a regression needs a finite number"),
+    (RegressionTask(label="score"), [{**ROW, "score": "high"}], [], "training row 0: 'score' is 'high'; a finite number is needed in every row"),
     (RegressionTask(label="score"), [ROW], [{**ROW, "score": float("nan")}], "validation row 0: 'score' is nan"),
     (RegressionTask(label="score"), [ROW, ROW], [], "all 2 training rows have 'score' 1; there is nothing to tell apart"),
 ]

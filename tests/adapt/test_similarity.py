@@ -80,6 +80,14 @@ def test_search_is_a_full_sort():
     assert search(queries, corpus[:3], k=5)[1].shape == (7, 3)
 
 
+def test_search_is_semantic_search():
+    queries, corpus = torch.randn(7, 13), torch.randn(101, 13)
+    theirs = util.semantic_search(queries, corpus, top_k=6, corpus_chunk_size=23)
+    values, index = search(queries, corpus, k=6, chunk=31)
+    assert index.tolist() == [[one["corpus_id"] for one in row] for row in theirs]
+    torch.testing.assert_close(values, torch.tensor([[one["score"] for one in row] for row in theirs]))
+
+
 def test_zero_shot_on_real_pairs_is_theirs(parts, data):
     """Spearman of cosine and score on 300 pairs of stsb."""
     from minitransfer.text import read_rows

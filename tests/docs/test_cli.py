@@ -84,7 +84,7 @@ def test_the_defaults_in_the_help_texts_are_those_of_the_functions():
         parameters = inspect.signature(function).parameters
         for name in set(keys) & set(parameters) - {"model", "corpus", "train"}:
             assert keys[name].default == parameters[name].default, (function.__name__, name)
-        unknown = set(keys) - set(parameters) - {"field", "documents", "device", "tokenizer"}
+        unknown = set(keys) - set(parameters) - {"field", "documents", "device", "tokenizer", "columns", "seeds", "against"}
         assert not unknown, f"{function.__name__} takes no {unknown}"
 
 
@@ -171,6 +171,10 @@ def test_help_of_every_verb(capsys, name):
     ("finetune mini-bert t.tsv --out x stratgy=lora", 1, r"'stratgy', and no setting has this name \(did you mean strategy\?\)"),
     ("finetune mini-bert t.tsv --out x", 1, r"no file t\.tsv; a path of an existing file is needed"),
     ("finetune mini-bert samples/nothing.tsv --out x", 1, r"no sample file named 'nothing\.tsv'"),
+    ("finetune mini-bert t.tsv --out x validation=a.test.tsv", 1, r"validation=a\.test\.tsv is a test split by its name, and best='accuracy higher'"),
+    ("finetune mini-bert t.tsv --out x task=tokne", 1, r"task='tokne' \(did you mean 'token'\?\)"),
+    ("finetune mini-bert t.tsv --out x task=token no_answer=yes", 1, r"no_answer for task 'token'; it has broken, label, pieces, text"),
+    ("finetune mini-bert t.tsv --out x seeds=2 against=nowhere", 1, r"nowhere holds no seeds\.json"),
     ("finetune --config c.yaml", 1, r"no file c\.yaml; --config needs a YAML file"),
     ("predict mini-bert hello", 1, r"head='masked' gives no labels"),
     ("predict nowhere hello", 1, r"no folder|no bundled checkpoint"),
@@ -301,6 +305,21 @@ def test_a_token_task(capsys, place):
     assert [line.split("\t")[0] for line in lines] == ["Anna", "Berg", "lives", "in", "Oslo", "", "Yes", "", ""]
     as_json = json.loads(done(capsys, "predict", "names", "Anna Berg", "--json"))
     assert [one["word"] for one in as_json["words"]] == ["Anna", "Berg"] and set(as_json["words"][0]) == {"word", "label", "probability", "start", "end"}
+
+
+def test_columns_settings_and_seeds_of_a_task(capsys, place):
+    """A file without a line of names, a task's own setting, and two configurations over the same seeds."""
+    rows = [f"a film\ta {'film' if n % 2 else 'song'} {n}\t{5 * (n % 2)}" for n in range(24)]
+    (place / "pairs.tsv").write_text("\n".join(rows[:16]))
+    (place / "held.tsv").write_text("\n".join(rows[16:]))
+    common = ["pairs.tsv", "validation=held.tsv", "task=similarity", "columns=a,b,score", "text=a", "pair=b", "label=score", "highest=5", "steps=1", "progress=no", "seeds=2"]
+    first = json.loads(done(capsys, "finetune", "mini-bert", *common, "--out", "one"))
+    assert first["metric"] == "spearman" and first["seeds"] == [0, 1] and json.loads((place / "one/seeds.json").read_text())["runs"][1]["n"] == 8
+    second = json.loads(done(capsys, "finetune", "mini-bert", *common, "--out", "two", "lr=1e-3", "against=one"))
+    assert second["p"] in (0.5, 1.0) and second["difference"] == pytest.approx(second["mean"] - first["mean"], abs=1e-6)
+    assert "seeds are [0, 1], and seeds=3" in refused(capsys, "finetune", "mini-bert", *common[:-1], "seeds=3", "--out", "three", "against=one")
+    label, *texts = done(capsys, "predict", "two/seed-1", "--file", "held.tsv", "--columns", "a,b,score").splitlines()[0].split("\t")
+    assert -5 <= float(label) <= 5 and texts == rows[16].split("\t")[:2]
 
 
 def test_pairs_are_read_as_in_training(capsys, place):

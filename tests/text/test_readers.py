@@ -54,6 +54,36 @@ def test_datasets_and_lists():
     assert read_rows(rows) == rows and read_rows(rows) is not rows
 
 
+def test_streams_and_lists_of_classes(tmp_path):
+    """A stream that went through map knows neither its columns nor their kinds."""
+    features = datasets.Features({"tokens": datasets.Sequence(datasets.Value("string")), "ner_tags": datasets.Sequence(datasets.ClassLabel(names=["O", "B-X"]))})
+    rows = datasets.Dataset.from_dict({"tokens": [["a", "b"], []], "ner_tags": [[0, 1], []]}, features=features)
+    expected = [{"tokens": ["a", "b"], "ner_tags": ["O", "B-X"]}, {"tokens": [], "ner_tags": []}]
+    assert read_rows(rows) == read_rows(rows.to_iterable_dataset()) == expected
+    assert read_rows(rows.to_iterable_dataset().map(lambda row: {"n": len(row["tokens"])}, remove_columns=["tokens", "ner_tags"])) == [{"n": 2}, {"n": 0}]
+
+
+def test_tabs_separate_words_that_hold_spaces(tmp_path):
+    (tmp_path / "a.conll").write_text("10 000\tB-X\n\u00a0\tO\n\nNew B-X\n", encoding="utf-8")
+    assert read_rows(tmp_path / "a.conll") == [{"words": ["10 000", "\u00a0"], "tags": ["B-X", "O"]}, {"words": ["New"], "tags": ["B-X"]}]
+
+
+def test_a_list_in_a_json_file(tmp_path):
+    (tmp_path / "a.json").write_text('[{"text": "a", "label": 1}]')
+    assert read_rows(tmp_path / "a.json") == [{"text": "a", "label": 1}]
+
+
+def test_real_conllu_has_words_only(data):
+    """Multi-word tokens (1-2) and empty nodes (1.1) are no words: what is left is numbered 1, 2, ... in every sentence."""
+    import gzip
+    for name in ("fr_sequoia", "en_ewt"):
+        text = gzip.open(data / f"ud/{name}/validation.conllu.gz", "rt", encoding="utf-8").read()
+        lines = [[line.split("\t") for line in block.split("\n") if not line.startswith("#")] for block in text.strip().split("\n\n")]
+        words = [[line for line in block if "-" not in line[0] and "." not in line[0]] for block in lines]
+        assert all([int(line[0]) for line in block] == list(range(1, len(block) + 1)) for block in words) and sum(map(len, lines)) - sum(map(len, words)) > 200
+        assert read_rows(data / f"ud/{name}/validation.conllu.gz") == [{"words": [line[1] for line in block], "tags": [line[3] for line in block]} for block in words]
+
+
 def test_a_sample_keeps_the_shares_of_a_sorted_file():
     rows = [{"text": str(n), "label": "ab"[n >= 600], "n": n} for n in range(1000)]
     taken = sample_rows(rows, 50, seed=3, by="label")
@@ -92,7 +122,8 @@ def test_broken_files(tmp_path, name, content, said):
 
 def test_sources_that_are_none(tmp_path):
     for source, said in [(tmp_path / "no.tsv", "no file .*no.tsv; a path of an existing file is needed"), ([], "no rows: the source is empty"),
-                         (["text"], "rows cannot be read from a list; they come from a file .*: convert it"),
+                         (["text"], "rows cannot be read from a list whose item 0 is 'text'; they come from a file .*: convert it"),
+                         ([{"text": "a"}, 3], "a list whose item 1 is 3"), ({"text": ["a"], "label": ["b"]}, r"a dict of columns \(text, label\); rows are a list"),
                          (datasets.DatasetDict({"train": datasets.Dataset.from_dict({"a": [1]})}),
                           r"several splits \(train\); rows come from one of them: pass its \['train'\]")]:
         with pytest.raises(ValueError, match=said):

@@ -22,7 +22,7 @@ from typing import Any
 
 from ...text import read_rows
 from ..base import Task
-from ..finetune import task_of
+from ..named import task_of
 from ..metrics import shown
 from ..split import check_held_out
 from . import multilabel, regression, sequence, similarity, span, token
@@ -68,7 +68,7 @@ class Baseline:
     __repr__ = __str__
 
 
-def baseline(name: str, train: Any, validation: Any, task: str | Task = "sequence", *, text: str = "text", pair: str | None = None, label: str = "label",
+def baseline(name: str, train: Any, validation: Any, task: str | Task = "sequence", *, text: str | None = None, pair: str | None = None, label: str | None = None,
              vectors: Any = None, seed: int = 0) -> Baseline:
     """Learn from the training rows without a pretrained network, and answer the held-out ones.
 
@@ -78,7 +78,7 @@ def baseline(name: str, train: Any, validation: Any, task: str | Task = "sequenc
              seed: of what is drawn; the same seed gives the same bits.
     Raises:  ValueError for a name that the task does not have, "vectors" without a file, and what the task says of its rows; ImportError without scikit-learn.
     """
-    asked = task_of(task, text, pair, label)
+    asked = task_of(task, {"text": text, "pair": pair, "label": label})
     kind = KINDS[asked.name]
     if name not in kind.learn:
         raise ValueError(f"no baseline of a {asked.name} task is called {name!r}; there are {', '.join(kind.learn)}: choose one")

@@ -36,10 +36,13 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
 def strategy(wanted: str | Strategy) -> Strategy:
     """A strategy by its name, with one number after a colon if it takes one: "full", "head", "last:2", "lora:16"; or an object, as it is.
 
-    Raises: ValueError for a name that does not exist, with the nearest one that does; or a number it does not take.
+    Raises: ValueError for a name that does not exist, with the nearest one that does; a number it does not take; or what is neither name nor Strategy.
     """
     if isinstance(wanted, Strategy):
         return wanted
+    if not isinstance(wanted, str):
+        how = f"call it, {wanted.__name__}()" if callable(wanted) and hasattr(wanted, "__name__") else f"there are {', '.join(STRATEGIES)}"
+        raise ValueError(f"strategy={wanted!r}; it is a name or a Strategy object: {how}")
     name, _, argument = wanted.partition(":")
     if name not in STRATEGIES:
         near = difflib.get_close_matches(name, STRATEGIES, 1)
