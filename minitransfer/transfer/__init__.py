@@ -11,11 +11,11 @@ from .plan import plan
 from .prefix import add_prefix
 from .scalar_mix import ScalarMix
 from .soft_prompt import add_soft_prompt
-from .strategies import adapter, bitfit, discriminative, features, full, head, ia3, last, lora, prefix, soft_prompt, strategy, ulmfit
+from .strategies import adapter, bitfit, compacter, discriminative, features, full, head, ia3, last, lora, prefix, soft_prompt, strategy, ulmfit
 from .student import student
 from .wrapped import adapters_off
 
 __all__ = ["ScalarMix", "Strategy", "TrainableReport", "adapter", "adapters_off", "add_adapter", "add_ia3", "add_lora", "add_prefix", "add_soft_prompt",
-           "bitfit", "copy_of_head", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp",
+           "bitfit", "compacter", "copy_of_head", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp",
            "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "plan", "prefix", "remove_adapter", "remove_adapters", "replay",
            "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit", "unfreeze", "unmerge_ia3", "unmerge_lora"]
