@@ -43,7 +43,7 @@ def answer(one, wrapped) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("way,name", [*(("prefix", name) for name in TASKS), ("soft prompt", GPT2_LM), ("soft prompt", TOKEN), ("soft prompt", NONE)])
-def test_peft_and_we_agree_for_the_same_file_both_ways(twin, tmp_path, way, name):
+def test_peft_and_we_agree_for_the_same_file_both_ways(twin, tmp_path, peft_prefixes, way, name):
     """The reference's positions count padding, ours do not: on the right it makes no difference."""
     one, (add, config) = twin(name), WAYS[way]
     wrapped = moved(peft.get_peft_model(one.reference(), config(task_type=TASKS[name], num_virtual_tokens=5)))
