@@ -3,7 +3,7 @@ from .adapter import add_adapter, remove_adapter, set_adapter
 from .base import Strategy
 from .features import extract_features
 from .forgetting import copy_of_head, ewc, fisher, l2sp, replay
-from .groups import TrainableReport, freeze, freeze_to, layer_groups, trainable_report, unfreeze
+from .groups import TrainableReport, explain, freeze, freeze_to, layer_groups, trainable_report, unfreeze
 from .ia3 import add_ia3, merge_ia3, unmerge_ia3
 from .lora import add_lora, merge_lora, unmerge_lora
 from .peft_files import load_adapter, remove_adapters, save_adapter
@@ -15,7 +15,7 @@ from .strategies import adapter, bitfit, compacter, discriminative, features, fu
 from .student import student
 from .wrapped import adapters_off
 
-__all__ = ["ScalarMix", "Strategy", "TrainableReport", "adapter", "adapters_off", "add_adapter", "add_ia3", "add_lora", "add_prefix", "add_soft_prompt",
-           "bitfit", "compacter", "copy_of_head", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp",
-           "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "plan", "prefix", "remove_adapter", "remove_adapters", "replay",
-           "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit", "unfreeze", "unmerge_ia3", "unmerge_lora"]
+__all__ = ["ScalarMix", "Strategy", "TrainableReport", "adapter", "adapters_off", "add_adapter", "add_ia3", "add_lora", "add_prefix", "add_soft_prompt", "bitfit",
+           "compacter", "copy_of_head", "discriminative", "ewc", "explain", "extract_features", "features", "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp",
+           "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "plan", "prefix", "remove_adapter", "remove_adapters", "replay", "save_adapter",
+           "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit", "unfreeze", "unmerge_ia3", "unmerge_lora"]
