@@ -16,6 +16,7 @@ from .text import Tokenizer
 from .training import adapt, pretrain
 from .transfer import (
     add_lora,
+    explain,
     freeze,
     freeze_to,
     layer_groups,
@@ -30,6 +31,6 @@ from .transfer import (
 from .weights.convert import convert
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "fill", "finetune", "freeze", "freeze_to",
+__all__ = ["Cache", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to",
            "generate", "inspect", "layer_groups", "load_adapter", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "trainable_report",
            "unfreeze", "unmerge_lora"]

@@ -21,7 +21,7 @@ from ..weights.load import labels_of
 from ..weights.sources import resolve
 from ..weights.tensors import INDEX, shards
 
-ADAPTER = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "size", "placement",
+ADAPTER = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "size", "placement", "hypercomplex", "rank",
            "num_virtual_tokens", "target_modules", "modules_to_save")
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")

@@ -4,7 +4,7 @@ from .alignment import adversarial, coral
 from .base import Strategy
 from .features import extract_features
 from .forgetting import ewc, fisher, l2sp
-from .groups import TrainableReport, freeze, freeze_to, layer_groups, trainable_report, unfreeze
+from .groups import TrainableReport, explain, freeze, freeze_to, layer_groups, trainable_report, unfreeze
 from .ia3 import add_ia3, merge_ia3, unmerge_ia3
 from .lora import add_lora, merge_lora, unmerge_lora
 from .mixout import mixout
@@ -16,12 +16,12 @@ from .prefix import add_prefix
 from .replay import copy_of_head, replay
 from .scalar_mix import ScalarMix
 from .soft_prompt import add_soft_prompt
-from .strategies import adapter, bitfit, discriminative, features, full, head, ia3, last, lora, prefix, soft_prompt, strategy, ulmfit
+from .strategies import adapter, bitfit, compacter, discriminative, features, full, head, ia3, last, lora, prefix, soft_prompt, strategy, ulmfit
 from .student import student
 from .wrapped import adapters_off
 
 __all__ = ["NamedHeads", "ScalarMix", "Strategy", "TrainableReport", "adapter", "adapter_list", "adapters_off", "add_adapter", "add_ia3", "add_lora", "add_prefix",
-           "add_soft_prompt", "adversarial", "bitfit", "copy_of_head", "coral", "discriminative", "ewc", "extract_features", "features", "fisher", "freeze",
-           "freeze_to", "full", "head", "ia3", "l2sp", "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "mixout", "plan", "prefix",
-           "remove_adapter", "remove_adapters", "replay", "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report", "ulmfit",
-           "unfreeze", "unmerge_ia3", "unmerge_lora", "use_adapter"]
+           "add_soft_prompt", "adversarial", "bitfit", "compacter", "copy_of_head", "coral", "discriminative", "ewc", "explain", "extract_features", "features",
+           "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp", "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "mixout",
+           "plan", "prefix", "remove_adapter", "remove_adapters", "replay", "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report",
+           "ulmfit", "unfreeze", "unmerge_ia3", "unmerge_lora", "use_adapter"]

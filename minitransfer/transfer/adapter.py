@@ -3,6 +3,7 @@
     y = x W^T + b        y <- y + up(f(down(y)))        down: D -> m, random;  up: m -> D, zeros;  2 m D + m + D parameters
 
 Placement: "houlsby" puts one behind the attention's output projection and one behind the feed-forward's, "pfeiffer" the second alone.
+Compacter is the same with `down` and `up` made of Kronecker products (`hypercomplex.py`): 2 r (m + D) + m + D parameters, and n^3 for all together.
 Source: Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", section 2.1; Pfeiffer et al. 2021, "AdapterFusion", section 3.
 Differs from Houlsby: norms stay frozen, `up` starts at zero and not near it. Differs from the `adapters` library: there Pfeiffer's adapter reads
 the sum after its norm; here both read the projection's output, so that one module serves pre-norm and post-norm.
@@ -12,6 +13,7 @@ A model may carry several, each under a name; one of them answers at a time, and
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -22,32 +24,60 @@ from ..nn.feedforward import ACTIVATIONS
 from ..nn.model import Model
 from ..ops.linear import Linear
 from .groups import TrainableReport
+from .hypercomplex import PHMLinear
 from .lora import match_targets
-from .named import DEFAULT, NamedLinear, adapter_list, check_name, check_unmerged, set_adapter, wrap
+from .named import DEFAULT, NamedLinear, adapter_list, adapter_names, check_name, check_unmerged, set_adapter, wrap
 from .wrapped import check_free, wrapped_linears
 
 PLACEMENTS = {"houlsby": "o,down", "pfeiffer": "down"}
 
 
+@dataclass(frozen=True)
+class Design:
+    """What an adapter is apart from its values, as `add_adapter` has it, and as its file does. Raises: ValueError for what describes no adapter."""
+
+    size: int
+    placement: str
+    activation: str
+    hypercomplex: int = 0
+    rank: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size={self.size}; a bottleneck is 1 or more wide: 16 to 256 are usual")
+        choose("placement", self.placement, tuple(PLACEMENTS))
+        choose("activation", self.activation, tuple(ACTIVATIONS))
+        if self.hypercomplex < 0 or self.rank < 1:
+            raise ValueError(f"hypercomplex={self.hypercomplex}, rank={self.rank}; the first is a number of Kronecker products, the second their rank: "
+                             "give 4 and 1 for Compacter, 0 and 1 for plain Linears")
+
+    def build(self, model: Model, device: torch.device) -> dict[str, Bottleneck]:
+        """Where -> bottleneck without values. Raises: ValueError for widths that n does not divide."""
+        n = self.hypercomplex
+        rule = nn.Parameter(torch.zeros(n, n, n, device=device))
+
+        def layer(inputs: int, outputs: int) -> Linear | PHMLinear:
+            return PHMLinear(inputs, outputs, rule, self.rank) if n else Linear(inputs, outputs, device=device)
+        found = {}
+        for at in (one for group in match_targets(model, PLACEMENTS[self.placement]) for one in group):
+            width = model.get_parameter(at + ".weight").shape[0]
+            if n and (width % n or self.size % n):
+                raise ValueError(f"hypercomplex={n} for a bottleneck {width} -> {self.size}; a Kronecker product of {n} parts needs widths that {n} divides: "
+                                 f"give a size and a number that do, 4 is usual")
+            found[at] = Bottleneck(layer(width, self.size), layer(self.size, width), self)
+        return found
+
+
 class Bottleneck(nn.Module):
     """up(f(down(y))), zero until `up` has been trained."""
 
-    def __init__(self, width: int, size: int, activation: str, device: torch.device):
+    def __init__(self, down: Linear | PHMLinear, up: Linear | PHMLinear, design: Design):
         super().__init__()
-        self.down, self.up = Linear(width, size, device=device), Linear(size, width, device=device)
-        self.activation = ACTIVATIONS[activation]
-
-    @torch.no_grad()
-    def draw(self, generator: torch.Generator) -> None:
-        """down uniform in +-1/sqrt(D); everything else zero."""
-        bound = 1 / math.sqrt(self.down.in_features)
-        self.down.weight.copy_(torch.empty(self.down.weight.shape).uniform_(-bound, bound, generator=generator))
-        for zero in (self.down.bias, self.up.weight, self.up.bias):
-            zero.zero_()
+        self.down, self.up, self.design = down, up, design
 
     def forward(self, y: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         wide = torch.promote_types(y.dtype, torch.float32)                       # what it learned is kept in float32 on any body
-        return self.up(self.activation(self.down(y.to(wide)))).to(y.dtype)
+        return self.up(ACTIVATIONS[self.design.activation](self.down(y.to(wide)))).to(y.dtype)
 
 
 class AdaptedLinear(NamedLinear):
@@ -77,36 +107,41 @@ def adapted_layers(model: nn.Module) -> dict[str, AdaptedLinear]:
     return wrapped_linears(model, AdaptedLinear)
 
 
-def insert_adapter(model: Model, size: int, placement: str, activation: str, name: str) -> None:
+def insert_adapter(model: Model, design: Design, name: str) -> None:
     """Put a bottleneck called `name`, without values, at every place; none is chosen yet."""
-    places = [one for group in match_targets(model, PLACEMENTS[placement]) for one in group]
-    check_free(model, [one for one in places if one not in adapted_layers(model)])
-    for one in places:
-        layer = wrap(model, one, AdaptedLinear)
-        layer.adapters[name] = Bottleneck(layer.out_features, size, activation, layer.weight.device).train(layer.training)
+    built = design.build(model, model.device)
+    check_free(model, [at for at in built if at not in adapted_layers(model)])
+    for at, bottleneck in built.items():
+        layer = wrap(model, at, AdaptedLinear)
+        layer.adapters[name] = bottleneck.train(layer.training)
 
 
-def add_adapter(model: Model, size: int = 64, placement: str = "houlsby", activation: str = "gelu", name: str = DEFAULT, seed: int = 0) -> TrainableReport:
+@torch.no_grad()
+def draw(model: Model, name: str, generator: torch.Generator) -> None:
+    """Zero what makes `up` zero, and the biases; everything else uniform in +-1/sqrt(d), d its last dimension, which is D for a plain `down`."""
+    for parameter in adapter_names(model, name):
+        p = model.get_parameter(parameter)
+        bound = 0.0 if parameter.endswith((".bias", ".up.weight", ".up.left")) else 1 / math.sqrt(p.shape[-1])
+        p.copy_(torch.empty(p.shape).uniform_(-bound, bound, generator=generator) if bound else torch.zeros(p.shape))
+
+
+def add_adapter(model: Model, size: int = 64, placement: str = "houlsby", activation: str = "gelu", name: str = DEFAULT, seed: int = 0,
+                hypercomplex: int = 0, rank: int = 1) -> TrainableReport:
     """Put an adapter into a loaded model, choose it, freeze everything but it and a task's head, and leave the base's outputs as they were, bit for bit.
 
     Args:    size: m, the width of the bottleneck. placement: "houlsby" or "pfeiffer". activation: one of `ModelConfig`'s. name: to choose it by;
-             letters, digits, - and _. seed: draws `down`.
+             letters, digits, - and _. seed: draws `down`. hypercomplex: n of Compacter, and the rank of its factors; 0: plain Linears.
     Returns: the report of what trains now.
     Raises:  ValueError for a size below 1, a placement or activation that does not exist, a name that is taken or has other characters,
-             or a projection that carries another change.
+             an n that does not divide the widths, or a projection that carries another change.
     """
-    if size < 1:
-        raise ValueError(f"size={size}; a bottleneck is 1 or more wide: 16 to 256 are usual")
-    choose("placement", placement, tuple(PLACEMENTS))
-    choose("activation", activation, tuple(ACTIVATIONS))
+    design = Design(size, placement, activation, hypercomplex, rank)
     check_name(name)
     if name in adapter_list(model):
         raise ValueError(f"an adapter named {name!r} is in this model already; there are {', '.join(adapter_list(model))}: give another name, or remove it")
     check_unmerged(model, "add")
-    insert_adapter(model, size, placement, activation, name)
-    generator = torch.Generator().manual_seed(seed)
-    for bottleneck in bottlenecks(model, name).values():
-        bottleneck.draw(generator)
+    insert_adapter(model, design, name)
+    draw(model, name, torch.Generator().manual_seed(seed))
     return set_adapter(model, name)
 
 

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def body_hash(model: Model) -> str:
     above = ("head", "pooler")
     for name, module in model.named_modules():
         if name and not name.startswith(above):
-            settings = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str) and key != "training"}
+            settings = {key: value for key, value in vars(module).items() if (isinstance(value, bool | int | float | str) or is_dataclass(value)) and key != "training"}
             digest.update(f"{name} {type(module).__name__} {settings}".encode())
     for name, p in (*model.named_parameters(), *model.named_buffers()):
         if not name.startswith(above):

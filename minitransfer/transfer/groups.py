@@ -91,8 +91,31 @@ class ReportRow:
         return 100 * self.trainable / max(1, self.parameters)
 
 
+class Table:
+    """Rows of cells, the first row the title: prints in columns, and as HTML in a notebook."""
+
+    RIGHT = frozenset({"parameters", "trainable", "%"})
+
+    def cells(self) -> list[tuple[str, ...]]:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        cells = self.cells()
+        width = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        right = [title in self.RIGHT for title in cells[0]]
+        return "\n".join("  ".join(f"{cell:{'>' if r else '<'}{w}}" for cell, w, r in zip(row, width, right, strict=True)) for row in cells)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head, *body = self.cells()
+        title = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+        rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+        return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
 @dataclass(frozen=True, repr=False)
-class TrainableReport:
+class TrainableReport(Table):
     """How many parameters each layer group has and how many of them train. Shared parameters count once. Prints as a table."""
 
     rows: tuple[ReportRow, ...]
@@ -105,22 +128,19 @@ class TrainableReport:
     def trainable(self) -> int:
         return self.total.trainable
 
-    def cells(self) -> list[tuple[str, str, str, str]]:
+    def cells(self) -> list[tuple[str, ...]]:
         body = [(r.group, f"{r.parameters:,}", f"{r.trainable:,}", f"{r.percent:.3f}") for r in (*self.rows, self.total)]
         return [("group", "parameters", "trainable", "%"), *body]
 
-    def __str__(self) -> str:
-        cells = self.cells()
-        width = [max(len(row[i]) for row in cells) for i in range(4)]
-        return "\n".join(f"{row[0]:<{width[0]}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True)) for row in cells)
 
-    __repr__ = __str__
+@dataclass(frozen=True, repr=False)
+class Explanation(Table):
+    """The parts of a model: name, layer groups, parameters, what is usually done with it, what is done now. Prints as a table."""
 
-    def _repr_html_(self) -> str:
-        head, *body = self.cells()
-        title = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-        rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    rows: tuple[tuple[str, str, int, str, str], ...]
+
+    def cells(self) -> list[tuple[str, ...]]:
+        return [("part", "groups", "parameters", "usually", "now"), *((part, groups, f"{n:,}", usually, now) for part, groups, n, usually, now in self.rows)]
 
 
 def trainable_report(model: nn.Module) -> TrainableReport:
@@ -129,6 +149,26 @@ def trainable_report(model: nn.Module) -> TrainableReport:
     return TrainableReport(tuple(
         ReportRow(group, sum(parameters[n].numel() for n in names), sum(parameters[n].numel() for n in names if parameters[n].requires_grad))
         for group, names in layer_groups(model).items()))
+
+
+def explain(model: Model) -> Explanation:
+    """The three parts of a model, what transfer learning usually does with each, and what trains now. Norm and pooler go with the head above them.
+
+        part    groups        parameters  usually                      now
+        embed   embed             11,720  frozen                       frozen
+        blocks  blocks.0-2        19,071  frozen below, tuned on top   blocks.2 train
+        head    pooler, head         899  replaced                     sequence; pooler, head train
+    """
+    parts: dict[str, list[ReportRow]] = {"embed": [], "blocks": [], "head": []}
+    for row in trainable_report(model).rows:
+        parts["embed" if row.group == "embed" else "blocks" if "blocks." in row.group else "head"].append(row)
+
+    def now(part: str, rows: list[ReportRow]) -> str:
+        trains = short_list([row.group for row in rows if row.trainable])
+        return (f"{model.head_name}; " if part == "head" else "") + (f"{trains} train" if trains else "frozen")
+    usually = {"embed": "frozen", "blocks": "frozen below, tuned on top", "head": "replaced"}
+    return Explanation(tuple((part, short_list([row.group for row in rows]) or "none", sum(row.parameters for row in rows), usually[part], now(part, rows))
+                             for part, rows in parts.items()))
 
 
 def set_trainable(model: nn.Module, names: list[str] | set[str]) -> None:

@@ -5,20 +5,20 @@ Where a file fuses q, k and v, its one vector of (IA)^3 holds ones for those tha
 """
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import asdict, fields
 
-from ..nn.feedforward import ACTIVATIONS
+import torch
+from torch import Tensor, nn
+
 from ..nn.model import Model
 from .adapter import (
-    PLACEMENTS,
     AdaptedLinear,
+    Design,
     adapted_layers,
     bottlenecks,
     insert_adapter,
 )
 from .ia3 import IA3Linear, ia3_layers, ia3_names, insert_ia3
-from .lora import match_targets
 from .named import adapter_names, need_chosen
 from .peft_sites import ROOT, Kind, Reading, Site, Written, file_name, shortest_targets, sites
 from .prefix import insert_prefix, prefix_names, prefixes, remove_prefix
@@ -140,40 +140,39 @@ def read_soft_prompt(model: Model, config: dict, tensors: dict[str, Tensor], not
 # ---- bottleneck adapters --------------------------------------------------------------------------------------------------------------------------
 
 
+def own_name(parameter: str, name: str) -> str:
+    """What a parameter of the adapter `name` is called in the file, which does not say the adapter's name."""
+    return OWN + parameter.replace(f".adapters.{name}.", ".")
+
+
 def write_bottleneck(model: Model) -> Written:
     """The chosen adapter. Raises: ValueError if none is."""
     name = need_chosen(model, "save_adapter")
-    found = bottlenecks(model, name)
-    first = next(iter(found.values()))
-    config = {"name": name, "size": first.down.out_features, "placement": "houlsby" if any("attn" in at for at in found) else "pfeiffer",
-              "activation": next(called for called, f in ACTIVATIONS.items() if f is first.activation)}
-    return Written(config, {f"{OWN}{at}.{part}": p for at, bottleneck in found.items() for part, p in bottleneck.named_parameters()})
-
-
-def bottleneck_shapes(model: Model, size: int, placement: str) -> dict[str, tuple[int, ...]]:
-    """Every tensor that such an adapter has on this base, and its shape."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for at in (name for group in match_targets(model, PLACEMENTS[placement]) for name in group):
-        width = model.get_parameter(at + ".weight").shape[0]
-        shapes |= {f"{OWN}{at}.down.weight": (size, width), f"{OWN}{at}.down.bias": (size,), f"{OWN}{at}.up.weight": (width, size), f"{OWN}{at}.up.bias": (width,)}
-    return shapes
+    design = next(iter(bottlenecks(model, name).values())).design
+    return Written({"name": name, **asdict(design)}, {own_name(one, name): model.get_parameter(one) for one in adapter_names(model, name)})
 
 
 def read_bottleneck(model: Model, config: dict, tensors: dict[str, Tensor], note: dict) -> Reading:
-    given = {name: tensor for name, tensor in tensors.items() if name.startswith(OWN)}
-    size, placement, activation, name = (config.get(key) for key in ("size", "placement", "activation", "name"))
-    if not (isinstance(size, int) and size > 0 and placement in PLACEMENTS and activation in ACTIVATIONS and isinstance(name, str)):
-        return Reading(set(given), [f"config: size={size!r}, placement={placement!r}, activation={activation!r}, name={name!r} describe no adapter"], lambda: None)
-    shapes = bottleneck_shapes(model, size, placement)
+    given, name = {key: tensor for key, tensor in tensors.items() if key.startswith(OWN)}, str(config.get("name"))
+    said = {one.name: config[one.name] for one in fields(Design) if one.name in config}
+    try:
+        design = Design(**said)
+        built = design.build(model, torch.device("meta"))
+    except (TypeError, ValueError):
+        return Reading(set(given), [f"config: {', '.join(f'{key}={value!r}' for key, value in said.items())}, name={name!r} describe no adapter"], lambda: None)
+    first: dict[nn.Parameter, str] = {}                                          # what the layers share is in the file once
+    for at, bottleneck in built.items():
+        for part, p in bottleneck.named_parameters():
+            first.setdefault(p, f"{OWN}{at}.{part}")
+    shapes = {one: tuple(p.shape) for p, one in first.items()}
     faults = [f"missing: {one}" for one in shapes if one not in given] + [f"unexpected: {one}" for one in given if one not in shapes]
     faults += [f"shape: {one} is {tuple(tensor.shape)}, this base needs {shapes[one]}" for one, tensor in given.items()
                if one in shapes and tuple(tensor.shape) != shapes[one]]
 
     def insert() -> None:
-        insert_adapter(model, size, placement, activation, name)
-        for at, bottleneck in bottlenecks(model, name).items():
-            for part, parameter in bottleneck.named_parameters():
-                parameter.data.copy_(given[f"{OWN}{at}.{part}"])
+        insert_adapter(model, design, name)
+        for one in adapter_names(model, name):
+            model.get_parameter(one).data.copy_(given[own_name(one, name)])
     return Reading(set(given), faults, insert)
 
 

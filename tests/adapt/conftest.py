@@ -1,6 +1,7 @@
 """Small reference models with every parameter moved, saved as files, and ours loaded from them."""
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,16 @@ class Twin:
     def same(self, a: torch.Tensor, b: torch.Tensor) -> None:
         """Equal to 1e-5 wherever there is a token."""
         close(*((a, b) if HEADS[self.name] == "sequence" else (a[self.keep], b[self.keep])))
+
+
+@pytest.fixture
+def peft_prefixes(monkeypatch):
+    """PEFT 0.21 asks the signature for `past_key_values`, which newer references call `cache` and take under either name."""
+    for model in (transformers.BertModel, transformers.GPT2Model, transformers.GPT2ForSequenceClassification):
+        found = inspect.signature(model.forward)
+        if "past_key_values" not in found.parameters:
+            named = [one.replace(name="past_key_values") if one.name == "cache" else one for one in found.parameters.values()]
+            monkeypatch.setattr(model.forward, "__signature__", found.replace(parameters=named), raising=False)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_the_folder_answers_alone_and_the_body_kept_its_bits(tok, base, tmp_path
 
 
 @pytest.mark.parametrize("way", [WAYS["ia3"], WAYS["prefix"], WAYS["dora"]], ids=["ia3", "prefix", "dora"])
-def test_peft_reads_the_folder(tok, base, tmp_path, way):
+def test_peft_reads_the_folder(tok, base, tmp_path, peft_prefixes, way):
     """Also a pooler that no checkpoint filled and that was trained along."""
     result = finetune(Model.from_pretrained(base), tok, train=TRAIN, strategy=way, out=tmp_path, steps=3, batch_size=12, **QUICK)
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, attn_implementation="eager")

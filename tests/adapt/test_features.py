@@ -5,11 +5,19 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
 from torch import nn
 
 from minitransfer.nn.model import Model
 from minitransfer.tasks import finetune
+from minitransfer.text import Tokenizer
 from minitransfer.transfer import ScalarMix, add_lora, extract_features, features
 from minitransfer.transfer.features import features_of, reading_of, remembered, rows_of
 
@@ -107,6 +115,28 @@ def test_the_key_is_the_body_and_the_rows(word_tok, own_cache):
     assert run(bert(word_tok), TRAIN) == len(TRAIN) and run(bert(word_tok), TRAIN) == 0
     shutil.rmtree(own_cache)
     assert run(bert(word_tok), TRAIN) == len(TRAIN)
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut from their ends")
+def test_the_key_is_also_the_tokenizer_the_length_and_the_reading(word_tok):
+    """An answer kept for other ids, or of another layer, would be a wrong one without a word."""
+    other = Tokenizer.train([row["text"] for row in TRAIN], vocab_size=60, max_len=29, min_count=1)
+    model = bert(word_tok)
+    seen = []
+    for tok, given in ((word_tok, {}), (other, {}), (word_tok, {"max_length": 5}), (word_tok, {"layers": 1}), (word_tok, {"pooling": "mean"})):
+        for fresh in (True, False):
+            with counting(model) as counted:
+                seen.append(extract_features(model, tok, TRAIN[:11], **given)[0])
+            assert (sum(counted) > 0) is fresh
+    assert all(np.array_equal(seen[i], seen[i + 1]) for i in range(0, 10, 2))
+    assert all(not np.allclose(seen[0], one, atol=1e-3) for one in seen[2::2])
+
+
+@pytest.mark.parametrize("estimator", [LinearSVC(), KNeighborsClassifier(3), GaussianNB(), make_pipeline(StandardScaler(), PCA(7), LogisticRegression())],
+                         ids=lambda one: type(one).__name__)
+def test_any_estimator_of_scikit_learn_takes_the_arrays(word_tok, estimator):
+    found = cross_val_score(estimator, *extract_features(bert(word_tok), word_tok, TRAIN, pooling="mean", layers=0), cv=3)
+    assert found.shape == (3,) and found.mean() > 0.55
 
 
 def test_an_adapter_is_part_of_the_body(word_tok):

@@ -5,7 +5,7 @@ import torch
 from minitransfer.config import ModelConfig
 from minitransfer.nn.model import Model
 from minitransfer.training import param_groups
-from minitransfer.transfer.groups import expand_range, freeze, freeze_to, layer_groups, parameters_at, short_list, trainable_report, unfreeze
+from minitransfer.transfer.groups import expand_range, explain, freeze, freeze_to, layer_groups, parameters_at, short_list, trainable_report, unfreeze
 from minitransfer.transfer.strategies import strategy
 
 SIZES = {"vocab_size": 101, "d_model": 28, "n_layers": 3, "n_heads": 4, "d_ff": 53, "max_len": 37}
@@ -78,6 +78,22 @@ def test_the_report():
     assert len({len(line) for line in lines}) == 1 and repr(report) == str(report)
     html = report._repr_html_()
     assert html.count("<tr>") == 8 and f"<td>{by_hand['pooler']:,}</td>" in html
+
+
+def test_the_three_parts_and_what_is_usually_done_with_them():
+    model = small(embed_norm=False)
+    freeze(model, "embed, blocks.0-1")
+    block, pooler, head = 4 * 28 * 29 + 2 * 28 * 53 + 53 + 28 + 4 * 28, 28 * 29, 3 * 29
+    told = explain(model)
+    assert told.rows == (("embed", "embed", (101 + 37 + 2) * 28, "frozen", "frozen"),
+                         ("blocks", "blocks.0-2", 3 * block, "frozen below, tuned on top", "blocks.2 train"),
+                         ("head", "pooler, head", pooler + head, "replaced", "sequence; pooler, head train"))
+    lines = str(told).splitlines()
+    assert lines[0].split() == ["part", "groups", "parameters", "usually", "now"] and [line.split()[0] for line in lines[1:]] == ["embed", "blocks", "head"]
+    strategy("head").apply(body := gpt())
+    assert [row[-1] for row in explain(body).rows] == ["frozen", "frozen", "sequence; head train"] and explain(body).rows[2][1] == "norm, head"
+    bare = small(pooler=False).set_head("none")
+    assert explain(bare).rows[2] == ("head", "none", 0, "replaced", "none; frozen")
 
 
 @pytest.mark.parametrize("name", ["head", "last:1", "last:2", "full"])

@@ -1,4 +1,5 @@
 """Prefixes and soft prompts: equal to PEFT for the same tensors, right with padding, caches, packed rows, every backend and checkpointing."""
+import copy
 import json
 
 import peft
@@ -43,7 +44,7 @@ def answer(one, wrapped) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("way,name", [*(("prefix", name) for name in TASKS), ("soft prompt", GPT2_LM), ("soft prompt", TOKEN), ("soft prompt", NONE)])
-def test_peft_and_we_agree_for_the_same_file_both_ways(twin, tmp_path, way, name):
+def test_peft_and_we_agree_for_the_same_file_both_ways(twin, tmp_path, peft_prefixes, way, name):
     """The reference's positions count padding, ours do not: on the right it makes no difference."""
     one, (add, config) = twin(name), WAYS[way]
     wrapped = moved(peft.get_peft_model(one.reference(), config(task_type=TASKS[name], num_virtual_tokens=5)))
@@ -168,6 +169,30 @@ def test_what_was_learned_gets_a_gradient_also_under_checkpointing(add, checkpoi
     assert len(found[0]) == (6 if add is add_prefix else 1)
     assert all(g.abs().max() > 0 for g in found[0].values())
     assert all(torch.equal(g, found[1][name]) for name, g in found[0].items())
+
+
+@BOTH
+@pytest.mark.parametrize("build", [small, causal], ids=["encoder", "decoder"])
+def test_on_a_body_in_bfloat16_it_is_as_exact_as_the_body_and_learns_in_float32(add, build):
+    """Against the same body in double precision: no further from it than the base without anything added, up to a factor for the longer sums."""
+    errors = {}
+    for way in ("base", "added"):
+        torch.manual_seed(0)
+        model, one = build(), batch()
+        if way == "added":
+            add(model, length=5)
+            moved(model)
+        one.pop("token_type_ids", None)
+        low, exact = copy.deepcopy(model).eval().to(torch.bfloat16), copy.deepcopy(model).eval().double()
+        for name, p in low.named_parameters():
+            if "prefix" in name or "prompt" in name:
+                p.data = model.get_parameter(name).data                          # what learns stays in float32
+        out = low(**one).last_hidden_state
+        errors[way] = (out.double() - exact(**one).last_hidden_state)[one["attention_mask"].bool()].abs().max().item()
+    assert out.dtype == torch.bfloat16 and errors["added"] < 2 * errors["base"] + 1e-2, errors
+    out.float().square().sum().backward()
+    grads = {p.grad.dtype for name, p in low.named_parameters() if ("prefix" in name or "prompt" in name) and p.grad is not None and p.grad.abs().max() > 0}
+    assert grads == {torch.float32}
 
 
 @BOTH

@@ -38,7 +38,7 @@ def read(one: Set, result: FinetuneResult) -> dict[str, Any]:
 
 
 def of_metrics(one: Set, metrics: dict[str, float]) -> dict[str, Any]:
-    found = {"value": 100 * metrics[one.metric]}
+    found: dict[str, Any] = {"value": 100 * metrics[one.metric]}
     if f"{one.metric}_low" in metrics:
         found["interval"] = [100 * metrics[f"{one.metric}_low"], 100 * metrics[f"{one.metric}_high"]]
     return found | {"also": {name: value for name, value in metrics.items() if name in ("accuracy", "f1", "exact", "entity_f1_lenient", "pearson", "loss")}}

@@ -16,7 +16,7 @@ from ...training import adapt, held_out_loss, pretrain
 from ...training.evaluate import measure
 from ...training.precision import Precision
 from ...transfer import copy_of_head, freeze
-from ...transfer.forgetting import answering_with
+from ...transfer.replay import answering_with
 from ...weights.files import read_json
 from .ours import NEVER, of_metrics, read, start, tune
 from .sets import Set, body, data_folder
@@ -87,7 +87,8 @@ def long_run(one: Set, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
     general = PackedBatches(tokenize_corpus(tok, texts(GENERAL_HELD_OUT, most=5 if quick else GENERAL_TEXTS)), tok, LENGTH, HEAD_ROWS, causal=False)
     loss = held_out_loss(general, Masked(tok))
     for method, epochs, lr in (("high", one.epochs, one.lr), ("low", 3, one.lr / 10)):
-        model, steps, at_end = Model.from_pretrained(source), -(-len(rows) // one.batch_size), []
+        model, steps = Model.from_pretrained(source), -(-len(rows) // one.batch_size)
+        at_end: list[float] = []
         head, precision = copy_of_head(model), Precision("auto", model)
         before = measure(model, loss, precision)["loss"]
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ..base import Strategy
 from .adapter import adapter
 from .bitfit import bitfit
+from .compacter import compacter
 from .discriminative import discriminative
 from .features import features
 from .full import full, head, last
@@ -28,6 +29,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "lora": lora,
     "ia3": ia3,
     "adapter": adapter,
+    "compacter": compacter,
     "prefix": prefix,
     "soft_prompt": soft_prompt,
 }
