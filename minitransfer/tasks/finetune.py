@@ -25,6 +25,7 @@ from .metrics import shown
 from .named import check_columns, task_of, texts_of
 from .split import check_held_out
 
+
 @dataclass(frozen=True, repr=False)
 class FinetuneResult:
     """What came out; prints as a sentence, after that of the baseline if there was one. `metrics`: of the validation rows, for the weights the model now has."""

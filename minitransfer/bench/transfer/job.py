@@ -17,8 +17,11 @@ from . import ours, twin
 from .sets import SETS, Set
 from .studies import STUDIES
 
-SST2 = ("logistic", *ours.STRATEGIES, "full+l2sp", "random")
-METHODS = {"sst2": (SST2, ("full", "lora")), "stsb": (("zero-shot", "full"), ("zero-shot", "full")), **dict.fromkeys(("trec", "ag_news", "sms_spam"), (("logistic", "full", "random"), ()))}
+METHODS = {                                 # ours, the twin's
+    "sst2": (("logistic", *ours.STRATEGIES, *(f"full+{keep}" for keep in ours.KEEPS), "random"), ("full", "lora")),
+    "stsb": (("zero-shot", "full"), ("zero-shot", "full")),
+    **dict.fromkeys(("trec", "ag_news", "sms_spam"), (("logistic", "full", "random"), ())),
+}
 ONCE = ("logistic", "zero-shot")            # no seed moves them
 
 

@@ -9,11 +9,11 @@ from ...tasks import FinetuneResult, baseline, finetune
 from ...text import Tokenizer
 from ...training.evaluate import measure
 from ...training.precision import Precision
-from ...transfer import l2sp
+from ...transfer import l2sp, mixout
 from .sets import Set, body
 
-STRATEGIES = ("head", "features", "last:2", "full", "discriminative", "ulmfit", "lora", "bitfit", "ia3", "prefix", "soft_prompt", "adapter")
-KEEPS = {"l2sp": l2sp}
+STRATEGIES = ("head", "features", "last:2", "full", "discriminative", "ulmfit", "lora", "bitfit", "ia3", "prefix", "soft_prompt", "adapter", "compacter")
+KEEPS = {"l2sp": l2sp, "mixout": lambda: mixout(0.7)}
 BASELINES = ("logistic",)
 NEVER = 10**9               # steps between two evaluations: only the end is measured, the weights are the last ones
 

@@ -77,16 +77,16 @@ def body() -> Path:
 ALL = (
     Set("sst2", SequenceTask("sentence"), "sst2/train.tsv.gz", "sst2/validation.tsv", "accuracy", 3, 5e-5, bar=0.7, rows=2000, batch_size=32),
     Set("trec", SequenceTask("question", label="coarse_label"), "trec/train.tsv", "trec/validation.tsv", "accuracy", 3, 1e-4, rows=1000),
-    Set("ag_news", SequenceTask(), "ag_news/train.csv.gz", "ag_news/validation.csv", "accuracy", 2, 1e-4, rows=1000, max_length=64),
+    Set("ag_news", SequenceTask(), "ag_news/train.csv.gz", "ag_news/validation.csv", "accuracy", 2, 1e-4, rows=1000, max_length=48),
     Set("sms_spam", SequenceTask(), "sms_spam/train.tsv", "sms_spam/validation.tsv", "f1", 2, 1e-4, rows=1000, max_length=64),
     Set("wikigold", TokenTask(), "wikigold/train.conll", "wikigold/validation.conll", "entity_f1", 3, 2e-4, bar=1.0),
     Set("ncbi_disease", TokenTask(), "ncbi_disease/train.conll.gz", "ncbi_disease/validation.conll", "entity_f1", 1, 2e-4, bar=1.0, max_length=192),
     Set("ud_en_ewt", TokenTask(), "ud/en_ewt/train.conllu.gz", "ud/en_ewt/validation.conllu.gz", "accuracy", 2, 2e-4, bar=0.5, rows=2000, max_length=192),
     Set("squad_subset", SpanTask(stride=64), "squad_subset/train.jsonl.gz", "squad_subset/validation.jsonl.gz", "f1", 2, 2e-4, bar=1.5, max_length=256, seeds=1),
     Set("stsb", SimilarityTask("sentence1", "sentence2", "score", highest=5.0), "stsb/en/train.csv.gz", "stsb/en/validation.csv", "spearman", 1, 5e-5, bar=0.5, batch_size=32),
-    Set("imdb_100", SequenceTask(), "imdb/train.jsonl.gz", "imdb/validation.jsonl.gz", "accuracy", 8, 1e-4, rows=100, max_length=64, seeds=5),
-    Set("imdb_long", SequenceTask(), "imdb/train.jsonl.gz", "imdb/validation.jsonl.gz", "accuracy", 20, 2e-4, rows=1000, max_length=64, seeds=1),
-    Set("medquad", SequenceTask("answer", label="qtype"), "medquad/train.jsonl.gz", "medquad/validation.jsonl.gz", "accuracy", 4, 1e-4, rows=500, max_length=64, common=150),
+    Set("imdb_100", SequenceTask(), "imdb/train.jsonl.gz", "imdb/validation.jsonl.gz", "accuracy", 5, 1e-4, rows=100, max_length=64, seeds=5),
+    Set("imdb_long", SequenceTask(), "imdb/train.jsonl.gz", "imdb/validation.jsonl.gz", "accuracy", 20, 2e-4, rows=1000, max_length=32, seeds=1),
+    Set("medquad", SequenceTask("answer", label="qtype"), "medquad/train.jsonl.gz", "medquad/validation.jsonl.gz", "accuracy", 4, 1e-4, rows=500, max_length=32, common=150),
 )
 SETS: dict[str, Set] = {one.name: one for one in ALL}
 

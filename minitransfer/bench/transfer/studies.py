@@ -22,7 +22,7 @@ from .ours import NEVER, of_metrics, read, start, tune
 from .sets import Set, body, data_folder
 
 GENERAL, GENERAL_HELD_OUT = "wikipedia_en/train.jsonl.gz", "wikipedia_en/validation.jsonl.gz"
-LENGTH, HEAD_ROWS, GENERAL_TEXTS = 128, 32, 60      # tokens a row; rows a step; articles of general text whose loss is measured
+LENGTH, HEAD_ROWS, GENERAL_TEXTS = 64, 32, 40      # tokens a row; rows a step; articles of general text whose loss is measured
 
 
 def texts(file: str, column: str = "text", most: int | None = None) -> list[str]:
@@ -36,7 +36,7 @@ def with_vocabulary_head(folder: Path, quick: bool) -> Path:
         tok, model = Tokenizer.from_pretrained(body()), Model.from_pretrained(body(), head="masked+next")      # the head that keeps the pooler
         freeze(model, f"embed, blocks.0-{len(model.blocks) - 1}, pooler")
         pretrain(model, tok, texts(GENERAL, most=100 if quick else 3000), "masked", validation=texts(GENERAL_HELD_OUT, most=5 if quick else GENERAL_TEXTS), out=out, resume=True,
-                 length=LENGTH, batch_size=HEAD_ROWS, steps=3 if quick else 300, lr=1e-3, best=None, eval_every=NEVER, progress=False)
+                 length=LENGTH, batch_size=HEAD_ROWS, steps=3 if quick else 200, lr=1e-3, best=None, eval_every=NEVER, progress=False)
     return out / "model"
 
 
@@ -46,7 +46,7 @@ def adapted(folder: Path, name: str, domain: list[str], quick: bool) -> tuple[Pa
     if not (out / "model").is_dir():
         tok, model = Tokenizer.from_pretrained(body()), Model.from_pretrained(start)
         adapt(model, tok, domain, out=out, resume=True, general=texts(GENERAL_HELD_OUT, most=5 if quick else GENERAL_TEXTS), length=LENGTH, batch_size=16,
-              steps=3 if quick else 200, best=None, eval_every=NEVER, progress=False)
+              steps=3 if quick else 150, best=None, eval_every=NEVER, progress=False)
     kept = read_json(out / "manifest.json")
     return out / "model", {when: {loss: kept[when][loss] for loss in ("loss", "general_loss")} for when in ("before", "after")}
 

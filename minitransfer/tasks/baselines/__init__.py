@@ -22,8 +22,8 @@ from typing import Any
 
 from ...text import read_rows
 from ..base import Task
-from ..named import task_of
 from ..metrics import shown
+from ..named import task_of
 from ..split import check_held_out
 from . import multilabel, regression, sequence, similarity, span, token
 from .base import WORD, Answer, Given, Kind, WordVectors

@@ -20,4 +20,4 @@ def bitfit() -> Strategy:
     Saved as a whole model. Raises: ValueError, when applied, for a body without biases.
     Source: Ben Zaken et al. 2022, equation 1. Deviation: all biases of the body, the pooler's with them, and no choice among them.
     """
-    return Strategy("bitfit", trains=lambda model: {*biases(model), *fresh_names(model)}, settings={"lr": 1e-3})
+    return Strategy("bitfit", trains=lambda model: {*biases(model), *fresh_names(model)}, settings={"lr": 1e-2})

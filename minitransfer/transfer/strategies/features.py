@@ -25,4 +25,4 @@ def features(cache: str | Path | None = None) -> Strategy:
         reading = reading_of(model)
         with remembered(model, features_of(model, batches, reading, cache), reading):
             yield
-    return Strategy("features", trains=fresh_names, settings={"lr": 1e-3}, during=once)
+    return Strategy("features", trains=fresh_names, settings={"lr": 1e-2}, during=once)

@@ -13,7 +13,7 @@ def full() -> Strategy:
 
 def head() -> Strategy:
     """Only the head trains, on a frozen body: a linear probe. A pooler trains along if the checkpoint had none."""
-    return Strategy("head", trains=fresh_names, settings={"lr": 1e-3})
+    return Strategy("head", trains=fresh_names, settings={"lr": 1e-2})
 
 
 def last(k: int) -> Strategy:

@@ -11,4 +11,4 @@ def ia3(outputs: str | list[str] = "k,v", inputs: str | list[str] = "down") -> S
     """Scales of keys, values and the feed-forward's hidden, and the head, train. See `add_ia3`; saved as a PEFT adapter."""
     return Strategy(
         "ia3", insert=lambda model, seed: add_ia3(model, outputs, inputs),
-        trains=lambda model: {*ia3_names(model), *fresh_names(model)}, settings={"lr": 3e-3}, save=save_adapter)
+        trains=lambda model: {*ia3_names(model), *fresh_names(model)}, settings={"lr": 1e-2}, save=save_adapter)

@@ -12,4 +12,4 @@ def prefix(length: int = 20) -> Strategy:
     saved as a PEFT adapter."""
     return Strategy(
         "prefix", insert=lambda model, seed: add_prefix(model, length, seed), ahead=length,
-        trains=lambda model: {*prefix_names(model), *fresh_names(model)}, settings={"lr": 1e-2}, save=save_adapter)
+        trains=lambda model: {*prefix_names(model), *fresh_names(model)}, settings={"lr": 3e-2}, save=save_adapter)

@@ -11,4 +11,4 @@ def soft_prompt(length: int = 20) -> Strategy:
     """Vectors before those of the text, and the head, train; texts may be `length` tokens shorter. See `add_soft_prompt`; saved as a PEFT adapter."""
     return Strategy(
         "soft_prompt", insert=lambda model, seed: add_soft_prompt(model, length, seed), ahead=length,
-        trains=lambda model: {*soft_prompt_names(model), *fresh_names(model)}, settings={"lr": 1e-2}, save=save_adapter)
+        trains=lambda model: {*soft_prompt_names(model), *fresh_names(model)}, settings={"lr": 3e-2}, save=save_adapter)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from ...nn.model import Model
 from ..base import Strategy
-from .discriminative import PEAK, discriminative, rungs
+from .discriminative import discriminative, rungs
 
 Number = int | float
 ROUNDING = 1e-9     # of an epoch: 7 / (7 / 3) is not always 3
@@ -43,4 +43,4 @@ def ulmfit(lm_epochs: Number = 0, decay: Number = 2.6, cut_frac: Number = 0.1, r
         raise ValueError(f"cut_frac={cut_frac}, ratio={ratio}; the triangle climbs for a part of the run to a peak above its foot: "
                          "give a fraction between 0 and 1, and a ratio above 1")
     return replace(discriminative(decay), name="ulmfit", lm_epochs=lm_epochs, now=lambda model, epochs: thawed(model, epochs, per_epoch),
-                   settings={"lr": PEAK, "schedule": "slanted", "warmup": cut_frac, "min_lr": 1 / ratio})
+                   settings={"lr": 1e-3, "schedule": "slanted", "warmup": cut_frac, "min_lr": 1 / ratio})
