@@ -91,7 +91,7 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
 def quick(model: Model, precision: str) -> Iterator[Any]:
     """The model to generate with: packed on a CPU, where the packed products choose their own dtype; elsewhere itself, under autocast."""
     dtype = Precision(precision, model).dtype
-    if model.device.type == "cpu" and available() and dtype in (torch.float32, torch.bfloat16):
+    if model.device.type == "cpu" and available(dtype):
         yield packed_copy(model, dtype)
         return
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):

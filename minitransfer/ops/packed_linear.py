@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 
-def available() -> bool:
-    """Whether this build of PyTorch has oneDNN's products, and `torch.backends.mkldnn.flags` does not switch them off."""
-    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
-    return there and bool(torch.backends.mkldnn.enabled)
+def available(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether this build of PyTorch has oneDNN's products, the CPU can do them in `dtype`, and `torch.backends.mkldnn.flags` does not switch them off."""
+    needed = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    there = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in needed)
+    able = dtype == torch.float32 or (there and dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return there and able and bool(torch.backends.mkldnn.enabled)
 
 
 def reference(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, "F"] | None) -> Float[Tensor, "*N F"]:

@@ -35,7 +35,7 @@ class AnswerPrediction:
     others: list[AnswerPrediction] = field(default_factory=list, repr=False)
 
 
-def answers_of(row: dict, name: str, where: str) -> list[tuple[str, int]]:
+def answers_of(row: dict, name: str, where: str) -> list[tuple[str, Any]]:
     """(text, first character) of each answer, from {"text": [...], "answer_start": [...]} or a list of {"text", "answer_start"}.
 
     Raises: ValueError for another shape.

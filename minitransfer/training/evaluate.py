@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ Evaluation = Callable[[Model], dict[str, float]]
 def refuse_test_split(validation: Any, best: str | None) -> None:
     """Raises: ValueError if the weights to keep are to be chosen on what is called a test split: the figure it gives afterwards would be too good."""
     if best is not None and is_test_split(validation):
-        raise ValueError(f"validation={getattr(validation, 'split', validation)!s} is a test split by its name, and best={best!r} keeps the weights that do best on it; what is "
+        name = validation if isinstance(validation, str | Path) else validation.split
+        raise ValueError(f"validation={name} is a test split by its name, and best={best!r} keeps the weights that do best on it; what is "
                          "chosen on a test split is no longer tested by it: give another split, or best=None to measure only")
 
 

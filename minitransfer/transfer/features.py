@@ -107,7 +107,7 @@ def body_hash(model: Model) -> str:
     for name, module in model.named_modules():
         if name and not name.startswith(above):
             settings = {key: value for key, value in vars(module).items() if (isinstance(value, bool | int | float | str) or is_dataclass(value)) and key != "training"}
-            digest.update(f"{name} {type(module).__name__} {settings}".encode())
+            digest.update(f"{name} {type(module).__name__} {settings} {module.extra_repr()}".encode())
     for name, p in (*model.named_parameters(), *model.named_buffers()):
         if not name.startswith(above):
             digest.update(name.encode() + p.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

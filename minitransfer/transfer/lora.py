@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -56,15 +57,15 @@ class LowRank:
             setattr(layer, self.own["lora_magnitude"], nn.Parameter(row_lengths(layer.weight.detach().float())))
 
     @property
-    def A(self) -> nn.Parameter:
+    def A(self) -> Tensor:
         return getattr(self.layer, self.own["lora_A"])
 
     @property
-    def B(self) -> nn.Parameter:
+    def B(self) -> Tensor:
         return getattr(self.layer, self.own["lora_B"])
 
     @property
-    def magnitude(self) -> nn.Parameter | None:
+    def magnitude(self) -> Tensor | None:
         return getattr(self.layer, self.own["lora_magnitude"]) if self.dora else None
 
     def delta(self) -> Float[Tensor, "out in"]:
@@ -114,7 +115,7 @@ class LoRALinear(NamedLinear):
         return self.adapters[self.chosen].changed() if self.chosen in self.adapters else self.weight, self.bias
 
     def extra_repr(self) -> str:
-        every = "; ".join(f"{name}: r={one.r}, alpha={one.alpha}" + (", dora" if one.dora else "") for name, one in self.adapters.items())
+        every = "; ".join(f"{name}: r={one.r}, alpha={one.alpha}" + (", rslora" if one.rslora else "") + (", dora" if one.dora else "") for name, one in self.adapters.items())
         return f"{self.in_features}, {self.out_features}, {every}, answering: {self.chosen}" + (", merged" if self.merged else "")
 
 
@@ -201,7 +202,7 @@ def check_groups(model: nn.Module, groups: list[tuple[str, ...]], name: str) -> 
 def insert_lora(model: nn.Module, group: tuple[str, ...], name: str, r: int, alpha: int | float, dropout: int | float, rslora: bool = False,
                 dora: bool = False) -> list[LowRank]:
     """Give each Linear of one group a low-rank change; they share an A (of zeros: the caller fills it). None is chosen yet."""
-    shared: nn.Parameter | None = None
+    shared: Any = None
     made = []
     for layer in (wrap(model, at, LoRALinear) for at in group):
         layer.adapters[name] = LowRank(layer, name, r, alpha, dropout, rslora, shared, dora)

@@ -1,6 +1,7 @@
 """Tasks by name: the columns they read, what is refused before anything is trained, and what the folder alone gives back."""
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,6 @@ import minitransfer as mt
 from minitransfer.tasks import MultiLabelTask, SimilarityTask, SpanTask, TokenTask, finetune, predict
 from minitransfer.tasks.named import named_task
 from minitransfer.text.readers import is_test_split
-from minitransfer.transfer import lora
 
 from .small import HELD_OUT, QUICK, TRAIN, bert, gpt
 
@@ -94,7 +94,7 @@ def answer(start, text="good"):
 
 
 @pytest.mark.parametrize("task,rows,message", [
-    ("sequnce", TRAIN, r"task='sequnce' \(did you mean 'sequence'\?\); there are"), (None, TRAIN, r"task=None; it is a name .* or a task object"),
+    ("sequnce", TRAIN, r"task='sequnce' \(did you mean 'sequence'\?\); there are"),
     (TokenTask, TRAIN, "it is a name .* or a task object such as TokenTask()"),
     ("sequence", rows_with("sequence", label=float("nan")), "training row 0 has no label"),
     ("sequence", rows_with("sequence", text="a \ud800"), "has '.ud800' at character 2, half of a character"),
@@ -113,14 +113,31 @@ def test_bad_rows_are_sentences(word_tok, task, rows, message):
 
 
 @pytest.mark.parametrize("given,message", [
-    ({"max_length": 0}, "max_length=0; texts are cut after so many tokens: use 1 to 29"), ({"batch_size": "8"}, "batch_size='8', max_tokens=None; exactly one"),
-    ({"strategy": lora}, r"it is a name or a Strategy object: call it, lora\(\)"), ({"strategy": None}, "strategy=None; it is a name or a Strategy object: there are full"),
+    ({"max_length": 0}, "max_length=0; texts are cut after so many tokens: use 1 to 29"),
     ({"validation": HELD_OUT[:2] * 10}, "the 20 validation rows are 2 different ones"),
     ({"task": TokenTask(), "text": "tokens"}, r"text beside a task object; .* TokenTask\(words=..., tags=...\)"),
     ({"task": "token", "pair": "second"}, "pair for task 'token'; it has broken, label, pieces, text: leave out")])
 def test_bad_arguments_are_sentences(word_tok, given, message):
     with pytest.raises(ValueError, match=message):
         finetune(bert(word_tok, "masked"), word_tok, train=TRAIN, **{**ONE, **given})
+
+
+def test_values_of_a_wrong_type_are_sentences(tmp_path):
+    """In a process of its own: here the types are checked before anything is said."""
+    script = """
+from minitransfer import Model, Tokenizer, finetune
+from minitransfer.transfer import lora
+rows = [{"text": "a good book", "label": "pos"}, {"text": "a dull book", "label": "neg"}]
+for given in ({"task": None}, {"batch_size": "8"}, {"strategy": lora}, {"strategy": None}):
+    try:
+        finetune(Model.from_pretrained("mini-bert"), Tokenizer.from_pretrained("mini-bert"), train=rows, steps=1, progress=False, **given)
+    except ValueError as said:
+        print(said)
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    messages = ["task=None; it is a name .* or a task object", "batch_size='8', max_tokens=None; exactly one", r"it is a name or a Strategy object: call it, lora\(\)",
+                "strategy=None; it is a name or a Strategy object: there are full"]
+    assert len(said) == len(messages) and all(re.search(*both) for both in zip(messages, said, strict=True)), said
 
 
 def test_a_missing_column_names_the_split_and_the_nearest(word_tok):
@@ -182,7 +199,9 @@ def test_an_answer_on_padding_is_named(word_tok):
 
 def test_what_is_called_a_test_split(tmp_path):
     named = datasets.Dataset.from_dict({"text": ["a"]}, split="test")
-    assert all(map(is_test_split, ["reviews.test.tsv", "test.csv", "x/test/rows.jsonl.gz", "sst2_test.jsonl", named, named.to_iterable_dataset()]))
+    (tmp_path / "a.csv").write_text("text\na\n")
+    stream = datasets.load_dataset("csv", data_files={"test": str(tmp_path / "a.csv")}, split="test", streaming=True, cache_dir=str(tmp_path))
+    assert all(map(is_test_split, ["reviews.test.tsv", "test.csv", "x/test/rows.jsonl.gz", "sst2_test.jsonl", named, stream]))
     assert not any(map(is_test_split, ["latest.tsv", "contest.csv", "tests/rows.tsv", "validation.tsv", HELD_OUT, None, datasets.Dataset.from_dict({"text": ["a"]})]))
 
 

@@ -338,7 +338,7 @@ def test_pairs_are_read_as_in_training(capsys, place):
     ["pretrain", "samples/general.txt", "documents=line", *TINY],
     ["pretrain", "samples/general.txt", "objective=causal", *TINY, "minutes=60", "--resume"],
     ["adapt", "mini-bert", "samples/general.txt", "validation=samples/general.txt", "length=32", "epochs=9", "progress=no"],
-    ["finetune", "mini-bert", "samples/reviews.train.tsv", "validation=samples/reviews.test.tsv", "strategy=lora", "epochs=9", "progress=no",
+    ["finetune", "mini-bert", "samples/reviews.train.tsv", "validation=samples/reviews.validation.tsv", "strategy=lora", "epochs=9", "progress=no",
      "--out", "kept"],
 ], ids=["pretrain", "pretrain causal", "adapt", "finetune"])
 def test_a_dry_run_does_two_steps_and_keeps_nothing(capsys, place, words):

@@ -1,5 +1,5 @@
 """What tuning gives on real labelled sets, beside the same rows and settings through transformers, peft and sentence-transformers."""
-from .run import run
+from .measure import run
 from .sets import SETS, Set
 
 __all__ = ["SETS", "Set", "run"]

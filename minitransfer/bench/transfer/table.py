@@ -69,4 +69,8 @@ def table(found: dict[str, Any]) -> str:
     for one in found["paces"]:
         ratios = ", ".join(f"{side} {ratio:.2f}x" for side, ratio in one["ratio"].items())
         rows.append(f"| {one['set']} | seconds of an epoch | full | {ratios} faster | {one['seconds']['twin']:.1f} s |")
+    for one in found["depth"]:
+        full = found["depth"][0]
+        rows.append(f"| step of 16 x 128 | {one['trainable']:,} train | {one['strategy']} | {one['seconds'] / full['seconds']:.0%} of full's time, "
+                    f"{one['kept_bytes'] / full['kept_bytes']:.0%} of what it keeps for the backward pass ({full['kept_bytes'] / 1e6:.0f} MB) | |")
     return "\n".join(rows)

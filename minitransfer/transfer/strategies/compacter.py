@@ -12,4 +12,4 @@ def compacter(size: int = 24, n: int = 4, rank: int = 1, placement: str = "houls
 
     With placement="pfeiffer" it is what the paper calls Compacter++. See `add_adapter`; the adapter and the head are saved.
     """
-    return replace(adapter(size, placement, activation, name, hypercomplex=n, rank=rank), name="compacter", settings={"lr": 3e-3})
+    return replace(adapter(size, placement, activation, name, hypercomplex=n, rank=rank), name="compacter", settings={"lr": 1e-2})

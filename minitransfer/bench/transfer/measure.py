@@ -16,7 +16,7 @@ from typing import Any
 from ...weights.files import write_json
 from ..compare import RESULTS, cpu_name
 from .sets import SETS, body, data_folder
-from .speed import PACES, pace
+from .speed import PACES, depth, pace
 from .studies import STUDIES
 from .table import summaries, table
 
@@ -75,7 +75,7 @@ def run(names: Sequence[str] | None = None, quick: bool = False, save: bool = Fa
             done.result()
     paces = [pace(name, quick) for name in wanted if name in PACES]
     lines = [json.loads(line) for line in (folder / "lines.jsonl").read_text().splitlines()]
-    found = {"cpu": cpu_name(), "date": datetime.date.today().isoformat(), "quick": quick, "sets": summaries(lines), "paces": paces, "lines": lines}
+    found = {"cpu": cpu_name(), "date": datetime.date.today().isoformat(), "quick": quick, "sets": summaries(lines), "paces": paces, "depth": depth(quick), "lines": lines}
     print(table(found))
     if save:
         write_json(RESULT, found)
