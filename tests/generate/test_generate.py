@@ -10,7 +10,7 @@ from transformers.generation.logits_process import (
 )
 
 import minitransfer as mt
-from minitransfer.generate import filtered_probs, left_padded, packed_copy, penalised
+from minitransfer.generate import filtered_probs, left_padded, packed_copy, penalised, quick
 from tests.reference import pair
 
 
