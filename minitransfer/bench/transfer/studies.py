@@ -86,7 +86,7 @@ def long_run(one: Set, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
     source, tok = with_vocabulary_head(folder, quick), Tokenizer.from_pretrained(body())
     general = PackedBatches(tokenize_corpus(tok, texts(GENERAL_HELD_OUT, most=5 if quick else GENERAL_TEXTS)), tok, LENGTH, HEAD_ROWS, causal=False)
     loss = held_out_loss(general, Masked(tok))
-    for method, epochs, lr in (("high", one.epochs, one.lr), ("low", 3, one.lr / 10)):
+    for method, epochs, lr in (("20 epochs", one.epochs, one.lr), ("3 epochs", 3, one.lr / 10)):
         model, steps = Model.from_pretrained(source), -(-len(rows) // one.batch_size)
         at_end: list[float] = []
         head, precision = copy_of_head(model), Precision("auto", model)

@@ -52,25 +52,65 @@ def bars(one: Set, ours: dict[str, Any], twin: dict[str, Any]) -> list[dict[str,
     return found
 
 
-def cell(one: dict[str, Any]) -> str:
-    interval = " ({:.1f} to {:.1f})".format(*one["interval"]) if "interval" in one else ""
-    return f"{one['mean']:.1f}{interval}" + ("" if len(one["values"]) == 1 else ", seeds " + " ".join(f"{value:.1f}" for value in one["values"]))
+def cell(one: dict[str, Any] | None, seeds: bool = False) -> str:
+    """A mean with the interval that the validation rows allow it, or with what each seed gave."""
+    if one is None or "mean" not in one:
+        return ""
+    more = " ".join(f"{value:.1f}" for value in one["values"]) if seeds else "{:.1f} to {:.1f}".format(*one["interval"]) if "interval" in one else ""
+    return f"{one['mean']:.1f}" + (f" ({more})" if more else "")
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
+
+
+def verdict(one: dict[str, Any], what: str) -> str:
+    """The points of a bar, what it asks, and whether it holds."""
+    bar = next((bar for bar in one["bars"] if bar["what"].startswith(what)), None)
+    return "" if bar is None else f"{bar['points']:+.2f} ({bar['bar']:+.1f}: {'holds' if bar['holds'] else 'missed'})"
+
+
+def by_set(sets: dict[str, Any]) -> str:
+    """Full fine-tuning on each set beside the twin's, a bag of words, and the same architecture without pretraining."""
+    rows = []
+    for name, one in sets.items():
+        ours, twin = one["ours"], one["twin"]
+        if "full" in ours and name not in ("imdb_100",):
+            n = len(ours["full"]["values"])
+            rows.append([name, one["metric"], cell(ours["full"]), f"{n} seed{'s' if n > 1 else ''}", cell(twin.get("full")), verdict(one, "full"),
+                         cell(ours.get("logistic")), cell(ours.get("random"))])
+    return grid(["set", "metric", "ours", "runs", "twin", "ours - twin (bar)", "TF-IDF", "no pretraining"], rows)
+
+
+def by_method(name: str, one: dict[str, Any]) -> str:
+    """Every way to adapt on one set."""
+    rows = [[method, f"{found.get('trainable') or 0:,}", cell(found, seeds=True), cell(one["twin"].get(method), seeds=True)]
+            for method, found in one["ours"].items() if "mean" in found]
+    return grid([name, "trained", f"{one['metric']} (each seed)", "twin"], rows)
+
+
+def by_epoch(one: dict[str, Any]) -> str:
+    """What a long run at a high rate forgets, and a short one at a low rate."""
+    rows = [[f"lr {found['lr']:g}", str(line["epoch"]), f"{line['train_loss']:.3f}", f"{line['accuracy']:.1f}", f"{line['masked_loss']:.2f}"]
+            for found in one["ours"].values() if "table" in found for line in found["table"] if line["epoch"] in (1, 2, 3, 5, 10, 20)]
+    return grid(["imdb, 1,000 rows", "epoch", "train loss", "accuracy", "masked loss on general text"], rows)
+
+
+def by_pace(paces: Sequence[dict[str, Any]]) -> str:
+    rows = [[one["set"], f"{one['rows']:,}", side, f"{one['seconds'][side]:.1f} s", f"{one['seconds']['twin']:.1f} s", f"{ratio:.2f}x", f"{one['bars'][side]:.1f}x"]
+            for one in paces for side, ratio in one["ratio"].items()]
+    return grid(["an epoch of", "rows", "our precision", "ours", "twin", "twin / ours", "bar"], rows)
+
+
+def by_depth(steps: Sequence[dict[str, Any]]) -> str:
+    rows = [[one["strategy"], f"{one['trainable']:,}", f"{one['seconds'] / steps[0]['seconds']:.0%}", f"{one['kept_bytes'] / 1e6:.1f} MB"] for one in steps]
+    return grid(["a step of 16 x 128", "trained", "time", "kept for the backward pass"], rows)
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown: a line per set and method, the twin's beside ours, then the paces."""
-    rows = ["| set | metric | method | ours | twin |", "|---|---|---|---|---|"]
-    for name, one in found["sets"].items():
-        both = {**one["ours"], **one["twin"]}
-        for method in both:
-            mine, other = (cell(side[method]) if "mean" in side.get(method, {}) else "" for side in (one["ours"], one["twin"]))
-            if mine or other:
-                rows.append(f"| {name} | {one['metric']} | {method} | {mine} | {other} |")
-    for one in found["paces"]:
-        ratios = ", ".join(f"{side} {ratio:.2f}x" for side, ratio in one["ratio"].items())
-        rows.append(f"| {one['set']} | seconds of an epoch | full | {ratios} faster | {one['seconds']['twin']:.1f} s |")
-    for one in found["depth"]:
-        full = found["depth"][0]
-        rows.append(f"| step of 16 x 128 | {one['trainable']:,} train | {one['strategy']} | {one['seconds'] / full['seconds']:.0%} of full's time, "
-                    f"{one['kept_bytes'] / full['kept_bytes']:.0%} of what it keeps for the backward pass ({full['kept_bytes'] / 1e6:.0f} MB) | |")
-    return "\n".join(rows)
+    """Markdown, a table for each question."""
+    sets = found["sets"]
+    parts = [by_set(sets), *(by_method(name, sets[name]) for name in ("sst2", "imdb_100", "medquad") if name in sets)]
+    if "imdb_long" in sets:
+        parts.append(by_epoch(sets["imdb_long"]))
+    return "\n\n".join([*parts, *([by_pace(found["paces"])] if found["paces"] else []), *([by_depth(found["depth"])] if found["depth"] else [])])
