@@ -18,11 +18,11 @@ from .sets import SETS, Set
 from .studies import STUDIES
 
 METHODS = {                                 # ours, the twin's
-    "sst2": (("logistic", *ours.STRATEGIES, *(f"full+{keep}" for keep in ours.KEEPS), "random"), ("full", "lora")),
+    "sst2": (("logistic", ours.ESTIMATED, *ours.STRATEGIES, *(f"full+{keep}" for keep in ours.KEEPS), "random"), ("full", "lora")),
     "stsb": (("zero-shot", "full"), ("zero-shot", "full")),
     **dict.fromkeys(("trec", "ag_news", "sms_spam"), (("logistic", "full", "random"), ())),
 }
-ONCE = ("logistic", "zero-shot")            # no seed moves them
+ONCE = ("logistic", "zero-shot", ours.ESTIMATED)            # no seed moves them
 
 
 def runs(one: Set, side: str, quick: bool) -> list[tuple[str, int]]:

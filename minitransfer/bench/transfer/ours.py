@@ -1,20 +1,25 @@
 """Our side: every way to adapt, on any of the sets."""
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from ...nn.model import Model
 from ...tasks import FinetuneResult, baseline, finetune
+from ...tasks.metrics import Confusion
 from ...text import Tokenizer
 from ...training.evaluate import measure
 from ...training.precision import Precision
-from ...transfer import l2sp, mixout
+from ...transfer import extract_features, l2sp, mixout
 from .sets import Set, body
 
 STRATEGIES = ("head", "features", "last:2", "full", "discriminative", "ulmfit", "lora", "bitfit", "ia3", "prefix", "soft_prompt", "adapter", "compacter")
 KEEPS = {"l2sp": l2sp, "mixout": lambda: mixout(0.7)}
 BASELINES = ("logistic",)
+ESTIMATED = "features, mean, logistic"
 NEVER = 10**9               # steps between two evaluations: only the end is measured, the weights are the last ones
 
 
@@ -44,6 +49,17 @@ def of_metrics(one: Set, metrics: dict[str, float]) -> dict[str, Any]:
     return found | {"also": {name: value for name, value in metrics.items() if name in ("accuracy", "f1", "exact", "entity_f1_lenient", "pearson", "loss")}}
 
 
+def estimated(one: Set, rows: Sequence[dict], held_out: Sequence[dict]) -> dict[str, Any]:
+    """The mean of the last states, once for each text, and scikit-learn's logistic regression on them."""
+    from sklearn.linear_model import LogisticRegression
+    model, tok, began = Model.from_pretrained(body(), head="none"), Tokenizer.from_pretrained(body()), time.perf_counter()
+    known, asked = (extract_features(model, tok, list(part), text=one.task.text, label=one.task.label, pooling="mean", max_length=one.max_length) for part in (rows, held_out))
+    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(*known)
+    names, confusion = list(fitted.classes_), Confusion(len(fitted.classes_))
+    confusion.add(*(torch.tensor([names.index(name) for name in many]) for many in (asked[1], fitted.predict(asked[0]))))
+    return of_metrics(one, confusion.metrics()) | {"seconds": time.perf_counter() - began, "trainable": fitted.coef_.size + fitted.intercept_.size}
+
+
 def run(one: Set, method: str, seed: int, quick: bool) -> dict[str, Any]:
     """One run by the name of its method: a strategy, with +l2sp or another pull behind it, "random" (full, without pretraining), "zero-shot" or a baseline."""
     if method == "zero-shot":
@@ -52,6 +68,8 @@ def run(one: Set, method: str, seed: int, quick: bool) -> dict[str, Any]:
     if method in BASELINES:
         found = baseline(method, rows, held_out, text=one.task.text, label=one.task.label)
         return of_metrics(one, found.metrics) | {"seconds": found.seconds, "trainable": found.parameters}
+    if method == ESTIMATED:
+        return estimated(one, rows, held_out)
     strategy, _, keep = method.partition("+")
     random = strategy == "random"
     more: dict[str, Any] = {"epochs": 1} if quick else {}
