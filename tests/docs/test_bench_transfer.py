@@ -7,7 +7,7 @@ import torch
 
 from minitransfer import Model, Tokenizer, samples
 from minitransfer.bench import transfer
-from minitransfer.bench.transfer import SETS, Set, job, measure, ours, sets, speed, studies, table, twin
+from minitransfer.bench.transfer import SETS, Set, job, measure, ours, rates, sets, speed, studies, table, twin
 from minitransfer.tasks import SequenceTask, SimilarityTask, SpanTask, TokenTask
 from minitransfer.text import read_rows
 
@@ -173,3 +173,12 @@ def test_less_is_kept_for_the_backward_pass_the_higher_it_stops():
     blocks = kept["full"][0] - kept["head"][0]
     assert 2 / 6 * blocks == pytest.approx(kept["last:2"][0], rel=0.05)          # two of six blocks, and no embeddings
     assert kept["head"] == (kept["head"][0], 770) and kept["head"][0] < 1e-3 * kept["full"][0]
+
+
+def test_the_rates_that_strategies_bring_were_tried():
+    """results/transfer_rates.json holds what `rates` tries, and each strategy's own rate is one of these."""
+    from minitransfer.transfer.strategies import STRATEGIES
+    kept = json.loads((measure.RESULTS / "transfer_rates.json").read_text())["runs"]
+    assert {(one["strategy"], one["lr"]) for one in kept} == {(name, lr) for name, many in rates.GRID.items() for lr in many}
+    own = {name: make().settings["lr"] for name, make in STRATEGIES.items() if name not in ("full", "last", "head")}
+    assert own.keys() <= rates.GRID.keys() and all(lr in rates.GRID[name] for name, lr in own.items())
