@@ -30,7 +30,7 @@ TASKS = {"sequence": ("sequence", TRAIN), "multilabel": (MultiLabelTask(label="t
 def vectors(tmp_path_factory):
     """A file for the words of the rows but "good", with a random vector of 7 numbers each."""
     draw, path = np.random.default_rng(0), tmp_path_factory.mktemp("vectors") / "some.txt"
-    known = sorted({word for row in TRAIN for word in row["text"].split()} - {"good"}) + ["Rome", "west", "bank"]
+    known = [*sorted({word for row in TRAIN for word in row["text"].split()} - {"good"}), "Rome", "west", "bank"]
     path.write_text("".join(f"{word} {' '.join(map(str, draw.normal(size=7).round(3)))}\n" for word in known))
     return path
 
@@ -146,7 +146,7 @@ def test_word_vectors_stay_as_they_are(vectors):
 def test_refused(vectors, tmp_path):
     with pytest.raises(ValueError, match="no baseline of a span task is called 'logistic'; there are overlap: choose one"):
         baseline("logistic", ASKED[:40], ASKED[40:], "span")
-    with pytest.raises(ValueError, match='"vectors" without a file of vectors; .*: give vectors='):
+    with pytest.raises(ValueError, match=r'"vectors" without a file of vectors; .*: give vectors='):
         baseline("vectors", TRAIN, HELD_OUT)
     with pytest.raises(ValueError, match="a baseline of pairs without a score"):
         baseline("overlap", TOPICS[:40], TOPICS[40:], SimilarityTask(label=None))
