@@ -32,7 +32,7 @@ def covariance(x: Float[Tensor, "N D"]) -> Float[Tensor, "D D"]:
 def coral_loss(source: Float[Tensor, "N D"], target: Float[Tensor, "M D"]) -> Float[Tensor, ""]:
     """|C_s - C_t|_F^2 / (4 D^2), C: covariances. 0 if a side has a single row, which has none.
 
-    Source: Sun & Saenko 2016, "Deep CORAL: Correlation Alignment for Deep Domain Adaptation", equations 1 to 3.
+    Source: Sun & Saenko 2016, "Deep CORAL: Correlation Alignment for Deep Domain Adaptation".
     """
     if min(len(source), len(target)) < 2:
         return source.sum() * 0.0
@@ -53,7 +53,7 @@ class Reversed(torch.autograd.Function):
 
 
 def reverse_gradient(x: Float[Tensor, "*N"], strength: int | float = 1.0) -> Float[Tensor, "*N"]:
-    """x itself; the gradient that comes back is multiplied by -strength. Source: Ganin et al. 2016, section 4.2."""
+    """x itself; the gradient that comes back is multiplied by -strength. Source: Ganin et al. 2016."""
     reversed_: Any = Reversed.apply(x, strength)
     return reversed_
 
@@ -61,13 +61,13 @@ def reverse_gradient(x: Float[Tensor, "*N"], strength: int | float = 1.0) -> Flo
 def reversal_at(progress: float) -> float:
     """lambda_p = 2 / (1 + exp(-10 p)) - 1 for the share p of the run that is done: from 0 to almost 1, so that a discriminator which knows nothing yet does no harm.
 
-    Source: Ganin et al. 2016, section 5.2.2.
+    Source: Ganin et al. 2016, "Domain-Adversarial Training of Neural Networks".
     """
     return 2 / (1 + math.exp(-STEEPNESS * progress)) - 1
 
 
 class Discriminator(nn.Module):
-    """Which domain does a vector come from? Two layers; the logit is that of the target. Source: Ganin et al. 2016, section 5.2.2 (with one hidden layer)."""
+    """Which domain does a vector come from? Two layers; the logit is that of the target. Source: Ganin et al. 2016."""
 
     def __init__(self, d_model: int, hidden: int):
         super().__init__()

@@ -19,7 +19,7 @@ class Auc:
     Scores are counted at half precision, so memory does not grow with the number of texts, and two scores closer than a part in 2,048 may tie:
     the error is at most half the share of pairs that tie.
 
-    Source: Mann & Whitney 1947; Hanley & McNeil 1982, section 2 (the statistic is the area).
+    Source: Mann & Whitney 1947; Hanley & McNeil 1982 (the statistic is the area).
     """
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@
 The mean makes labels of one and of three tokens comparable. Probabilities p are the softmax of the scores over the labels; calibrated ones are
 p / p0, scaled to sum 1, where p0 are the mean probabilities for texts without content: what the prompt and the words of a label say by themselves.
 Source: Brown et al. 2020, section 2.4 (likelihood, length-normalised); Schick & Schütze 2021, section 3 (cloze and verbaliser);
-Zhao et al. 2021, "Calibrate Before Use", section 5 (calibration; deviation: the quotients are scaled, where the paper takes a softmax of them: the same order).
+Zhao et al. 2021, "Calibrate Before Use" (calibration; deviation: the quotients are scaled, where the paper takes a softmax of them: the same order).
 """
 from __future__ import annotations
 

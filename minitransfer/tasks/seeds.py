@@ -48,7 +48,7 @@ class Seeds:
 
     @property
     def degenerate(self) -> list[int]:
-        """The seeds of runs that learned nothing. Source: Mosbach et al. 2021, "On the Stability of Fine-tuning BERT", section 4."""
+        """The seeds of runs that learned nothing. Source: Mosbach et al. 2021, "On the Stability of Fine-tuning BERT"."""
         return [seed for seed, run in zip(self.seeds, self.runs, strict=True) if next((run[name] for name in SIGNALS if name in run), None) == 0.0]
 
     @property

@@ -11,7 +11,7 @@ def mark_spans(text: str, first: tuple[int, int], second: tuple[int, int], marks
     knows, so no vocabulary grows.
 
     Args:   first, second: start and end in characters; which one stands first in the text does not matter, the mark says who is who.
-    Source: Zhou & Chen 2022, "An Improved Baseline for Sentence-level Relation Extraction", section 3 (entity marker with punctuation; deviation: the head reads the
+    Source: Zhou & Chen 2022, "An Improved Baseline for Sentence-level Relation Extraction" (entity marker with punctuation; deviation: the head reads the
             whole text's vector, not those of the marks).
     Raises: ValueError for a span outside the text or an empty one, or spans that overlap.
     """

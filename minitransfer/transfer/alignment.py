@@ -99,7 +99,7 @@ def adversarial(target: Batches, strategy: str | Strategy = "full", strength: in
 
     Args:   target: see `coral`. strength: lambda at the end of the run; on the way it follows `reversal_at`.
             hidden: width of the discriminator; rate: its learning rate, in multiples of the run's.
-    Source: Ganin et al. 2016, "Domain-Adversarial Training of Neural Networks", equations 9 to 18. Deviations: Adam in the place of SGD, and a higher rate for what
+    Source: Ganin et al. 2016, "Domain-Adversarial Training of Neural Networks". Deviations: Adam in the place of SGD, and a higher rate for what
             starts from nothing beside a pretrained body.
     Raises: ValueError for a setting that is not above zero; when applied, for a strategy that trains the head alone.
     """

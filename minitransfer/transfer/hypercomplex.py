@@ -4,7 +4,7 @@
     A: (n, n, n), shared    S: (n, out / n, r)    T: (n, r, in / n)        r (in + out) + out parameters, and n^3 once
 
 W is put together at every step: n in out multiplications, less than one for each token of a batch.
-Source: Mahabadi et al. 2021, "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers", equations 4 and 5 and section 3.3.
+Source: Mahabadi et al. 2021, "Compacter: Efficient Low-Rank Hypercomplex Adapter Layers".
 """
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     w' = ((1 - M) w + M u - p u) / (1 - p) = u where M, u + (w - u) / (1 - p) elsewhere        M ~ Bernoulli(p) for each weight, u: its start
 
 On average w' is w: the further a weight has gone, the more it is shaken, which pulls it back. Dropout is the case u = 0.
-Source: Lee et al. 2020, "Mixout: Effective Regularization to Finetune Large-scale Pretrained Language Models", section 3. Deviations: every pretrained
+Source: Lee et al. 2020, "Mixout: Effective Regularization to Finetune Large-scale Pretrained Language Models". Deviations: every pretrained
 parameter that trains is mixed, biases and norms too, where the authors' code mixes the matrices of Linears; the gradient is that of the formula, and has
 the 1 / (1 - p) which their code leaves out.
 """

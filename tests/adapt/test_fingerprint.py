@@ -39,6 +39,15 @@ def test_it_is_the_bodys_alone():
             assert not set(fingerprint(one).values()) & set(known.values()), name
 
 
+def test_shapes_count_where_all_values_are_the_same():
+    """Bodies of ones: the same number of tensors, the same sampled values, one width other."""
+    one, wider = small(), small(d_ff=61)
+    for model in (one, wider):
+        for p in model.parameters():
+            p.data.fill_(1.0)
+    assert not set(fingerprint(one).items()) & set(fingerprint(wider).items())
+
+
 def small_copy(model: Model) -> Model:
     one = small()
     one.load_state_dict(model.state_dict())

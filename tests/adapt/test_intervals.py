@@ -2,11 +2,12 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn import metrics
 
 from minitransfer.tasks import RegressionTask, SequenceTask, SpanTask, TokenTask
-from minitransfer.tasks.intervals import Bootstrap, redrawn, resampled
-from minitransfer.tasks.metrics import Confusion, pearson
+from minitransfer.tasks.intervals import Bootstrap, resampled
+from minitransfer.tasks.metrics import Confusion, Numbers, wilson
 from minitransfer.tasks.split import check_held_out
 
 
@@ -42,14 +43,29 @@ def test_intervals_of_a_confusion_equal_plain_resampling(n_labels):
         low, high = plain(metric, truth.numpy(), answer.numpy(), replicates=200)
         assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), abs=0.2 * (high - low)), name
         assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
+    assert (found["accuracy_low"], found["accuracy_high"]) == wilson(int((truth == answer).sum()), 211)
 
 
-def test_intervals_of_a_correlation_equal_plain_resampling():
-    draw = np.random.default_rng(0)
+def test_intervals_of_numbers_equal_plain_resampling():
+    draw, numbers = np.random.default_rng(0), Numbers()
     a = draw.normal(size=97)
-    b = a + draw.normal(size=97)
-    low, high = plain(pearson, a, b)
-    assert redrawn(pearson, a, b) == pytest.approx((low, high), abs=0.1 * (high - low))
+    b = a + draw.exponential(size=97)
+    numbers.add(torch.from_numpy(a), torch.from_numpy(b))
+    found = numbers.metrics()
+    for name, metric in (("mse", metrics.mean_squared_error), ("mae", metrics.mean_absolute_error), ("pearson", lambda x, y: np.corrcoef(x, y)[0, 1]),
+                         ("spearman", lambda x, y: stats.spearmanr(x, y).statistic)):
+        low, high = plain(metric, a, b, replicates=500)
+        assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), abs=0.2 * (high - low)), name
+
+
+def test_each_metric_has_its_own_interval():
+    sums = Bootstrap(2)
+    sums.add(np.arange(34.0).reshape(17, 2) ** 2)
+    first, second = (lambda s: s[..., 0]), (lambda s: s[..., 1])
+    found = sums.metrics({"first": first, "second": second})
+    for name, metric in (("first", first), ("second", second)):
+        assert (found[f"{name}_low"], found[name], found[f"{name}_high"]) == (sums.interval(metric)[0], metric(sums.total), sums.interval(metric)[1])
+    assert found["first_high"] != found["second_high"]
 
 
 def test_the_seed_decides():

@@ -204,6 +204,17 @@ def test_a_merged_model_trains_nothing_of_lora_and_saves_as_a_plain_one(tmp_path
     torch.testing.assert_close(Model.from_pretrained(tmp_path)(**one).logits.detach(), want, atol=1e-5, rtol=0)
 
 
+def test_what_a_merge_keeps_shares_no_memory_with_what_may_be_trained():
+    model = small()
+    known = {name: p.detach().clone() for name, p in model.named_parameters() if "blocks" in name and "norm" not in name}
+    add_lora(model, targets="all")
+    merge_lora(model)
+    for p in model.parameters():
+        p.data.add_(1.0)
+    unmerge_lora(model)
+    assert len(known) == 36 and all(torch.equal(model.get_parameter(name), value) for name, value in known.items())
+
+
 def test_remove_adapters_restores_the_base_even_from_a_merged_model():
     model, one = small(), batch()
     before, modules = {name: p.clone() for name, p in model.named_parameters()}, str(model)

@@ -41,7 +41,7 @@ def words(text: str) -> set[str]:
 
 
 def shape(word: str) -> str:
-    """What kind of characters a word has, runs as one: "Xx" for Rome, "d-x" for 19-year. Source: Bikel et al. 1999, word features, in a simple form."""
+    """What kind of characters a word has, runs as one: "Xx" for Rome, "d-x" for 19-year. Source: Bikel et al. 1999, in a simple form."""
     kinds = ("X" if c.isupper() else "x" if c.isalpha() else "d" if c.isdigit() else c for c in word)
     return re.sub(r"(.)\1+", r"\1", "".join(kinds))
 

@@ -59,7 +59,7 @@ class FrozenVectors(nn.Module):
 class BiLSTM(nn.Module):
     """(B, n) from the maximum over the words of each unit, or with `per_word` (B, T, n).
 
-    Source: Graves & Schmidhuber 2005; the maximum over time: Collobert et al. 2011, section 3.2.2.
+    Source: Graves & Schmidhuber 2005; the maximum over time: Collobert et al. 2011, "Natural Language Processing (Almost) from Scratch".
     """
 
     def __init__(self, embed: LearnedVectors | FrozenVectors, n: int, per_word: bool):

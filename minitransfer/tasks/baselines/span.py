@@ -36,8 +36,8 @@ def candidates(question: str, context: str) -> list[Found]:
 
     score = fits + sum over the question's words in the same sentence of log(1 + 1 / count in the context) / (distance in words)^(1/2)
 
-    Source: Richardson et al. 2013, MCTest, algorithm 1 (inverse counts) and the distance of its extension; as in the baseline of Rajpurkar et al. 2016,
-    section 5.1. Deviation: a sentence is the window, and the kind of the question counts.
+    Source: Richardson et al. 2013, MCTest (inverse counts, and a distance); as in the baseline of Rajpurkar et al. 2016, SQuAD.
+    Deviation: a sentence is the window, and the kind of the question counts.
     """
     asked = words(question) - COMMON
     counts, found = Counter(word.lower() for word in WORD.findall(context)), []

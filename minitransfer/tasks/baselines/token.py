@@ -53,7 +53,7 @@ def majority(given: Given, rows: Sequence[dict]) -> tuple[Answer, int]:
 def clues(words: Sequence[str]) -> list[list[str]]:
     """For each word: itself, its first and last one to three characters, its shape; and the word and shape of its neighbours.
 
-    Source: Ratnaparkhi 1996, table 1, without the tags before.
+    Source: Ratnaparkhi 1996, "A Maximum Entropy Model for Part-Of-Speech Tagging", without the tags before.
     """
     around = ["", *words, ""]
     return [[f"{place} {kind} {value}" for place, near in zip((-1, 0, 1), around[i : i + 3], strict=True) for kind, value in (("word", near.lower()), ("shape", shape(near)))]
