@@ -20,6 +20,7 @@ from .ops.packed_linear import PackedLinear, available
 from .text import Tokenizer
 from .training.memory import keep_freed_memory
 from .training.precision import Precision
+from .transfer.named import check_not_by_row
 
 # ---- one token from its logits -------------------------------------------------------------------------------------------------------------------
 
@@ -199,10 +200,11 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
     """One vector per text, in the order given; texts of like length are computed together.
 
     Args:   max_length: in tokens; longer texts are cut (the tokenizer says how many).
-    Raises: ValueError for a model without an embedding head.
+    Raises: ValueError for a model without an embedding head, or with an adapter for each row.
     """
     if not isinstance(model.head, EmbeddingHead):
         raise ValueError(f'a model with head "{model.head_name}"; vectors come from an embedding head: model.set_head("embedding", pooling="mean")')
+    check_not_by_row(model, "embed")
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = torch.empty(len(texts), model.config.d_model)
     with evaluating(model):

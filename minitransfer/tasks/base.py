@@ -13,6 +13,7 @@ from ..objectives.base import INPUTS
 from ..text import Tokenizer
 from ..training import Batches
 from ..training.evaluate import Evaluation
+from ..transfer.named import check_not_by_row
 from .auc import Auc
 from .metrics import Confusion
 
@@ -88,8 +89,9 @@ def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, 
                read: Callable[[Tensor], Tensor] = probabilities) -> dict[int, Tensor]:
     """Row number -> what `read` makes of its logits, (n,) or (T, n) without padding. Rows of similar length are computed together.
 
-    Raises: ValueError for a text without a token.
+    Raises: ValueError for a text without a token, or an adapter for each row.
     """
+    check_not_by_row(model, "predict")
     if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
         raise ValueError(f"text {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: "
                          "leave empty texts out")

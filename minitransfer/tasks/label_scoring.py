@@ -26,6 +26,7 @@ from ..generate import embed, evaluating
 from ..nn.heads import EmbeddingHead, VocabularyHead
 from ..nn.model import Model
 from ..text import Tokenizer, sample_rows
+from ..transfer.named import check_not_by_row
 from .sequence import Prediction, label_set
 
 CONTENT_FREE = ("N/A", "[MASK]", "")
@@ -60,7 +61,7 @@ def label_scores(model: Model, tok: Tokenizer, texts: Sequence[str], labels: Map
     Args:    labels: label -> the words that stand for it, or the labels themselves. prompt: of a causal or masked model (default: `Prompt()`).
              calibrate: take out what the model answers to texts without content, which are "N/A", "[MASK]" and "" as in the paper.
     Returns: in the order of the texts.
-    Raises:  ValueError for a head that cannot be asked, fewer than two labels, a template without {text} and {label}, or a prompt without room.
+    Raises:  ValueError for a head that cannot be asked, fewer than two labels, an example with another label, a template without {text} and {label}, or a prompt without room.
     Warns:   how many texts were shortened to fit; the label and the examples stay.
     """
     words = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
@@ -77,10 +78,14 @@ def scores_of(model: Model, tok: Tokenizer, texts: Sequence[str], words: Mapping
     if isinstance(model.head, EmbeddingHead):
         vectors, names = (torch.nn.functional.normalize(embed(model, tok, list(many), batch_size), dim=-1) for many in (texts, words.values()))
         return vectors @ names.T / SHARPNESS
+    check_not_by_row(model, "label_scores")
     if not isinstance(model.head, VocabularyHead):
         raise ValueError(f'a model with head "{model.head_name}"; labels are scored by a "causal", "masked" or "embedding" head: load it with one')
     if prompt.template.count("{text}") != 1 or prompt.template.count("{label}") != 1:
         raise ValueError(f"template={prompt.template!r}; it says where the text and the label stand: write {{text}} and {{label}} in it, once each")
+    if strangers := sorted({str(row[prompt.label]) for row in prompt.examples} - set(words)):
+        raise ValueError(f"examples with the label {strangers[0]!r}; an example shows one of the labels that are chosen from, {', '.join(words)}: "
+                         "correct it, or give labels={label: its words}")
     rows = [fitted(tok, prompt, text, one, words, model.config.max_len) for text in texts for one in words.values()]
     if short := sum(cut for _, _, cut in rows):
         warnings.warn(f"{short // len(words)} of {len(texts)} texts were shortened to fit into {model.config.max_len} tokens with their label", UserWarning, stacklevel=3)

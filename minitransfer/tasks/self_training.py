@@ -19,6 +19,7 @@ from typing import Any
 from ..nn.model import Model
 from ..text import Tokenizer, read_rows
 from ..text.readers import column
+from ..training.evaluate import refuse_test_split
 from .finetune import FinetuneResult, finetune
 from .predict import predict
 from .sequence import Prediction, SequenceTask
@@ -94,6 +95,7 @@ def self_train(model: Model, tok: Tokenizer, *, train: Any, unlabelled: Any, val
     asked = SequenceTask(text, pair, label)
     first, second = column(texts, text), None if pair is None else column(texts, pair)
     truth = None if gold is None else [str(value) for value in column(texts, gold)]
+    refuse_test_split(validation, arguments.get("best", asked.best))
     if validation is not None:
         check_held_out(texts, validation := read_rows(validation), asked.asks)
 

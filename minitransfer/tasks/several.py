@@ -7,7 +7,8 @@ from pathlib import Path
 from ..nn.model import Model
 from ..text import Tokenizer
 from ..transfer.named_heads import NamedHeads
-from ..transfer.peft_files import load_adapter
+from ..transfer.peft_files import CONFIG, load_adapter
+from ..weights.files import read_json
 from .predict import put_saved_head, saved_adapter, tuned_folder
 
 
@@ -16,11 +17,13 @@ def load_several(folders: Mapping[str, str | Path]) -> tuple[NamedHeads, Tokeniz
 
     Args:    folders: name of a task -> a folder that `finetune` wrote with strategy lora or adapter; all on one base.
     Returns: the tasks, none of them in use, with `.model`; and the tokenizer. `heads.use(name)`, then `predict(heads.model, tok, texts)`.
-    Raises:  ValueError for no folder, one that holds no adapter of a task, or an adapter for another base.
+    Raises:  ValueError for no folder, one that holds no adapter of a task, adapters of two kinds, or an adapter for another base.
     """
     places = {name: tuned_folder(folder) for name, folder in folders.items()}
     if not places:
         raise ValueError("load_several without a folder; it takes one or more tuned tasks: give {name: folder}")
+    if len(kinds := {str(read_json(place / CONFIG).get("peft_type")) for place in places.values()}) > 1:
+        raise ValueError(f"load_several of {' and '.join(sorted(kinds))}; one body carries several adapters of one kind: tune all tasks with lora, or all with adapter")
     base, _ = saved_adapter(next(iter(places.values())))
     heads = NamedHeads(Model.from_pretrained(base, head="none").eval())
     for name, place in places.items():

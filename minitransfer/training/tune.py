@@ -25,9 +25,9 @@ from .state import STATE, Save
 
 def as_it_is(model: Model) -> Strategy:
     """What trains in the model now goes on training; saved as the adapter it carries, or whole."""
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
     merged = any(getattr(module, "merged", False) for module in model.modules())
-    return Strategy("as it is", trains=lambda model: names, save=save_adapter if carried(model) and not merged else Model.save_pretrained)
+    return Strategy("as it is", trains=lambda model: [name for name, p in model.named_parameters() if p.requires_grad],
+                    save=save_adapter if carried(model) and not merged else Model.save_pretrained)
 
 
 def check_save(model: Model, strategy: Strategy) -> None:

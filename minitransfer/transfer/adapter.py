@@ -76,8 +76,8 @@ class Bottleneck(nn.Module):
         self.down, self.up, self.design = down, up, design
 
     def forward(self, y: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        wide = torch.promote_types(y.dtype, torch.float32)                       # what it learned is kept in float32 on any body
-        return self.up(ACTIVATIONS[self.design.activation](self.down(y.to(wide)))).to(y.dtype)
+        own = self.down.bias.dtype                                               # float32 on any body, unless the whole model was cast
+        return self.up(ACTIVATIONS[self.design.activation](self.down(y.to(own)))).to(y.dtype)
 
 
 class AdaptedLinear(NamedLinear):

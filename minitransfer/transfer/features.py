@@ -33,6 +33,7 @@ from ..nn.model import Model, Trace
 from ..text import Tokenizer, read_rows
 from ..text.readers import column
 from ..weights.files import flush, write_json
+from .named import check_not_by_row
 
 FORMAT = 1          # of the files; part of the key
 POOLINGS = ("first", "last", "mean", "each")
@@ -139,6 +140,7 @@ def features_of(model: Model, batches: Iterable[dict[str, Tensor]], reading: Rea
 
     Args:   cache: the folder of all of them; default $XDG_CACHE_HOME/minitransfer/features, or ~/.cache/minitransfer/features.
     """
+    check_not_by_row(model, "extract_features")
     rows = {row[0]: row for batch in batches for row in rows_of(batch)}
     key = hashlib.sha256(f"{FORMAT} {body_hash(model)} {reading}".encode() + b"".join(sorted(rows))).hexdigest()[:32]
     root = Path(cache) if cache is not None else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minitransfer" / "features"

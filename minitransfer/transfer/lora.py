@@ -267,11 +267,12 @@ def merge_lora(model: nn.Module, batch: dict[str, Tensor] | None = None) -> Merg
     """Add every change of the chosen adapter to its weight, in fp32, cast once; the model then costs what it cost without LoRA. `unmerge_lora` takes it back.
 
     Args:    batch: if given, the logits of this batch are compared before and after, in eval mode.
-    Raises:  ValueError if the model carries no LoRA, or none is chosen.
+    Raises:  ValueError if the model carries no LoRA, or no LoRA is chosen.
     """
     if not lora_layers(model):
         raise ValueError("merge_lora on a model without LoRA; there is nothing to merge: call add_lora or load_adapter first")
-    name = need_chosen(model, "merge_lora")
+    if not low_ranks(model, name := need_chosen(model, "merge_lora")):
+        raise ValueError(f"merge_lora with {name!r} chosen, which is no LoRA; it merges the one that answers: choose a LoRA with set_adapter")
     changed = [one for one in low_ranks(model, name).values() if not one.layer.merged]
     change = max((float((one.changed() - one.layer.weight.float()).abs().max()) for one in changed), default=0.0)
     before = eval_logits(model, batch)

@@ -111,6 +111,13 @@ def need_chosen(model: nn.Module, verb: str) -> str:
     return name
 
 
+def check_not_by_row(model: nn.Module, verb: str) -> None:
+    """Raises: ValueError if each row of a batch has an adapter of its own, where texts are put into batches in another order."""
+    if any(isinstance(layer.chosen, Rows) for layer in named_linears(model).values()):
+        raise ValueError(f"{verb} with an adapter for each row; it puts texts of like length together, so that their rows are not yours: "
+                         "call it once for each adapter, or the model itself")
+
+
 def adapter_names(model: nn.Module, name: str | None = None) -> list[str]:
     """The names of the parameters of one adapter (None: of the chosen one); a shared one goes by the first of its names."""
     name = name or chosen_adapter(model)
@@ -157,7 +164,8 @@ def use_adapter(model: Model, which: str | Sequence[str | None] | None) -> Itera
 
     Under gradient checkpointing `backward` belongs inside, too: it computes the blocks once more.
 
-    Raises: ValueError for a name that no adapter has, or a merged model; and, in the forward pass, for a batch of another number of rows.
+    Raises: ValueError for a name that no adapter has, or a merged model; in the forward pass, for a batch of another number of rows; and, with names for rows,
+            in what orders texts itself, such as `predict`.
     """
     names = [which] if which is None or isinstance(which, str) else list(which)
     check_there(model, names, "use")

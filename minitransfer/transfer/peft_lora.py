@@ -2,6 +2,7 @@
 
 A file that was read is written back unchanged. Linears of ours that share a matrix in the file but have an A each (LoRA on GPT-2's q and v) are
 written as one adapter of the summed rank, with zeros that PEFT would train; a note in the file's metadata lets us take them apart again, bit for bit.
+An A that Linears of several matrices share is written once for each; read again, each has its own.
 Differs from PEFT: dropout is drawn for each of q, k and v, where PEFT draws once for the fused input.
 """
 from __future__ import annotations
@@ -46,7 +47,7 @@ def write_lora(model: Model) -> Written:
     pairs = {name: pair for name, site in every.items() if (pair := joined(site, layers, model)) is not None}
     for name, pair in pairs.items():
         whole = ROOT + file_name(model, name, every[name].ours[0])
-        tensors |= {f"{whole}.lora_A.weight": pair.A, f"{whole}.lora_B.weight": pair.B}
+        tensors |= {f"{whole}.lora_A.weight": pair.A.clone(), f"{whole}.lora_B.weight": pair.B}
         if pair.magnitude is not None:
             tensors[f"{whole}.lora_magnitude_vector"] = pair.magnitude
     return Written(lora_config(model, next(iter(layers.values())), pairs), tensors, {name: pair.ranks for name, pair in pairs.items() if pair.ranks is not None})

@@ -197,3 +197,12 @@ def test_what_cannot_be_added_chosen_or_saved(tmp_path):
     set_adapter(model, None)
     with pytest.raises(ValueError, match="save_adapter with none of the adapters a chosen"):
         save_adapter(model, tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n", [0, 4])
+def test_a_model_that_was_cast_with_its_adapter_answers(n):
+    model, one = small(), batch()
+    add_adapter(model, size=8, hypercomplex=n)
+    want = fill(model)(**one).logits
+    assert (model.double()(**one).logits - want).abs().max() <= 1e-5 and (model.bfloat16()(**one).logits - want).abs().max() <= 0.1

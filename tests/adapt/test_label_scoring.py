@@ -95,6 +95,8 @@ def test_refused(parts):
         label_scores(model, tok, TEXTS, LABELS, Prompt("Well"))
     with pytest.raises(ValueError, match="use fewer or shorter examples"):
         label_scores(model, tok, TEXTS, LABELS, Prompt(examples=[{"text": "word " * 200, "label": "pos"}]))
+    with pytest.raises(ValueError, match="examples with the label 'other'; an example shows one of the labels that are chosen from"):
+        label_scores(model, tok, TEXTS, LABELS, Prompt(examples=[{"text": "a word", "label": "other"}]))
     with pytest.raises(ValueError, match='a model with head "none"; labels are scored by'):
         label_scores(mt.Model(model.config), tok, TEXTS, LABELS)
 

@@ -6,11 +6,14 @@ import pytest
 import torch
 
 from minitransfer import generate
+from minitransfer.generate import embed
+from minitransfer.tasks import label_scores, predict
 from minitransfer.transfer import (
     adapter_list,
     adapters_off,
     add_adapter,
     add_lora,
+    extract_features,
     load_adapter,
     merge_lora,
     remove_adapter,
@@ -23,10 +26,12 @@ from minitransfer.transfer import (
 from minitransfer.transfer.lora import lora_layers
 from minitransfer.transfer.named import adapter_names, chosen_adapter
 
+from .small import bert
 from .test_lora import GPT2, batch, small
 
 SEQUENCE, GPT2_LM = "BertForSequenceClassification", "GPT2LMHeadModel"
 ROWS = ["a", None, "b", "a", "c"]
+TEXTS = ["a good long film that felt very quiet", "dull"]
 
 
 def fill(model, std=0.3):
@@ -266,3 +271,25 @@ def test_what_is_refused():
     set_adapter(model, None)
     with pytest.raises(ValueError, match="merge_lora with none of the adapters a, b, c chosen"):
         merge_lora(model)
+    model = small()
+    add_lora(model, name="l")
+    add_adapter(model, 3, name="d")
+    with pytest.raises(ValueError, match="merge_lora with 'd' chosen, which is no LoRA"):
+        merge_lora(model)
+
+
+@pytest.mark.parametrize("head, ask", [
+    ("sequence", lambda model, tok: predict(model, tok, TEXTS)),
+    ("masked", lambda model, tok: label_scores(model, tok, TEXTS, ["good", "dull"])),
+    ("embedding", lambda model, tok: embed(model, tok, TEXTS)),
+    ("none", lambda model, tok: extract_features(model, tok, [{"text": text} for text in TEXTS], label=None)),
+])
+def test_what_orders_texts_itself_takes_no_adapter_for_each_row(head, ask, word_tok, monkeypatch, tmp_path):
+    """A longer text before a shorter one would be answered by the other's adapter."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = bert(word_tok, head)
+    add_lora(model, name="a")
+    with pytest.raises(ValueError, match="with an adapter for each row; it puts texts of like length together"), use_adapter(model, ["a", None]):
+        ask(model, word_tok)
+    with use_adapter(model, "a"):
+        assert len(ask(model, word_tok)) == len(TEXTS)

@@ -118,3 +118,10 @@ def test_what_is_refused(tok, base):
         heads.keep("mood")
     with pytest.raises(ValueError, match="load_several without a folder"):
         load_several({})
+
+
+def test_folders_of_two_kinds_are_refused_before_one_takes_the_others_place(tok, base, tmp_path):
+    for name, way in (("a", lora(r=3)), ("b", adapter(5))):
+        finetune(Model.from_pretrained(base), tok, train=TRAIN, strategy=way, out=tmp_path / name, **{**HOW, "steps": 1})
+    with pytest.raises(ValueError, match="load_several of BOTTLENECK and LORA; one body carries several adapters of one kind"):
+        load_several({name: tmp_path / name for name in "ab"})

@@ -17,6 +17,7 @@ NONE, SEQUENCE, TOKEN, MASKED = "BertModel", "BertForSequenceClassification", "B
 GPT2_LM, GPT2_SEQUENCE = "GPT2LMHeadModel", "GPT2ForSequenceClassification"
 CASES = [      # the model, what PEFT is asked for, what we are asked for
     (SEQUENCE, {"task_type": "SEQ_CLS", "target_modules": ["query", "value"]}, "q,v"),
+    (SEQUENCE, {"task_type": "SEQ_CLS", "target_modules": ["query", "key", "value"]}, "q+k+v"),      # one A for three matrices
     (TOKEN, {"task_type": "TOKEN_CLS", "target_modules": ["key", "intermediate.dense"]}, "k,up"),
     (MASKED, {"target_modules": ["query"], "modules_to_save": ["cls"]}, "q"),
     (NONE, {"target_modules": ["attention.output.dense"]}, "o"),

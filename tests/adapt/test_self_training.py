@@ -1,5 +1,6 @@
 """Self-training: what is kept, what each round reports, and that it is its rounds of finetune and predict."""
 import copy
+import json
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def test_it_stops_when_nothing_is_sure(tok):
     assert same(found.model, finetune(small.bert(tok, n_layers=1), tok, train=LABELLED, **ARGUMENTS).model)
 
 
-def test_refused(tok):
+def test_refused(tok, tmp_path):
     rows = {"train": LABELLED, "unlabelled": UNLABELLED}
     with pytest.raises(ValueError, match=r"threshold=1.01; it is the probability a label needs to be learned from: give a number above 0, at most 1"):
         self_train(small.bert(tok, n_layers=1), tok, threshold=1.01, **rows)
@@ -78,5 +79,8 @@ def test_refused(tok):
         self_train(small.bert(tok, n_layers=1), tok, rounds=0, **rows)
     with pytest.raises(ValueError, match="resume=True"):
         self_train(small.bert(tok, n_layers=1), tok, resume=True, **rows)
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, small.HELD_OUT)))
+    with pytest.raises(ValueError, match=r"test\.jsonl is a test split by its name, and best='accuracy higher'"):
+        self_train(small.bert(tok, n_layers=1), tok, validation=tmp_path / "test.jsonl", **rows)
     with pytest.raises(ValueError, match="are also training rows"):
         self_train(small.bert(tok, n_layers=1), tok, validation=UNLABELLED, **rows)

@@ -129,6 +129,7 @@ def test_a_body_without_a_vocabulary_head_gets_one_and_a_warning(head, base, tok
     with pytest.warns(UserWarning, match=f'adapt put a fresh masked head, tied to the token table, in the place of head="{head}"; it is trained with the body; '):
         result = adapt(model, tok, TEXTS, steps=15, lr=5e-3, **QUICK)
     assert model.head_name == "masked" and model.head.tokens[0] is model.embed.tokens
+    assert all(p.requires_grad for p in model.head.parameters()) and model.head.bias.any()
     assert result.after["loss"] < result.before["loss"] and not torch.equal(model.blocks[0].attn.q_proj.weight, body["blocks.0.attn.q_proj.weight"])
 
 
