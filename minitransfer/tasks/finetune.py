@@ -16,7 +16,7 @@ from ..training import TrainResult, TrainSettings, adapt
 from ..training.evaluate import refuse_test_split
 from ..training.tune import tune
 from ..transfer.base import Strategy
-from ..transfer.forgetting import Keep
+from ..transfer.forgetting import Keep, check_keep
 from ..transfer.groups import TrainableReport, trainable_report
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import write_json
@@ -128,6 +128,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     Raises:  ValueError or KeyError for rows, labels, a strategy, settings or a tokenizer that do not fit, before anything is trained;
              and what `train` raises.
     """
+    check_keep(keep)
     asked, plan = task_of(task, {"text": text, "pair": pair, "label": label}), strategy_of(strategy)
     rows = read_rows(train)
     held_out = [] if validation is None else read_rows(validation)

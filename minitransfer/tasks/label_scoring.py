@@ -54,16 +54,17 @@ class Prompt:
         return head + words + after.format(text=text), len(shown) + before.index("{text}") + len(text) if "{text}" in before else len(head), len(head)
 
 
-def label_scores(model: Model, tok: Tokenizer, texts: Sequence[str], labels: Mapping[str, str] | Sequence[str], prompt: Prompt | None = None,
+def label_scores(model: Model, tok: Tokenizer, texts: str | Sequence[str], labels: Mapping[str, str] | Sequence[str], prompt: Prompt | None = None,
                  batch_size: int = 32, calibrate: bool = False) -> list[Prediction]:
     """Which label fits each text best.
 
-    Args:    labels: label -> the words that stand for it, or the labels themselves. prompt: of a causal or masked model (default: `Prompt()`).
+    Args:    texts: a list, or one text. labels: label -> the words that stand for it, or the labels themselves. prompt: of a causal or masked model (default: `Prompt()`).
              calibrate: take out what the model answers to texts without content, which are "N/A", "[MASK]" and "" as in the paper.
     Returns: in the order of the texts.
     Raises:  ValueError for a head that cannot be asked, fewer than two labels, an example with another label, a template without {text} and {label}, or a prompt without room.
     Warns:   how many texts were shortened to fit; the label and the examples stay.
     """
+    texts = [texts] if isinstance(texts, str) else texts
     words = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
     if len(words) < 2:
         raise ValueError(f"labels={list(words)}; there must be something to choose from: give two or more")

@@ -26,6 +26,8 @@ def saved_adapter(folder: Path) -> tuple[str, dict[str, Any]]:
 
     Raises: ValueError for a folder without an adapter, or an adapter without a task.json or a base.
     """
+    if not (folder / CONFIG).is_file():
+        raise ValueError(f"{folder} holds no adapter ({CONFIG}); one is needed beside its base: tune with strategy lora or adapter, or load a whole model with load_tuned")
     base = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not (folder / "task.json").is_file() or not base:
         missing = "a task.json, which has the labels" if base else "the name of its base"

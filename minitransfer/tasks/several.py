@@ -17,8 +17,10 @@ def load_several(folders: Mapping[str, str | Path]) -> tuple[NamedHeads, Tokeniz
 
     Args:    folders: name of a task -> a folder that `finetune` wrote with strategy lora or adapter; all on one base.
     Returns: the tasks, none of them in use, with `.model`; and the tokenizer. `heads.use(name)`, then `predict(heads.model, tok, texts)`.
-    Raises:  ValueError for no folder, one that holds no adapter of a task, adapters of two kinds, or an adapter for another base.
+    Raises:  ValueError for no folder, folders without names, one that holds no adapter of a task, adapters of two kinds, or an adapter for another base.
     """
+    if not isinstance(folders, Mapping):
+        raise ValueError(f"folders={folders!r}; each task is called by a name, which heads.use takes: give {{name: folder}}")
     places = {name: tuned_folder(folder) for name, folder in folders.items()}
     if not places:
         raise ValueError("load_several without a folder; it takes one or more tuned tasks: give {name: folder}")

@@ -14,7 +14,7 @@ from ..nn.model import Model
 from ..objectives import Causal, Masked, Objective
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..transfer.base import Strategy, nothing_else
-from ..transfer.forgetting import Keep
+from ..transfer.forgetting import Keep, check_keep
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, write_json
 from .batches import Batches, Mixture, Rows
@@ -187,6 +187,7 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     Source:  Gururangan et al. 2020, "Don't Stop Pretraining".
     """
     plan = as_it_is(model) if strategy is None else strategy_of(strategy)
+    check_keep(keep)
     check_mix(mix, general)
     check_reading(plan)
     chosen = TrainSettings.from_dict(defaults({"lr": 1e-4, **plan.settings, **settings}))

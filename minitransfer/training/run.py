@@ -24,9 +24,9 @@ from .state import Progress, Save, SaveError, explained_save, identity, load_par
 from .throughput import Meter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainResult:
-    """What came out of a run. `stopped` is the limit that ended it: "steps", "epochs", "tokens", "minutes", "patience" or "interrupted"."""
+    """What came out of a run; prints as a sentence. `stopped` is the limit that ended it: "steps", "epochs", "tokens", "minutes", "patience" or "interrupted"."""
 
     steps: int
     tokens: int
@@ -41,6 +41,14 @@ class TrainResult:
     out: Path | None
     before: dict[str, float] = field(default_factory=dict)   # metrics of the model as it came; `adapt` measures them
     after: dict[str, float] = field(default_factory=dict)    # and of the model as it left
+
+    def __str__(self) -> str:
+        told = {name: f"{value:.6g}" for name, value in self.metrics.items()} | {
+            name: f"{self.before[name]:.6g} -> {value:.6g}" for name, value in self.after.items() if value != self.before.get(name, value)}
+        held_out = ", ".join(f"{name} {value}" for name, value in told.items()) or "no evaluation"
+        return f"{held_out}; {self.steps} steps, {self.tokens:,} tokens, {self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak"
+
+    __repr__ = __str__
 
 
 def make_folder(out: Path) -> None:

@@ -26,6 +26,7 @@ from ..objectives import Objective
 from ..objectives.alignment import Discriminator, coral_loss, reversal_at, reverse_gradient, vectors
 from ..objectives.base import INPUTS
 from ..text import Batches
+from ..text.stream import check_batches
 from .base import Strategy
 from .strategies import strategy as strategy_of
 
@@ -46,6 +47,8 @@ def overheard(head: nn.Module) -> Iterator[list[BodyOutput]]:
 
 def aligned(plan: Strategy, name: str, target: Batches, weight: int | float, term: Term) -> Strategy:
     """The strategy, with a term between what the head reads of the task's batch and of a batch of target text drawn from the step's generator."""
+    check_batches(target, "target")
+
     def insert(model: Model, seed: int) -> None:
         plan.insert(model, seed)
         if all(one.startswith("head.") for one in plan.trains(model)):
@@ -73,7 +76,7 @@ def coral(target: Batches, strategy: str | Strategy = "full", weight: int | floa
     Args:   target: batches of text of the target domain, as `TextBatches` makes them; labels are not read. Covariances are of one batch: 32 rows or more.
             weight: of the distance against the task's mean loss. The paper sets it so that both are about equal at the end of the run.
     Source: Sun & Saenko 2016. Deviation: on the vectors the head reads, where the paper takes its outputs.
-    Raises: ValueError for a negative weight; when applied, for a strategy that trains the head alone.
+    Raises: ValueError for a negative weight or texts that are not batches; when applied, for a strategy that trains the head alone.
     """
     if weight < 0:
         raise ValueError(f"weight={weight}; it is the strength of a pull, at least 0: give 0.0 to switch it off")
@@ -101,7 +104,7 @@ def adversarial(target: Batches, strategy: str | Strategy = "full", strength: in
             hidden: width of the discriminator; rate: its learning rate, in multiples of the run's.
     Source: Ganin et al. 2016, "Domain-Adversarial Training of Neural Networks". Deviations: Adam in the place of SGD, and a higher rate for what
             starts from nothing beside a pretrained body.
-    Raises: ValueError for a setting that is not above zero; when applied, for a strategy that trains the head alone.
+    Raises: ValueError for a setting that is not above zero or texts that are not batches; when applied, for a strategy that trains the head alone.
     """
     if min(strength, hidden, rate) <= 0:
         raise ValueError(f"strength={strength}, hidden={hidden}, rate={rate}; each has to be above zero: correct it, or leave the discriminator out")

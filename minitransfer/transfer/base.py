@@ -33,7 +33,7 @@ def nothing_else(model: Model, batches: Iterable[dict[str, Tensor]]) -> Abstract
     return nullcontext()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Strategy:
     """A way to adapt a model.
 
@@ -61,6 +61,9 @@ class Strategy:
     lm_epochs: int | float = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
     save: Callable[[Model, Path], None] = Model.save_pretrained
+
+    def __repr__(self) -> str:
+        return f"<strategy {self.name}, settings {dict(self.settings)}>"
 
     def apply(self, model: Model, seed: int = 0) -> TrainableReport:
         """Insert, and freeze what does not train. Returns: the report of what does.

@@ -5,6 +5,12 @@
     replay    L = L_task + weight L_old                                                     L_old: the old objective on old text; in `replay.py`
     mixout    L = L_task at weights of which a random part is back at its start             in `mixout.py`
 
+Old text is batches and an objective, both taken before `finetune` puts the task's head on the model:
+
+    old = PackedBatches(tokenize_corpus(tok, corpus), tok, 64, 8)
+    finetune(model, tok, train=rows, keep=ewc(fisher(model, old, Masked(tok), n=200), strength=1000))
+    finetune(model, tok, train=rows, keep=replay(old, Masked(tok), share=0.2, head=copy_of_head(model)))
+
 L_task is the mean over the targets of a step. Objectives return sums (the loop divides once), so a term P enters a batch of n targets as n P.
 Source: Li et al. 2018, "Explicit Inductive Bias for Transfer Learning with Convolutional Networks", equation 2; Kirkpatrick et al. 2017,
 "Overcoming catastrophic forgetting in neural networks", equation 3.
@@ -12,6 +18,7 @@ Source: Li et al. 2018, "Explicit Inductive Bias for Transfer Learning with Conv
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +26,11 @@ from torch import Tensor, nn
 from ..nn.model import Model
 from ..objectives import Objective
 from ..text import Batches
+from ..text.stream import check_batches
 from .groups import fresh_names
 from .wrapped import WrappedLinear, wrapped_linears
 
+PULLS = ("l2sp", "ewc", "replay", "mixout")
 Keep = Callable[[Model, Objective], Objective]      # (model as it starts, the task's objective) -> the objective to train on
 
 
@@ -60,6 +69,14 @@ def pretrained(model: Model) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters() if name not in fresh}
 
 
+def check_keep(keep: Any) -> None:
+    """Raises: ValueError for a name, a list, or a function of this page that was not called."""
+    uncalled = getattr(keep, "__name__", None) in PULLS
+    if keep is not None and (uncalled or not callable(keep)):
+        raise ValueError(f"keep={getattr(keep, '__name__', repr(keep))}; it is one of the pulls of minitransfer.transfer, called with its settings: "
+                         f"give l2sp(), mixout(), ewc(importance, strength) or replay(batches, objective)")
+
+
 def positive(**settings: int | float) -> None:
     for name, value in settings.items():
         if value < 0:
@@ -90,8 +107,9 @@ def fisher(model: Model, batches: Batches, objective: Objective, n: int, seed: i
     Args:    objective: of the old task; L_text is its sum over the targets of one text. n: texts; each costs a forward and a backward pass.
     Returns: a tensor for every parameter that requires a gradient. The model and its gradients are left as they were, in evaluation mode meanwhile.
     Source:  Kirkpatrick et al. 2017, section 2. Deviation: labels are those of the data, not drawn from the model (Kunstner et al. 2019 on the difference).
-    Raises:  ValueError for n < 1.
+    Raises:  ValueError for n < 1, or texts that are not batches.
     """
+    check_batches(batches, "batches")
     if n < 1:
         raise ValueError(f"n={n}; the information is a mean over texts: give at least 1, some hundreds are usual")
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}

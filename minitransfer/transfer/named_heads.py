@@ -44,6 +44,9 @@ class NamedHeads:
         self.tasks: dict[str, Answer] = {}
         self.use(None)
 
+    def __repr__(self) -> str:
+        return f"<NamedHeads: {', '.join(f'{name} ({one.head_name})' for name, one in self.tasks.items()) or 'no task kept yet'}>"
+
     def keep(self, name: str) -> None:
         """Remember the head and the chosen adapter as the task `name`; the model is then the base again, ready for another one.
 

@@ -14,9 +14,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
+from ..nn.heads import VocabularyHead
 from ..nn.model import Model
-from ..objectives import Objective
+from ..objectives import Causal, Masked, Objective
 from ..text import Batches
+from ..text.stream import check_batches
 from .forgetting import Keep, positive
 
 
@@ -58,15 +60,20 @@ def replay(batches: Batches, objective: Objective, weight: int | float | None = 
             weight: of the old mean loss against the task's; None: 1, or share / (1 - share), so that an old row counts as much as a new one.
             head: what the old objective asks: `copy_of_head(model)`, taken before `finetune` puts the task's head in its place; None if both are asked of
             one head.
-    Raises: ValueError for a negative weight or a share out of range.
+    Raises: ValueError for a negative weight, a share out of range, or texts that are not batches; when the run starts, for raw text without a vocabulary head.
     """
     if share is not None and not 0 <= share < 1:
         raise ValueError(f"share={share}; it is the part of the rows that are old, at least 0 and below 1: 0.1 to 0.5 are usual")
     beside = None if share is None else Fraction(str(share)) / (1 - Fraction(str(share)))        # old rows for each row of the task
     strength = weight if weight is not None else 1.0 if beside is None else float(beside)
     positive(weight=strength)
+    check_batches(batches, "batches")
 
     def keep(model: Model, task: Objective) -> Objective:
+        if head is None and isinstance(objective, Masked | Causal) and not isinstance(model.head, VocabularyHead):
+            raise ValueError(f'replay of raw text, and a model with head="{model.head_name}"; the old objective asks a head over the vocabulary: '
+                             "take copy_of_head(model) before finetune, and give replay(..., head=that)")
+
         def loss(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
             total, n = task(model, batch, generator)
             if beside is None:

@@ -217,5 +217,8 @@ def test_refused(tok):
         with pytest.raises(ValueError, match=f"{name} around strategy 'head', which trains nothing below the head"):
             finetune(model, tok, train=small.TRAIN, strategy=way, **small.QUICK)
         assert not hasattr(model, "discriminator")
+    for way in (coral, adversarial):
+        with pytest.raises(ValueError, match="target is a list, and no batches of token ids"):
+            way(small.rows(23, 6))
     with pytest.raises(ValueError, match="no strategy is called 'lorra'"):
         coral(target, "lorra")

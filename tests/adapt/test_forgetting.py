@@ -12,7 +12,7 @@ from minitransfer.training import train
 from minitransfer.training.settings import TrainSettings
 from minitransfer.training.tune import tune
 from minitransfer.transfer import full, lora, mixout
-from minitransfer.transfer.forgetting import ewc, fisher, l2sp, penalised, seen, squared_distance
+from minitransfer.transfer.forgetting import check_keep, ewc, fisher, l2sp, penalised, seen, squared_distance
 from minitransfer.transfer.replay import answering_with, copy_of_head, replay
 from tests.unit.tiny import bert, gpt2, moved
 
@@ -189,6 +189,32 @@ def test_refused():
             replay(Same(rows(2)), supervised, share=share)
     with pytest.raises(ValueError, match='copy_of_head of a model with head="none"'):
         copy_of_head(mt.Model(bert(), "none"))
+
+
+def test_a_pull_that_is_none_is_refused_before_anything_is_read():
+    said = "keep={}; it is one of the pulls of minitransfer.transfer, called with its settings"
+    for keep, name in (("l2sp", "'l2sp'"), ([], r"\[\]"), (ewc, "ewc"), (replay, "replay"), (mixout, "mixout")):
+        with pytest.raises(ValueError, match=said.format(name)):
+            check_keep(keep)
+    check_keep(None), check_keep(l2sp()), check_keep(mixout())
+    tok = mt.Tokenizer.from_pretrained("mini-bert")
+    for start in (lambda: mt.finetune(classifier(), tok, train="no such file", keep=l2sp), lambda: mt.adapt(classifier(), tok, "no such file", keep=l2sp)):
+        with pytest.raises(ValueError, match=said.format("l2sp")):
+            start()
+
+
+def test_texts_and_rows_are_no_batches():
+    for given in ("a text", ["a text", "another"], [{"text": "a text"}], []):
+        for ask in (lambda given=given: replay(given, supervised), lambda given=given: fisher(classifier(), given, supervised, 1)):
+            with pytest.raises(ValueError, match=rf"batches is a {type(given).__name__}, and no batches of token ids"):
+                ask()
+
+
+def test_replay_of_raw_text_asks_for_the_head_that_reads_it():
+    old = Same({"input_ids": rows(3)["input_ids"]})
+    with pytest.raises(ValueError, match='replay of raw text, and a model with head="sequence"; the old objective asks a head over the vocabulary'):
+        replay(old, Causal())(classifier(), supervised)
+    assert callable(replay(old, Causal())(mt.Model(gpt2(), "causal"), supervised))
 
 
 def test_under_lora_ewc_weighs_what_each_weight_was_moved():

@@ -48,6 +48,10 @@ def test_scores_are_mean_log_likelihoods(parts, tmp_path):
         assert answer.label == list(LABELS)[int(expected.argmax())] and answer.probability == max(answer.probabilities.values())
 
 
+def test_one_text_is_one_text(parts):
+    assert label_scores(*parts, TEXTS[0], LABELS) == label_scores(*parts, TEXTS[:1], LABELS)
+
+
 def test_rows_do_not_depend_on_their_batch(parts):
     model, tok = parts
     together, alone = label_scores(model, tok, TEXTS, LABELS), [label_scores(model, tok, [text], LABELS, batch_size=1)[0] for text in TEXTS]

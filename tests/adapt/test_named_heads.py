@@ -106,7 +106,9 @@ def test_what_is_refused(tok, base):
     with pytest.raises(ValueError, match="no task is called 'mood'; there are none: use one of these"):
         heads.use("mood")
     finetune(heads.model, tok, train=TRAIN, strategy="head", steps=1, batch_size=12, **QUICK)
+    assert repr(heads) == "<NamedHeads: no task kept yet>"
     heads.keep("mood")
+    assert repr(heads) == "<NamedHeads: mood (sequence)>"
     with pytest.raises(ValueError, match="a task named 'mood' is kept already"):
         heads.keep("mood")
     add_prefix(heads.model, 3)
@@ -118,6 +120,8 @@ def test_what_is_refused(tok, base):
         heads.keep("mood")
     with pytest.raises(ValueError, match="load_several without a folder"):
         load_several({})
+    with pytest.raises(ValueError, match=r"holds no adapter \(adapter_config.json\); one is needed beside its base"):
+        load_several({"mood": base})
 
 
 def test_folders_of_two_kinds_are_refused_before_one_takes_the_others_place(tok, base, tmp_path):

@@ -150,6 +150,8 @@ def test_adaptation_reports_the_domain_and_the_general_text_before_and_after(tok
     result = adapt(model, tok, TEXTS, Masked(tok, 0.3), general=GENERAL, out=tmp_path / "run", steps=80, lr=5e-3, **QUICK)
     assert result.before.keys() == result.after.keys() == {"loss", "perplexity", "targets", "unigram_loss", "general_loss"}
     assert result.after["loss"] < result.before["loss"] - 0.3 and result.after["general_loss"] > result.before["general_loss"] + 0.3
+    assert str(general).startswith(f"loss {general.metrics['loss']:.6g}, perplexity ") and f"; 80 steps, {general.tokens:,} tokens, " in str(general)
+    assert f"general_loss {result.before['general_loss']:.6g} -> {result.after['general_loss']:.6g};" in str(result) and repr(result) == str(result)
     assert general.before == {} and result.after["loss"] == pytest.approx(result.best["value"])
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["before"] == result.before and manifest["after"] == result.after
