@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..nn.model import Model
 from ..objectives import Objective
-from .groups import TrainableReport, set_trainable, trainable_report
+from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
 
 
 def nothing(model: Model, seed: int) -> None:
@@ -21,6 +21,15 @@ def nothing(model: Model, seed: int) -> None:
 def one_rate(model: Model) -> Callable[[str], float]:
     """Every parameter at the run's learning rate."""
     return lambda name: 1.0
+
+
+def with_gentle_pooler(lr: float) -> Callable[[Model], Callable[[str], float]]:
+    """Every parameter at the run's learning rate, but a pooler that starts fresh at 1e-3 where the rate is `lr`: at rates that suit a head alone or a
+    prefix its tanh is soon at its ends, where all texts look alike."""
+    def rate(model: Model) -> Callable[[str], float]:
+        fresh = {name for name in fresh_names(model) if name.startswith("pooler.")}
+        return lambda name: 1e-3 / lr if name in fresh else 1.0
+    return rate
 
 
 def unchanged(model: Model, objective: Objective) -> Objective:

@@ -111,3 +111,14 @@ def test_bitfit_counts_as_published():
 def test_a_body_without_biases(word_tok):
     with pytest.raises(ValueError, match=r"strategy 'bitfit' on a body without biases; .* choose lora, last:2 or full"):
         strategy("bitfit").apply(without_biases(bert(word_tok)))
+
+
+@pytest.mark.parametrize("name", ["head", "features", "bitfit", "ia3", "prefix", "soft_prompt", "compacter"])
+def test_a_fresh_pooler_learns_at_its_own_rate(name, word_tok):
+    """The rate that suits a prefix drives a fresh pooler's tanh to its ends; a pooler of the checkpoint keeps the run's rate, where it trains at all."""
+    chosen, model = strategy(name), bert(word_tok)
+    chosen.apply(model)
+    rate = chosen.rate(model)
+    assert chosen.settings["lr"] * rate("pooler.weight") == pytest.approx(1e-3) and rate("head.classifier.weight") == 1.0
+    model.load_report = LoadReport("x", loaded=["pooler.weight", "pooler.bias"])
+    assert chosen.rate(model)("pooler.bias") == 1.0

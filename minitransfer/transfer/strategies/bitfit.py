@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 from ...nn.model import Model
-from ..base import Strategy
+from ..base import Strategy, with_gentle_pooler
 from ..groups import fresh_names
+
+LR = 1e-2
 
 
 def biases(model: Model) -> list[str]:
@@ -20,4 +22,4 @@ def bitfit() -> Strategy:
     Saved as a whole model. Raises: ValueError, when applied, for a body without biases.
     Source: Ben Zaken et al. 2022, equation 1. Deviation: all biases of the body, the pooler's with them, and no choice among them.
     """
-    return Strategy("bitfit", trains=lambda model: {*biases(model), *fresh_names(model)}, settings={"lr": 1e-2})
+    return Strategy("bitfit", trains=lambda model: {*biases(model), *fresh_names(model)}, settings={"lr": LR}, rate=with_gentle_pooler(LR))

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..base import Strategy
+from ..base import Strategy, with_gentle_pooler
 from .adapter import adapter
+
+LR = 1e-2
 
 
 def compacter(size: int = 24, n: int = 4, rank: int = 1, placement: str = "houlsby", activation: str = "gelu", name: str = "default") -> Strategy:
@@ -12,4 +14,4 @@ def compacter(size: int = 24, n: int = 4, rank: int = 1, placement: str = "houls
 
     With placement="pfeiffer" it is what the paper calls Compacter++. See `add_adapter`; the adapter and the head are saved.
     """
-    return replace(adapter(size, placement, activation, name, hypercomplex=n, rank=rank), name="compacter", settings={"lr": 1e-2})
+    return replace(adapter(size, placement, activation, name, hypercomplex=n, rank=rank), name="compacter", settings={"lr": LR}, rate=with_gentle_pooler(LR))

@@ -8,9 +8,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ...nn.model import Model
-from ..base import Strategy
+from ..base import Strategy, with_gentle_pooler
 from ..features import features_of, reading_of, remembered
 from ..groups import fresh_names
+
+LR = 1e-2
 
 
 def features(cache: str | Path | None = None) -> Strategy:
@@ -25,4 +27,4 @@ def features(cache: str | Path | None = None) -> Strategy:
         reading = reading_of(model)
         with remembered(model, features_of(model, batches, reading, cache), reading):
             yield
-    return Strategy("features", trains=fresh_names, settings={"lr": 1e-2}, during=once)
+    return Strategy("features", trains=fresh_names, settings={"lr": LR}, rate=with_gentle_pooler(LR), during=once)

@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 from ...nn.model import Model
-from ..base import Strategy
+from ..base import Strategy, with_gentle_pooler
 from ..groups import fresh_names, layer_groups
+
+LR = 1e-2
 
 
 def full() -> Strategy:
@@ -13,7 +15,7 @@ def full() -> Strategy:
 
 def head() -> Strategy:
     """Only the head trains, on a frozen body: a linear probe. A pooler trains along if the checkpoint had none."""
-    return Strategy("head", trains=fresh_names, settings={"lr": 1e-2})
+    return Strategy("head", trains=fresh_names, settings={"lr": LR}, rate=with_gentle_pooler(LR))
 
 
 def last(k: int) -> Strategy:

@@ -1,10 +1,12 @@
 """Prefix tuning as a strategy. The method itself is in `transfer/prefix.py`, its files in `transfer/peft_kinds.py`."""
 from __future__ import annotations
 
-from ..base import Strategy
+from ..base import Strategy, with_gentle_pooler
 from ..groups import fresh_names
 from ..peft_files import save_adapter
 from ..prefix import add_prefix, prefix_names
+
+LR = 3e-2
 
 
 def prefix(length: int = 20) -> Strategy:
@@ -12,4 +14,4 @@ def prefix(length: int = 20) -> Strategy:
     saved as a PEFT adapter."""
     return Strategy(
         "prefix", insert=lambda model, seed: add_prefix(model, length, seed), ahead=length,
-        trains=lambda model: {*prefix_names(model), *fresh_names(model)}, settings={"lr": 3e-2}, save=save_adapter)
+        trains=lambda model: {*prefix_names(model), *fresh_names(model)}, settings={"lr": LR}, rate=with_gentle_pooler(LR), save=save_adapter)
