@@ -24,12 +24,12 @@ def load_several(folders: Mapping[str, str | Path]) -> tuple[NamedHeads, Tokeniz
     places = {name: tuned_folder(folder) for name, folder in folders.items()}
     if not places:
         raise ValueError("load_several without a folder; it takes one or more tuned tasks: give {name: folder}")
+    told = {name: saved_adapter(place) for name, place in places.items()}
     if len(kinds := {str(read_json(place / CONFIG).get("peft_type")) for place in places.values()}) > 1:
         raise ValueError(f"load_several of {' and '.join(sorted(kinds))}; one body carries several adapters of one kind: tune all tasks with lora, or all with adapter")
-    base, _ = saved_adapter(next(iter(places.values())))
-    heads = NamedHeads(Model.from_pretrained(base, head="none").eval())
+    heads = NamedHeads(Model.from_pretrained(next(iter(told.values()))[0], head="none").eval())
     for name, place in places.items():
-        put_saved_head(heads.model, saved_adapter(place)[1])
+        put_saved_head(heads.model, told[name][1])
         load_adapter(heads.model, place, name=name)
         heads.keep(name)
     return heads, Tokenizer.from_pretrained(next(iter(places.values())))

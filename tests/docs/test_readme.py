@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from minitransfer.bench.transfer.table import summaries, table
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -45,3 +47,10 @@ def test_every_speed_is_a_committed_measurement():
     assert rows, "the README has no table of speeds"
     for name, ratio in rows:
         assert f"{lines[name]['ratio']:.2f}" == ratio, name
+
+
+def test_every_figure_of_tuning_is_a_committed_measurement():
+    """The README's tables are those that `bench transfer` makes of its committed lines."""
+    found = json.loads((ROOT / "minitransfer/bench/results/transfer_cpu.json").read_text(encoding="utf-8"))
+    made = table(found | {"sets": summaries(found["lines"])})
+    assert made.count("\n") > 20 and made in README
