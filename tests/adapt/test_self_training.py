@@ -23,6 +23,7 @@ def same(a, b) -> bool:
     return all(torch.equal(t, b.state_dict()[name]) for name, t in a.state_dict().items())
 
 
+@pytest.mark.slow
 def test_rounds_by_hand(tok):
     """Two rounds are three calls of finetune, each from the same model, with the predictions of the one before between them."""
     model = small.bert(tok, n_layers=1)
@@ -55,6 +56,7 @@ def test_what_is_sure():
     assert sure(found[::2], 0.8, balanced=True) == [] == sure([], 0.5, balanced=True)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits(tok, tmp_path):
     settings = {"train": LABELLED, "unlabelled": UNLABELLED, "threshold": 0.5, "rounds": 1, "balanced": True, **ARGUMENTS}
     one, two, other = (self_train(small.bert(tok, n_layers=1, dropout=0.1), tok, seed=seed, out=folder, **settings) for seed, folder in ((1, tmp_path), (1, None), (2, None)))

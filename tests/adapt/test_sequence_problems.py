@@ -145,6 +145,7 @@ def test_the_threshold_is_saved(tok, tmp_path):
     assert predict(tmp_path, texts=["a"])[0].labels == sorted(TOPICS)
 
 
+@pytest.mark.slow
 def test_numbers(tok, tmp_path):
     result = finetune(body(tok), tok, "regression", train=TRAIN, validation=HELD_OUT, pair="other", label="score", out=tmp_path, lr=3e-3, epochs=6, batch_size=16,
                       **QUICK)

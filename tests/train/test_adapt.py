@@ -163,6 +163,7 @@ def test_a_head_with_weights_of_a_task_is_not_thrown_away(base, tok):  # noqa: F
 
 # ---- strategies ------------------------------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_through_lora_the_result_is_an_adapter_on_which_a_task_adapter_stands(base, tok, tmp_path):  # noqa: F811
     """Domain adapter, saved apart; merged into the body; a task's LoRA on top, whose folder alone is enough to predict."""
     model = mt.Model.from_pretrained(base)

@@ -144,6 +144,7 @@ def test_pretraining_goes_on_after_ctrl_c_and_notices_another_corpus(tok, tmp_pa
     assert same(weights(whole), weights(again))
 
 
+@pytest.mark.slow
 def test_adaptation_reports_the_domain_and_the_general_text_before_and_after(tok, tmp_path):
     model = bert(vocab_size=tok.vocab_size)
     general = pretrain(model, tok, GENERAL * 5, Masked(tok, 0.3), steps=80, lr=1e-2, **QUICK)
