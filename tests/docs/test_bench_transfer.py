@@ -110,6 +110,21 @@ def test_what_is_there_is_not_run_again(monkeypatch, tmp_path):
     assert asked == [("full", 0), ("full", 2)]
 
 
+def test_a_study_goes_on_where_it_was_cut_off(monkeypatch, tmp_path):
+    trained = []
+    monkeypatch.setattr(studies, "adapted", lambda folder, name, domain, quick: (tmp_path, {}))
+    monkeypatch.setattr(studies, "texts", lambda *given, **named: [])
+    monkeypatch.setattr(studies, "baseline", lambda *given, **named: type("Found", (), {"metrics": {"accuracy": 0.5}}))
+    monkeypatch.setattr(Set, "read", lambda one, quick=False, drawn=0: ([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}], []))
+    monkeypatch.setattr(studies, "start", lambda *given, **named: None)
+    monkeypatch.setattr(studies, "tune", lambda one, model, rows, held_out, seed, strategy, **more: trained.append((strategy, seed)))
+    monkeypatch.setattr(studies, "read", lambda one, result: {"value": 1.0})
+    one, known = replace(SETS["imdb_100"], seeds=2), {("adapt", 0), ("logistic", 0), ("full", 0), ("lora", 0)}
+    found = [(each["method"], each["seed"]) for each in job.lines(one, "ours", known, tmp_path, quick=False)]
+    assert trained == [("ulmfit", 0), ("lora", 0), ("full", 1), ("lora", 1), ("ulmfit", 1), ("lora", 1)]
+    assert found == [("ulmfit", 0), ("adapt + lora", 0), ("logistic", 1), ("full", 1), ("lora", 1), ("ulmfit", 1), ("adapt + lora", 1)]
+
+
 def line(side: str, method: str, seed: int, value: float, **more) -> dict:
     return {"set": "sst2", "side": side, "method": method, "seed": seed, "value": value, "seconds": 2.0 + seed, "trainable": 7, **more}
 

@@ -33,7 +33,7 @@ def runs(one: Set, side: str, quick: bool) -> list[tuple[str, int]]:
 
 def lines(one: Set, side: str, done: set[tuple[str, int]], folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
     if one.name in STUDIES:
-        yield from STUDIES[one.name](one, folder, quick)
+        yield from (line for line in STUDIES[one.name](one, folder, quick, done) if (line["method"], line["seed"]) not in done)
     for method, seed in [] if one.name in STUDIES else runs(one, side, quick):
         if (method, seed) not in done:
             yield {"method": method, "seed": seed, **(ours if side == "ours" else twin).run(one, method, seed, quick)}

@@ -21,6 +21,7 @@ from ...weights.files import read_json
 from .ours import NEVER, of_metrics, read, start, tune
 from .sets import Set, body, data_folder
 
+Done = set[tuple[str, int]]                         # method and seed of what was measured before
 GENERAL, GENERAL_HELD_OUT = "wikipedia_en/train.jsonl.gz", "wikipedia_en/validation.jsonl.gz"
 LENGTH, HEAD_ROWS, GENERAL_TEXTS = 64, 32, 40      # tokens a row; rows a step; articles of general text whose loss is measured
 
@@ -51,7 +52,7 @@ def adapted(folder: Path, name: str, domain: list[str], quick: bool) -> tuple[Pa
     return out / "model", {when: {loss: kept[when][loss] for loss in ("loss", "general_loss")} for when in ("before", "after")}
 
 
-def few_labels(one: Set, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
+def few_labels(one: Set, folder: Path, quick: bool, done: Done) -> Iterator[dict[str, Any]]:
     """100 labels and 3,000 reviews without: everything at once, ULMFiT, going on pretraining and then LoRA, a bag of words."""
     domain = texts("imdb/unlabelled.jsonl.gz", most=60 if quick else None)
     source, losses = adapted(folder, "imdb", domain, quick)
@@ -62,10 +63,11 @@ def few_labels(one: Set, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
         found = baseline("logistic", rows, held_out)
         yield {"method": "logistic", "seed": seed, **of_metrics(one, found.metrics)}
         for method, strategy, of in (("full", "full", None), ("lora", "lora", None), ("ulmfit", "ulmfit", source), ("adapt + lora", "lora", source)):
-            yield {"method": method, "seed": seed, **read(one, tune(one, start(one, labels, seed, source=of), rows, held_out, seed, strategy, **few(quick)))}
+            if (method, seed) not in done:
+                yield {"method": method, "seed": seed, **read(one, tune(one, start(one, labels, seed, source=of), rows, held_out, seed, strategy, **few(quick)))}
 
 
-def domain_first(one: Set, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
+def domain_first(one: Set, folder: Path, quick: bool, done: Done) -> Iterator[dict[str, Any]]:
     """Directly, or after masked pretraining on the answers of the whole set."""
     rows, held_out = one.read(quick)
     source, losses = adapted(folder, "medquad", texts(one.train, one.task.text, 60 if quick else None), quick)
@@ -74,10 +76,11 @@ def domain_first(one: Set, folder: Path, quick: bool) -> Iterator[dict[str, Any]
     yield {"method": "logistic", "seed": 0, **of_metrics(one, found.metrics)}
     for seed in range(1 if quick else one.seeds):
         for method, of in (("direct", None), ("adapt first", source)):
-            yield {"method": method, "seed": seed, **read(one, tune(one, start(one, one.task.labels(rows, held_out), seed, source=of), rows, held_out, seed, **few(quick)))}
+            if (method, seed) not in done:
+                yield {"method": method, "seed": seed, **read(one, tune(one, start(one, one.task.labels(rows, held_out), seed, source=of), rows, held_out, seed, **few(quick)))}
 
 
-def long_run(one: Set, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
+def long_run(one: Set, folder: Path, quick: bool, done: Done) -> Iterator[dict[str, Any]]:
     """Many epochs at a high rate against a few at a low one: after each, training loss, validation accuracy, and the masked loss on general text.
 
     The head that is asked for the masked loss is the one trained on the frozen body; only the body moves.
@@ -87,6 +90,8 @@ def long_run(one: Set, folder: Path, quick: bool) -> Iterator[dict[str, Any]]:
     general = PackedBatches(tokenize_corpus(tok, texts(GENERAL_HELD_OUT, most=5 if quick else GENERAL_TEXTS)), tok, LENGTH, HEAD_ROWS, causal=False)
     loss = held_out_loss(general, Masked(tok))
     for method, epochs, lr in (("20 epochs", one.epochs, one.lr), ("3 epochs", 3, one.lr / 10)):
+        if (method, 0) in done:
+            continue
         model, steps = Model.from_pretrained(source), -(-len(rows) // one.batch_size)
         at_end: list[float] = []
         head, precision = copy_of_head(model), Precision("auto", model)
