@@ -83,7 +83,7 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
         for name, child in linears.items():
             setattr(module, name, packed([child], dtype))
     if isinstance(fast.head, VocabularyHead):
-        fast.head.output = PackedLinear(fast.head.tokens[0].weight, fast.head.bias, dtype)
+        fast.head.output = PackedLinear(fast.head.matrix, fast.head.bias, dtype)
     PACKED[model] = (state, fast)
     return fast
 

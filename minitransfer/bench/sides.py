@@ -81,7 +81,7 @@ def peer_model(config: ModelConfig, head: str) -> Any:
     from transformers.utils import logging
     logging.set_verbosity_error()
     torch.manual_seed(0)
-    described = transformers.AutoConfig.for_model(**written_as(config).config_to_hf(config))
+    described = transformers.AutoConfig.for_model(**written_as(config).write(config))
     return (transformers.AutoModelForCausalLM if head == "causal" else transformers.AutoModelForMaskedLM).from_config(described)
 
 

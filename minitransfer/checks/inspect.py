@@ -84,7 +84,7 @@ def attempted(read: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str,
 
 def head_of(hf: dict) -> str:
     architecture = (hf.get("architectures") or [""])[0]
-    return FAMILIES[hf["model_type"]].HEADS.get(architecture, "none") if hf.get("model_type") in FAMILIES else "unknown"
+    return FAMILIES[hf["model_type"]].heads.get(architecture, "none") if hf.get("model_type") in FAMILIES else "unknown"
 
 
 def model_facts(folder: Path) -> dict[str, Any]:

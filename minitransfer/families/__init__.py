@@ -1,21 +1,85 @@
 """One page per family: what it chooses, how its config and its weights are named.
 
-A page has MODEL_TYPE, PREFIX (of body names in files with a head), HEADS (class name in the file -> head), REQUIRED (facts a config must have for
-our maths to be its maths), RENAMED (endings of old files), WEIGHTS, LORA_TARGETS, config_from_hf and config_to_hf.
+A page has
+    MODEL_TYPES     model_type in config.json -> what the names of its classes begin with
+    HEADS           what they end with -> head
+    PREFIX          of body names in files with a head; ODD_PREFIXES, if there are any: of single classes
+    REQUIRED        facts a config must have for our maths to be its maths
+    RENAMED         endings of old files -> endings of today's
+    LORA_TARGETS    module names that PEFT files use -> ours
+    config_from_hf, config_to_hf    a config.json as ModelConfig, and back for one of the model types
+    weights         the table of names for a config
 """
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from types import ModuleType
 
 from ..config import ModelConfig
-from . import bert, gpt2
+from . import bert, gpt2, llama, roberta
+from .rules import Table
 
-FAMILIES: dict[str, ModuleType] = {page.MODEL_TYPE: page for page in (bert, gpt2)}
+PAGES = (bert, gpt2, roberta, llama)
+SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale"}     # fields where None stands for a value
 
 
-def find(model_type: str | None) -> ModuleType:
-    """The page of a family. Raises: KeyError that lists the families there are."""
+@dataclass(frozen=True)
+class Family:
+    """A page, read for one of its model types."""
+
+    model_type: str
+    page: ModuleType
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """Class name in a config.json -> head."""
+        return {self.page.MODEL_TYPES[self.model_type] + ending: head for ending, head in self.page.HEADS.items()}
+
+    def prefix(self, head: str) -> str:
+        """What stands before the names of the body in the files of a model with this head."""
+        name = next((name for name, one in self.heads.items() if one == head), "")
+        return getattr(self.page, "ODD_PREFIXES", {}).get(name, self.page.PREFIX)
+
+    def weights(self, c: ModelConfig) -> Table:
+        return self.page.weights(c)
+
+    def read(self, hf: dict) -> ModelConfig:
+        """The architecture a config.json describes.
+
+        Raises: KeyError for a missing field, ValueError that names the field for a variant whose maths we do not have.
+        """
+        for name, value in self.page.REQUIRED.items():
+            if hf.get(name, value) != value:
+                raise ValueError(f"{name}={hf[name]!r} in config.json; our {self.model_type} computes {name}={value!r} only: use another checkpoint")
+        try:
+            return self.page.config_from_hf({"model_type": self.model_type} | hf)
+        except KeyError as e:
+            raise KeyError(f"config.json of a {self.model_type} model without {e}; needed are the fields transformers writes: "
+                           "take the config.json that belongs to the weights") from None
+
+    def write(self, c: ModelConfig) -> dict:
+        """The config.json of this family that comes nearest to `c`."""
+        return {"model_type": self.model_type, **self.page.config_to_hf(c, self.model_type), **self.page.REQUIRED}
+
+    def differences(self, c: ModelConfig) -> list[str]:
+        """What is lost when `c` is written as a config.json of this family and read again."""
+        try:
+            again = self.read(self.write(c))
+        except (ValueError, KeyError) as e:                                      # not a shape this family can have
+            return [str(e).split(";")[0]]
+
+        def value(config: ModelConfig, name: str):
+            return config.rate(name) if name.endswith("_dropout") else getattr(config, SAID.get(name, name))
+
+        return [f"{name}={value(c, name)!r} (has {value(again, name)!r})" for name in c.to_dict() if value(c, name) != value(again, name)]
+
+
+FAMILIES: dict[str, Family] = {model_type: Family(model_type, page) for page in PAGES for model_type in page.MODEL_TYPES}
+
+
+def find(model_type: str | None) -> Family:
+    """The family of a model type. Raises: KeyError that lists those there are."""
     if model_type not in FAMILIES:
         near = difflib.get_close_matches(str(model_type), FAMILIES, 1)
         raise KeyError(f"model_type {model_type!r} in config.json; known are {', '.join(FAMILIES)}"
@@ -23,43 +87,22 @@ def find(model_type: str | None) -> ModuleType:
     return FAMILIES[model_type]
 
 
-def read_config(hf: dict) -> tuple[ModuleType, ModelConfig]:
-    """The family and the architecture that a config.json describes.
-
-    Raises: KeyError for an unknown family or a missing field, ValueError for a variant whose maths we do not have.
-    """
+def read_config(hf: dict) -> tuple[Family, ModelConfig]:
+    """The family and the architecture that a config.json describes. Raises: KeyError for an unknown family, and as `Family.read`."""
     family = find(hf.get("model_type"))
-    for name, value in family.REQUIRED.items():
-        if hf.get(name, value) != value:
-            raise ValueError(f"{name}={hf[name]!r} in config.json; our {family.MODEL_TYPE} computes {name}={value!r} only: use another checkpoint")
-    try:
-        return family, family.config_from_hf(hf)
-    except KeyError as e:
-        raise KeyError(f"config.json of a {family.MODEL_TYPE} model without a value we know for {e}; needed are the fields transformers writes: "
-                       "take the config.json that belongs to the weights") from None
+    return family, family.read(hf)
 
 
-def written_as(c: ModelConfig) -> ModuleType:
+def written_as(c: ModelConfig) -> Family:
     """The family whose files can say exactly this architecture.
 
-    Raises: ValueError that names, for each family, the fields in which it differs: such a model can run, but not be saved in a standard layout.
+    Raises: ValueError that names, for the nearest families, the fields in which it differs: such a model can run, but not be saved in a standard layout.
     """
-    misfits = []
+    misfits: dict[str, list[str]] = {}
     for family in FAMILIES.values():
-        if not (differences := differing_fields(family, c)):
+        if not (differences := family.differences(c)):
             return family
-        misfits.append(f"  {family.MODEL_TYPE}: {', '.join(differences)}")
-    raise ValueError("no family's files can describe this architecture; it differs from each in\n" + "\n".join(misfits)
-                     + "\nchange the fields of one of these lines")
-
-
-def differing_fields(family: ModuleType, c: ModelConfig) -> list[str]:
-    """What is lost when `c` is written as a config.json of this family and read again."""
-    if c.activation not in family.ACTIVATIONS.values():
-        return [f"activation={c.activation!r} (has {', '.join(sorted(set(family.ACTIVATIONS.values())))})"]
-    again = family.config_from_hf(family.config_to_hf(c))
-    
-    def value(config: ModelConfig, name: str):
-        return config.rate(name) if name.endswith("_dropout") else getattr(config, {"n_kv_heads": "kv_heads"}.get(name, name))
-
-    return [f"{name}={value(c, name)!r} (has {value(again, name)!r})" for name in c.to_dict() if value(c, name) != value(again, name)]
+        misfits[family.model_type] = differences
+    nearest = sorted(misfits, key=lambda name: len(misfits[name]))[:3]
+    raise ValueError("no family's files can describe this architecture; it differs from the nearest in\n"
+                     + "\n".join(f"  {name}: {', '.join(misfits[name])}" for name in nearest) + "\nchange the fields of one of these lines")

@@ -6,11 +6,14 @@ so one table both loads and saves.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
 from torch import Tensor, cat
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
+               "quick_gelu": "quick_gelu"}                         # name in a config.json -> ours; of two with one meaning the first is written
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,31 @@ class Ignored:
 
     theirs: str
     why: str
+
+
+def activation(hf: dict, field: str, default: str) -> str:
+    """Our name of the activation that a config.json gives in `field`. Raises: ValueError that names the field for one we do not have."""
+    name = hf.get(field) or default
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{field}={name!r} in config.json; we compute {', '.join(ACTIVATIONS)}: use another checkpoint")
+    return ACTIVATIONS[name]
+
+
+def spelling(ours: str) -> str:
+    """How a config.json spells an activation of ours."""
+    return next(theirs for theirs, name in ACTIVATIONS.items() if name == ours)
+
+
+Table = list[Rule | Tied | Ignored]
+
+
+def spelled(table: Table, head: str, n_blocks: int) -> Iterator[tuple[str, Rule, list[str]]]:
+    """Each rule that is for this head, once for every block: their name, the rule, our names. A block may lack what another has."""
+    for rule in table:
+        if isinstance(rule, Rule) and (not rule.heads or head in rule.heads):
+            for i in range(n_blocks) if "{i}" in rule.theirs else [None]:
+                theirs, ours = rule.names(i)
+                yield theirs, rule, ours
 
 
 @cache

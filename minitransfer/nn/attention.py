@@ -6,7 +6,7 @@ import math
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ..config import ModelConfig, choose
 from ..ops.dense_attention import dense_attention
@@ -15,33 +15,41 @@ from ..ops.linear import Linear
 from ..ops.tiled_attention import tiled_attention
 from .cache import LayerCache
 from .masks import Mask
+from .norms import RMSNorm
+from .positions import Rotation, rotate
 
 BACKENDS = ("auto", "reference", "tiled", "sdpa")
 
 
 def attend(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"],
-           mask: Bool[Tensor, "#B #H T S"], rate: float = 0.0) -> tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
-    """softmax(q k^T / sqrt(Dh)) v over the positions the mask allows.
+           mask: Bool[Tensor, "#B #H T S"], rate: float = 0.0,
+           bias: Float[Tensor, "#B H T S"] | None = None) -> tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B H T S"], Float[Tensor, "B H T S"]]:
+    """softmax(q k^T / sqrt(Dh) + bias) v over the positions the mask allows.
 
     Returns: the mixed values, the attention probabilities, the scores (-inf where the mask forbids).
              A query that may look nowhere gets zeros, not NaN.
     Source:  Vaswani et al. 2017, equation 1.
     """
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                    # (B, H, T, S)
+    if bias is not None:
+        scores = scores + bias
     scores = scores.masked_fill(~mask, -math.inf)
     finite = scores.masked_fill(~mask.any(-1, keepdim=True), 0.0)                # keeps softmax finite on empty rows
     probs = (finite.softmax(-1) * mask).to(v.dtype)                              # (B, H, T, S)
     return dropout(probs, rate) @ v, probs, scores                               # (B, H, T, Dh)
 
 
-def attend_sdpa(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask, rate: float = 0.0) -> Float[Tensor, "B H T Dh"]:
+def attend_sdpa(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: Float[Tensor, "B H S Dh"], mask: Mask, rate: float = 0.0,
+                bias: Float[Tensor, "#B H T S"] | None = None) -> Float[Tensor, "B H T Dh"]:
     """The same through PyTorch's scaled_dot_product_attention, which picks a fused kernel where there is one."""
     T, S = q.shape[2], k.shape[2]
-    if not mask.restricts() and (not mask.causal or T == S or T == 1):           # one query sees every key: no mask needed
+    if bias is None and not mask.restricts() and (not mask.causal or T == S or T == 1):           # one query sees every key: no mask needed
         return scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=mask.causal and T > 1)
     allowed = mask.dense(T, S, q.device)
     some = allowed.any(-1, keepdim=True)                                         # (B, 1, T, 1); PyTorch's backends disagree on empty rows
-    out = scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~some, dropout_p=rate)
+    visible = allowed | ~some
+    added = visible if bias is None else bias.to(q.dtype).masked_fill(~visible, -math.inf)
+    out = scaled_dot_product_attention(q, k, v, attn_mask=added, dropout_p=rate)
     return out * some
 
 
@@ -60,11 +68,13 @@ class Attention(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.d_head, self.dropout = c.d_head, c.rate("attn_dropout")
-        self.q_proj = Linear(c.d_model, c.n_heads * c.d_head)
-        self.k_proj = Linear(c.d_model, c.kv_heads * c.d_head)
-        self.v_proj = Linear(c.d_model, c.kv_heads * c.d_head)
-        self.o_proj = Linear(c.n_heads * c.d_head, c.d_model)
+        self.q_proj = Linear(c.d_model, c.n_heads * c.d_head, bias=c.qkv_bias)
+        self.k_proj = Linear(c.d_model, c.kv_heads * c.d_head, bias=c.qkv_bias)
+        self.v_proj = Linear(c.d_model, c.kv_heads * c.d_head, bias=c.qkv_bias)
+        self.o_proj = Linear(c.n_heads * c.d_head, c.d_model, bias=c.o_bias)
+        self.q_norm, self.k_norm = (RMSNorm(c.d_head, c.norm_eps) if c.qk_norm else None for _ in range(2))
         self.shared_by = c.n_heads // c.kv_heads
+        self.stretch = None if c.attn_scale is None else c.attn_scale * math.sqrt(c.d_head)     # every backend divides by sqrt(Dh)
         self.backend = "auto"
         self.joined: nn.Module | None = None    # a quicker product with q, k and v at once, for inference
         self.prefix: nn.Module | None = None    # puts learned keys and values, which every query sees, before the others
@@ -80,23 +90,35 @@ class Attention(nn.Module):
     def heads(self, x: Float[Tensor, "B T _"]) -> Float[Tensor, "B _ T Dh"]:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)                # (B, H or K, T, Dh)
 
-    def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None,
-                show: bool = False) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None, Float[Tensor, "B H T S"] | None]:
-        """Mixed values; with `show` also probabilities and scores, which only the reference path has."""
+    def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
+                relative: Float[Tensor, "1 H T S"] | None = None) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None, Float[Tensor, "B H T S"] | None]:
+        """Mixed values; with `show` also probabilities and scores, which only the reference path has.
+
+        turn: the angles of these T positions, for queries and keys; relative: what is added to the scores for the distance.
+        """
         q, k, v = self.project(x)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
+        if self.stretch is not None:
+            q = q * self.stretch
         if cache is not None:
             k, v = cache.append(k, v)                                            # (B, K, S, Dh)
         if self.prefix is not None:
             k, v = self.prefix(k, v)                                             # (B, K, P + S, Dh)
+            relative = None if relative is None else pad(relative, (k.shape[2] - relative.shape[-1], 0))    # a prefix is at no distance
         if self.shared_by > 1:
             k, v = (t.repeat_interleave(self.shared_by, dim=1) for t in (k, v))  # (B, H, S, Dh)
-        out, probs, scores = self.mix(q, k, v, mask, show)
+        out, probs, scores = self.mix(q, k, v, mask, show, relative)
         return self.o_proj(out.transpose(1, 2).flatten(2)), probs, scores        # (B, T, D)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, show: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, show: bool, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         rate = self.dropout if self.training else 0.0
         if show or self.backend == "reference":
-            return attend(q, k, v, mask.dense(q.shape[2], k.shape[2], q.device), rate)
+            return attend(q, k, v, mask.dense(q.shape[2], k.shape[2], q.device), rate, bias)
+        if bias is not None:                                                     # the other ways to the same numbers know no bias
+            return attend_sdpa(q, k, v, mask, rate, bias), None, None
         if self.backend == "tiled":
             limited = mask.causal or mask.restricts()
             return tiled_attention(q, k, v, (lambda i, j: mask.part(i, j, q.device)) if limited else (lambda i, j: None), dropout=rate), None, None

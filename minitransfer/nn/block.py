@@ -6,6 +6,8 @@
     └───────────────────┘                 └────────────────────────────┘
     x ──► mlp ────────► + ──► norm ──►    x ──► norm ──► mlp ────────► + ──►
     └───────────────────┘                 └────────────────────────────┘
+
+    parallel (GPT-NeoX): x + attention(norm(x)) + mlp(norm'(x))
 """
 from __future__ import annotations
 
@@ -18,6 +20,8 @@ from .attention import Attention
 from .cache import LayerCache
 from .feedforward import FeedForward
 from .masks import Mask
+from .norms import make_norm
+from .positions import Rotation
 
 Seen = tuple[Tensor | None, Tensor | None]      # probabilities and scores of the attention, when asked for
 
@@ -25,18 +29,22 @@ Seen = tuple[Tensor | None, Tensor | None]      # probabilities and scores of th
 class Block(nn.Module):
     """Attention mixes positions, the feed-forward part works on each; both are added to the stream x."""
 
-    def __init__(self, c: ModelConfig):
+    def __init__(self, c: ModelConfig, number: int = 0):
         super().__init__()
         self.attn, self.mlp = Attention(c), FeedForward(c)
-        self.norm_attn, self.norm_mlp = (nn.LayerNorm(c.d_model, c.norm_eps) for _ in range(2))
+        self.norm_attn = make_norm(c) if number or c.first_norm else nn.Identity()
+        self.norm_mlp = make_norm(c)
         self.dropout = Dropout(c.dropout)
-        self.pre_norm = c.norm_position == "pre"
+        self.pre_norm, self.parallel = c.norm_position == "pre", c.parallel
 
-    def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False) -> tuple[Float[Tensor, "B T D"], Seen]:
+    def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
+                relative: Tensor | None = None) -> tuple[Float[Tensor, "B T D"], Seen]:
+        """turn, relative: what attention knows of positions beyond the mask (see Attention)."""
+        mixed, *seen = self.attn(self.norm_attn(x) if self.pre_norm else x, mask, cache, show, turn, relative)
+        if self.parallel:
+            return x + self.dropout(mixed) + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
+        x = x + self.dropout(mixed)
         if self.pre_norm:
-            mixed, *seen = self.attn(self.norm_attn(x), mask, cache, show)
-            x = x + self.dropout(mixed)
             return x + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
-        mixed, *seen = self.attn(x, mask, cache, show)
-        x = self.norm_attn(x + self.dropout(mixed))
+        x = self.norm_attn(x)
         return self.norm_mlp(x + self.dropout(self.mlp(x))), tuple(seen)

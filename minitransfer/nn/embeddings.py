@@ -8,17 +8,23 @@ from torch.nn.functional import pad
 
 from ..config import ModelConfig
 from ..ops.dropout import Dropout
+from ..ops.linear import Linear
+from .norms import make_norm
+from .positions import sinusoids
 
 
 class Embeddings(nn.Module):
-    """Token + position (+ segment) vectors, summed."""
+    """Token (+ position) (+ segment) vectors, summed; E = d_embed, and a Linear to D where the two differ."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.tokens = nn.Embedding(c.vocab_size, c.d_model)
-        self.positions = nn.Embedding(c.max_len, c.d_model)
-        self.types = nn.Embedding(c.n_token_types, c.d_model) if c.n_token_types else None
-        self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.embed_norm else None
+        E = c.embed_width
+        self.scale, self.offset, self.waves = c.embed_scale, c.position_offset, c.positions == "sinusoidal"
+        self.tokens = nn.Embedding(c.vocab_size, E)
+        self.positions = nn.Embedding(c.max_len + c.position_offset, E) if c.positions == "learned" else None
+        self.types = nn.Embedding(c.n_token_types, E) if c.n_token_types else None
+        self.norm = make_norm(c, E) if c.embed_norm else None
+        self.widen = Linear(E, c.d_model) if c.d_model != E else None
         self.dropout = Dropout(c.rate("embed_dropout"))
         self.prompt: nn.Module | None = None    # puts learned vectors before those of the tokens
 
@@ -29,18 +35,24 @@ class Embeddings(nn.Module):
         """
         soft = positions.shape[1] - ids.shape[1]
         try:
-            x = self.tokens(ids)
+            x = self.tokens(ids) if self.scale == 1 else self.tokens(ids) * self.scale
             if soft and self.prompt is not None:
                 x, types = self.prompt(x), None if types is None else pad(types, (soft, 0))
-            x = x + self.positions(positions)
+            if self.positions is not None:
+                x = x + self.positions(positions + self.offset)
+            elif self.waves:
+                x = x + sinusoids(positions + self.offset, x.shape[-1]).to(x.dtype)
             if self.types is not None:
                 x = x + (self.types.weight[0] if types is None else self.types(types))
         except IndexError:
             raise ValueError(self.misfit(ids, positions, types)) from None
-        return self.dropout(x if self.norm is None else self.norm(x))
+        x = self.dropout(x if self.norm is None else self.norm(x))
+        return x if self.widen is None else self.widen(x)
 
     def misfit(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> str:
-        tables = {"token": (ids, self.tokens), "position": (positions, self.positions)}
+        tables = {"token": (ids, self.tokens)}
+        if self.positions is not None:
+            tables["position"] = (positions + self.offset, self.positions)
         if types is not None and self.types is not None:
             tables["token type"] = (types, self.types)
         for name, (given, table) in tables.items():

@@ -5,23 +5,35 @@ from collections.abc import Callable
 from functools import partial
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import gelu, relu, silu
 
 from ..config import ModelConfig
 from ..ops.linear import Linear
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"), "relu": relu, "silu": silu}
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x): Hendrycks & Gimpel 2016, section 2."""
+    return x * sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"), "relu": relu, "silu": silu, "tanh": tanh, "quick_gelu": quick_gelu}
 
 
 class FeedForward(nn.Module):
-    """y = down(activation(up(x))), each position on its own."""
+    """y = down(activation(up(x))), or gated, y = down(activation(gate(x)) * up(x)); each position on its own.
+
+    Source: Vaswani et al. 2017, section 3.3; Shazeer 2020, equation 6 (gated).
+    """
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.up_proj = Linear(c.d_model, c.d_ff)
-        self.down_proj = Linear(c.d_ff, c.d_model)
+        self.up_proj = Linear(c.d_model, c.d_ff, bias=c.mlp_bias)
+        self.gate_proj = Linear(c.d_model, c.d_ff, bias=c.mlp_bias) if c.gated else None
+        self.down_proj = Linear(c.d_ff, c.d_model, bias=c.mlp_bias)
         self.activation = ACTIVATIONS[c.activation]
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        return self.down_proj(self.activation(self.up_proj(x)))
+        up = self.up_proj(x)
+        return self.down_proj(self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(x)) * up)

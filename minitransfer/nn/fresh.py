@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import ModelConfig
 from .heads import VocabularyHead
+from .norms import RMSNorm
 
 
 class Unfilled(TorchFunctionMode):
@@ -37,8 +38,9 @@ def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) ->
             m.weight.normal_(0.0, c.init_std / (math.sqrt(2 * c.n_layers) if residual else 1.0), generator=generator)
             if isinstance(m, nn.Linear) and m.bias is not None:
                 m.bias.zero_()
-        elif isinstance(m, nn.LayerNorm):
+        elif isinstance(m, nn.LayerNorm | RMSNorm):
             m.weight.fill_(1.0)
-            m.bias.zero_()
+            if isinstance(bias := getattr(m, "bias", None), nn.Parameter):
+                bias.zero_()
         elif isinstance(m, VocabularyHead) and m.bias is not None:
             m.bias.zero_()

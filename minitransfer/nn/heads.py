@@ -13,15 +13,15 @@ from ..ops.dropout import Dropout
 from ..ops.linear import Linear, linear
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from .feedforward import ACTIVATIONS
+from .norms import make_norm
 
 IGNORE = -100  # a label with this value is no target
 POOLINGS = ("mean", "cls", "max")
-USES_POOLER = ("none", "sequence", "masked+next", "embedding")      # the others read every position, and are saved without a pooler
 CLASSIFIES = ("sequence", "token")                                  # heads with named classes
 ONE_CLASS, ANY_CLASS, REGRESSION = PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")     # of a sequence head, as in config.json
 SIMILARITY, NEGATIVES = "cosine", "negatives"                        # what an embedding head learns from pairs
 CONTRAST = 20                                                       # a cosine is at most 1: without this the softmax would be nearly flat
-HEAD_NAMES = ("none", "masked", "masked+next", "causal", "sequence", "token", "span", "embedding")
+HEAD_NAMES = ("none", "masked", "masked+next", "causal", "replaced", "sequence", "choice", "token", "span", "embedding")
 LossAndCount = tuple[Tensor, int]
 
 
@@ -56,8 +56,34 @@ def first_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[T
     return x[torch.arange(len(x), device=x.device), keep.int().argmax(-1)]
 
 
+class Transform(nn.Module):
+    """What may stand in front of a head's last matrix: activation(x W^T + b), then a norm."""
+
+    def __init__(self, c: ModelConfig, width: int, activation: str, norm: bool):
+        super().__init__()
+        self.dense = Linear(c.d_model, width, bias=c.transform_bias)
+        self.norm = make_norm(c, width) if norm else None
+        self.activation = ACTIVATIONS[activation]
+
+    def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
+        x = self.activation(self.dense(x))
+        return x if self.norm is None else self.norm(x)
+
+
+def last_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+    """The last token of each text, right for either padding side."""
+    T = x.shape[1]
+    last = (torch.arange(T, device=x.device) * keep).argmax(-1)                  # (B,)
+    return x[torch.arange(len(last), device=last.device), last]
+
+
+def mean_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+    """The mean over each text's tokens; none: zeros."""
+    return (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
+
+
 class VocabularyHead(nn.Module):
-    """Logits over the vocabulary with the body's token table as output matrix (tied).
+    """Logits over the vocabulary; the output matrix is the body's token table (tied) or one of its own, `unembed`.
 
     transform: BERT's dense + activation + norm before the table, and a bias after it; shift: position t predicts token t + 1;
     next_sentence: BERT's second question, does text b follow text a, asked of the pooled first token.
@@ -65,41 +91,52 @@ class VocabularyHead(nn.Module):
 
     def __init__(self, c: ModelConfig, tokens: nn.Embedding, transform: bool, shift: bool, next_sentence: bool = False):
         super().__init__()
-        self.transform = Linear(c.d_model, c.d_model) if transform else None
-        self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if transform else None
+        self.transform = Transform(c, c.embed_width, c.head_activation or c.activation, norm=True) if transform else None
+        self.unembed = None if c.tied else nn.Embedding(c.vocab_size, c.embed_width)
         self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if transform else None
         self.next_sentence = Linear(c.d_model, 2) if next_sentence else None
-        self.activation, self.shift = ACTIVATIONS[c.activation], shift
+        self.shift, self.scale = shift, c.logit_scale
         self.tokens = [tokens]  # in a list: shared with the body, registered there only
         self.output: nn.Module | None = None    # a quicker product with the same matrix and bias, for inference
 
-    def transformed(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
-        return x if self.transform is None or self.norm is None else self.norm(self.activation(self.transform(x)))
+    @property
+    def matrix(self) -> Float[Tensor, "V E"]:
+        return self.tokens[0].weight if self.unembed is None else self.unembed.weight
+
+    def transformed(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
+        x = x if self.transform is None else self.transform(x)
+        return x if self.scale == 1 else x * self.scale
 
     def logits(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N V"]:
         x = self.transformed(x)
-        return linear(x, self.tokens[0].weight, self.bias) if self.output is None else self.output(x)
+        return linear(x, self.matrix, self.bias) if self.output is None else self.output(x)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T V"]:
         return self.logits(body.x)
 
     def loss(self, body: BodyOutput, labels: Int[Tensor, "B T"]) -> LossAndCount:
         """Only positions with a target reach the vocabulary: with 15 % masked, a seventh of the work."""
-        check_fit(labels, self.tokens[0].num_embeddings, "tokens")
+        check_fit(labels, len(self.matrix), "tokens")
         if self.shift:
             labels = next_tokens(labels, body)
         wanted = (labels != IGNORE).flatten().nonzero()[:, 0]                    # (N,)
         if len(wanted) == 0:
             return body.x.sum() * 0.0, 0
         rows = body.x.flatten(0, 1)[wanted]                                      # (N, D)
-        return linear_cross_entropy(self.transformed(rows), self.tokens[0].weight, self.bias, labels.flatten()[wanted]), len(wanted)
+        return linear_cross_entropy(self.transformed(rows), self.matrix, self.bias, labels.flatten()[wanted]), len(wanted)
 
     def next_logits(self, body: BodyOutput) -> Float[Tensor, "B 2"] | None:
         return None if self.next_sentence is None else self.next_sentence(body.pooled)
 
 
+def classifier_transform(c: ModelConfig, *kinds: str) -> Transform | None:
+    """What stands in front of the classifier, if the config's is one of `kinds`."""
+    return Transform(c, c.d_model, c.classifier_activation, norm=c.classifier == "transform") if c.classifier in kinds else None
+
+
 class SequenceHead(nn.Module):
-    """One answer for the whole text, from the pooled first token (encoders) or the last attended one (decoders, without a bias).
+    """One answer for the whole text, from its first token, pooled if the body does that, or the mean of all (encoders), or from the last attended one
+    (decoders, without a bias). The config says what stands in front of the classifier.
 
     problem: what the outputs are and which loss they get, per target:
         "single_label_classification"   logits of a softmax: cross entropy
@@ -109,8 +146,9 @@ class SequenceHead(nn.Module):
 
     def __init__(self, c: ModelConfig, n_labels: int, problem: str = ONE_CLASS):
         super().__init__()
-        self.last, self.problem = c.causal, problem
+        self.pooling, self.problem = "last" if c.causal else c.classifier_pooling, problem
         self.dropout = Dropout(c.rate("head_dropout"))
+        self.transform, self.drops_twice = classifier_transform(c, "dense", "transform"), c.classifier == "dense"
         self.classifier = Linear(c.d_model, n_labels, bias=not c.causal)
 
     def use(self, problem: str) -> None:
@@ -120,15 +158,15 @@ class SequenceHead(nn.Module):
 
     def reads(self, body: BodyOutput) -> Float[Tensor, "B D"]:
         """The vector of each text that is classified."""
-        if not self.last:
+        if self.pooling == "first":
             return first_token(body.x, body.keep) if body.pooled is None else body.pooled
-        T = body.x.shape[1]
-        last = (torch.arange(T, device=body.x.device) * body.keep).argmax(-1)    # (B,), right for either padding side
-        return body.x[torch.arange(len(last), device=last.device), last]
+        return mean_token(body.x, body.keep) if self.pooling == "mean" else last_token(body.x, body.keep)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
         read = self.reads(body)
-        return self.classifier(read if self.last else self.dropout(read))
+        if self.transform is not None:
+            read = self.transform(self.dropout(read) if self.drops_twice else read)
+        return self.classifier(read if self.pooling == "last" else self.dropout(read))
 
     def loss(self, body: BodyOutput, labels: Shaped[Tensor, "B *n"]) -> LossAndCount:
         if self.problem != ONE_CLASS:
@@ -152,16 +190,53 @@ class SequenceHead(nn.Module):
         return binary_cross_entropy_with_logits(logits, labels, reduction="sum"), labels.numel()
 
 
+class ChoiceHead(SequenceHead):
+    """Which of C texts is right: one number for each, a softmax over those of one question. Texts of a question are C rows in succession."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__(c, 1)
+        self.transform = None if c.pooler else self.transform                    # one layer in front of the classifier is enough
+
+    def loss(self, body: BodyOutput, labels: Int[Tensor, "B"]) -> LossAndCount:
+        if len(body.x) % len(labels):
+            raise ValueError(f"{len(body.x)} texts and {len(labels)} labels for a choice head; every question has the same number of texts and one label: check the batch")
+        logits = self(body).float().view(len(labels), -1)                        # (B, C)
+        check_fit(labels, logits.shape[1], "choices")
+        return cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+
+
+class ReplacedHead(nn.Module):
+    """Was this token replaced? One number a token, above 0: yes.
+
+    Source: Clark et al. 2020 (ELECTRA), section 2.
+    """
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.transform = Transform(c, c.d_model, c.activation, norm=False)
+        self.answer = Linear(c.d_model, 1)
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B T"]:
+        return self.answer(self.transform(body.x)).squeeze(-1)
+
+    def loss(self, body: BodyOutput, labels: Int[Tensor, "B T"]) -> LossAndCount:
+        """Every token that is not padding counts: 1 was replaced, 0 was not."""
+        check_fit(labels, 2, "answers")
+        wanted = body.keep & (labels != IGNORE)
+        return binary_cross_entropy_with_logits(self(body)[wanted].float(), labels[wanted].float(), reduction="sum"), int(wanted.sum())
+
+
 class TokenHead(nn.Module):
     """One label for every token."""
 
     def __init__(self, c: ModelConfig, n_labels: int):
         super().__init__()
+        self.transform = classifier_transform(c, "transform")
         self.dropout = Dropout(c.rate("head_dropout"))
         self.classifier = Linear(c.d_model, n_labels)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T n"]:
-        return self.classifier(self.dropout(body.x))
+        return self.classifier(self.dropout(body.x if self.transform is None else self.transform(body.x)))
 
     def loss(self, body: BodyOutput, labels: Int[Tensor, "B T"]) -> LossAndCount:
         check_fit(labels, self.classifier.out_features, "labels")
@@ -173,10 +248,11 @@ class SpanHead(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
+        self.transform = classifier_transform(c, "transform")
         self.ends = Linear(c.d_model, 2)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T 2"]:
-        logits = self.ends(body.x)
+        logits = self.ends(body.x if self.transform is None else self.transform(body.x))
         return logits.masked_fill(~body.keep[..., None], torch.finfo(logits.dtype).min)
 
     def loss(self, body: BodyOutput, labels: Int[Tensor, "B 2"]) -> LossAndCount:
@@ -211,7 +287,7 @@ class EmbeddingHead(nn.Module):
     def forward(self, body: BodyOutput) -> Float[Tensor, "B D"]:
         x, keep = body.x, body.keep[..., None]                                   # (B, T, D), (B, T, 1)
         if self.pooling == "mean":
-            pooled = (x * keep).sum(1) / keep.sum(1).clamp(min=1)
+            pooled = mean_token(x, body.keep)
         elif self.pooling == "max":
             pooled = x.masked_fill(~keep, torch.finfo(x.dtype).min).amax(1) * keep.any(1)
         else:
@@ -226,6 +302,11 @@ class EmbeddingHead(nn.Module):
         if self.problem == NEGATIVES:
             return cross_entropy(CONTRAST * a @ b.T, torch.arange(len(a), device=a.device), reduction="sum"), len(a)
         return mse_loss((a * b).sum(-1), labels.to(a.dtype), reduction="sum"), len(a)
+
+
+def reads_pooler(name: str, c: ModelConfig) -> bool:
+    """Whether this head, or who asks for none, looks at the pooled first token; the others read every position, and are saved without a pooler."""
+    return c.pooler and (name in ("none", "embedding", "masked+next", "choice") or (name == "sequence" and c.classifier == "plain"))
 
 
 def check_head(name: str, c: ModelConfig, labels: list[str] | None) -> None:
@@ -252,7 +333,9 @@ def make_head(name: str, c: ModelConfig, tokens: nn.Embedding, labels: list[str]
         "masked": lambda: VocabularyHead(c, tokens, transform=True, shift=False),
         "masked+next": lambda: VocabularyHead(c, tokens, transform=True, shift=False, next_sentence=True),
         "causal": lambda: VocabularyHead(c, tokens, transform=False, shift=True),
+        "replaced": lambda: ReplacedHead(c),
         "sequence": lambda: SequenceHead(c, n_labels),
+        "choice": lambda: ChoiceHead(c),
         "token": lambda: TokenHead(c, n_labels),
         "span": lambda: SpanHead(c),
         "embedding": lambda: EmbeddingHead(pooling, normalise),

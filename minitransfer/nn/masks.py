@@ -31,6 +31,10 @@ class Mask:
         """Whether anything is forbidden at all beyond what `causal` says."""
         return self.keep is not None or self.window is not None or self.documents is not None
 
+    def within(self, window: int | None) -> Mask:
+        """The same facts with another window."""
+        return self if window == self.window else replace(self, window=window, made={})
+
     def part(self, queries: range, keys: range, device: torch.device) -> Bool[Tensor, "#B 1 t s"]:
         """The rows `queries` and columns `keys` of the matrix; both count from the first key, which is the prefix's if there is one."""
         if self.ahead:

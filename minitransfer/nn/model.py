@@ -17,8 +17,10 @@ from .block import Block
 from .cache import Cache
 from .embeddings import Embeddings, resized
 from .fresh import Unfilled, initialise
-from .heads import USES_POOLER, BodyOutput, EmbeddingHead, VocabularyHead, first_token, make_head
+from .heads import BodyOutput, EmbeddingHead, VocabularyHead, first_token, make_head, reads_pooler
 from .masks import Mask, positions_from, positions_in_documents
+from .norms import make_norm
+from .positions import RelativeBias, Rotation, rotation
 
 if TYPE_CHECKING:
     from ..weights.report import LoadReport
@@ -38,6 +40,15 @@ class ModelOutput:
     attentions: tuple[Tensor, ...] | None = None      # (B, H, T, S) each: probabilities
     scores: tuple[Tensor, ...] | None = None          # (B, H, T, S) each: before the softmax, -inf where the mask forbids
     cache: Cache | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What a block is told beside x: who may look where, how queries and keys turn, what distances add to the scores."""
+
+    mask: Mask
+    turn: Rotation | None
+    relative: Float[Tensor, "1 H T S"] | None
 
 
 @dataclass
@@ -66,9 +77,10 @@ class Model(nn.Module):
         c = self.config = config
         with Unfilled():
             self.embed = Embeddings(c)
-            self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
-            self.norm = nn.LayerNorm(c.d_model, c.norm_eps) if c.final_norm else None
-            self.pooler = Linear(c.d_model, c.d_model) if c.pooler and head in USES_POOLER else None
+            self.relative = RelativeBias(c) if c.relative_buckets else None
+            self.blocks = nn.ModuleList(Block(c, i) for i in range(1 if c.shared_blocks else c.n_layers))
+            self.norm = make_norm(c) if c.final_norm else None
+            self.pooler = Linear(c.d_model, c.d_model) if reads_pooler(head, c) else None
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
         self.head_name, self.labels = head, list(labels) if labels else None
         self.checkpointing = False
@@ -113,7 +125,7 @@ class Model(nn.Module):
         with Unfilled():
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
             fresh += [self.head] if self.head is not None else []
-            if head not in USES_POOLER or not c.pooler:
+            if not reads_pooler(head, c):
                 self.pooler = None
             elif self.pooler is None:
                 self.pooler = Linear(c.d_model, c.d_model)
@@ -134,6 +146,8 @@ class Model(nn.Module):
         self.embed.tokens = resized(self.embed.tokens, n)
         if isinstance(self.head, VocabularyHead):
             self.head.tokens = [self.embed.tokens]
+            if self.head.unembed is not None:
+                self.head.unembed = resized(self.head.unembed, n)
             if self.head.bias is not None:
                 old, trains = self.head.bias.detach()[:n], self.head.bias.requires_grad
                 self.head.bias = nn.Parameter(torch.cat([old, old.new_zeros(n - len(old))]), trains)
@@ -144,7 +158,7 @@ class Model(nn.Module):
              position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, cache: Cache | None = None,
              trace: Trace | None = None) -> BodyOutput:
         """Everything below the head. See `forward` for the arguments."""
-        B, T = input_ids.shape
+        (B, T), c = input_ids.shape, self.config
         mask, keep, positions, soft = self.sight(input_ids, attention_mask, document_ids, cache)
         if position_ids is not None:
             prompt = torch.arange(soft, device=position_ids.device).expand(len(position_ids), -1) + self.ahead[0]
@@ -152,12 +166,13 @@ class Model(nn.Module):
         x = self.embed(input_ids, positions, token_type_ids)                     # (B, soft + T, D)
         if trace is not None:
             trace.states.append(x)
-        for i, block in enumerate(self.blocks):
-            layer, show = None if cache is None else cache.layers[i], trace is not None and trace.attention
+        show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
+        for i, view in enumerate(views):
+            block, layer = self.blocks[0 if c.shared_blocks else i], None if cache is None else cache.layers[i]
             if self.checkpointing and torch.is_grad_enabled() and layer is None:
-                x, (probs, scores) = checkpoint(block, x, mask, None, show, use_reentrant=False)
+                x, (probs, scores) = checkpoint(block, x, view.mask, None, show, view.turn, view.relative, use_reentrant=False)
             else:
-                x, (probs, scores) = block(x, mask, layer, show)
+                x, (probs, scores) = block(x, view.mask, layer, show, view.turn, view.relative)
             if trace is not None:
                 trace.states.append(x)
             if trace is not None and trace.attention:
@@ -174,6 +189,16 @@ class Model(nn.Module):
         first = x[:, 0] if keep is None else first_token(x, keep)                # (B, D)
         pooled = None if self.pooler is None else torch.tanh(self.pooler(first))
         return BodyOutput(x, torch.ones(B, T, dtype=torch.bool, device=x.device) if keep is None else keep, pooled, document_ids)
+
+    def views(self, mask: Mask, positions: Int[Tensor, "#B T"], past: int) -> list[View]:
+        """What each block is told of positions; blocks with the same window share one view."""
+        c, T = self.config, positions.shape[1]
+        relative = None if self.relative is None else self.relative(T, past + T)
+        made = {}
+        for window in {c.window_of(i) for i in range(c.n_layers)}:
+            turn = None if c.rotary is None else rotation(c, positions, local=window is not None)
+            made[window] = View(mask.within(window), turn, relative)
+        return [made[c.window_of(i)] for i in range(c.n_layers)]
 
     def sight(self, input_ids: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None,
               cache: Cache | None) -> tuple[Mask, Tensor | None, Tensor, int]:
@@ -215,7 +240,7 @@ class Model(nn.Module):
         return Mask(every, c.causal, c.window, None, prefix), keep, positions, soft
 
     def check_length(self, positions: Tensor, length: int) -> None:
-        if length > self.config.max_len and (last := int(positions.max())) >= self.config.max_len:
+        if length > self.config.max_len and not self.config.endless and (last := int(positions.max())) >= self.config.max_len:
             raise ValueError(f"a text of {last + 1 - sum(self.ahead)} tokens; this model reads at most {self.longest}: truncate it (max_length), or split it into windows")
 
     def forward(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,

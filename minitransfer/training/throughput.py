@@ -30,9 +30,9 @@ def flops(model: Model, tokens: int, targets: int, length: float) -> float:
             per target; frozen matrices count 4 instead of 6, even below the last trainable block, where backward stops.
     """
     c = model.config
-    body = operations(model.blocks) + 12 * c.n_layers * c.d_model * length
+    body = operations(model.blocks) * (c.n_layers if c.shared_blocks else 1) + 12 * c.n_layers * c.n_heads * c.d_head * length
     head = 0 if model.head is None else operations(model.head)
-    if isinstance(model.head, VocabularyHead):
+    if isinstance(model.head, VocabularyHead) and model.head.unembed is None:
         head += operations(model.embed.tokens)
     return float(tokens * body + targets * head)
 

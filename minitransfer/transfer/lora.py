@@ -150,7 +150,7 @@ def sharing(names: list[str], target: str) -> list[tuple[str, ...]]:
 def from_files(model: Model, target: str) -> list[str]:
     """What a module's name in the family's files, or its ending, stands for here: `c_attn` -> `attn.q_proj+attn.k_proj+attn.v_proj`."""
     try:
-        table = family_of(model).LORA_TARGETS
+        table = family_of(model).page.LORA_TARGETS
     except ValueError:                      # an architecture of no family has no files
         return []
     found = [ours for theirs, ours in table.items() if theirs == target or theirs.endswith("." + target)]

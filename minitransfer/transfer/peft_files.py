@@ -50,7 +50,7 @@ def head_tensors(model: Model, names: set[str], root: str) -> tuple[dict[str, Te
     modules = list(dict.fromkeys(theirs.split(".")[0] for theirs, _, _ in found))
     tensors = {root + file_name(model, theirs, ours[0]): rule.op.write([parameters[one].detach() for one in ours]) for theirs, rule, ours in found}
     ours_of = {theirs: ours[0] for theirs, _, ours in rules(model)}
-    for tie in family_of(model).WEIGHTS:      # PEFT restores a module as a whole: what is tied inside it goes along
+    for tie in family_of(model).weights(model.config):      # PEFT restores a module as a whole: what is tied inside it goes along
         if isinstance(tie, Tied) and tie.theirs.split(".")[0] in modules and tie.to in ours_of:
             tensors[root + tie.theirs] = parameters[ours_of[tie.to]].detach().clone()
     return tensors, modules
@@ -146,7 +146,7 @@ class Rest:
     def check(self, tensors: dict[str, tuple[str, Tensor]]) -> None:
         """`tensors`: name in the family's files -> key in this file, value."""
         named, every = {theirs: (rule, ours) for theirs, rule, ours in rules(self.model)}, sites(self.model)
-        tied = {tie.theirs: tie.to for tie in family_of(self.model).WEIGHTS if isinstance(tie, Tied)}
+        tied = {tie.theirs: tie.to for tie in family_of(self.model).weights(self.model.config) if isinstance(tie, Tied)}
         for name, (key, tensor) in tensors.items():
             if name in named:
                 self.take(key, tensor, *named[name])
@@ -190,7 +190,7 @@ def load_adapter(model: Model, folder: str | Path, name: str | None = None, any_
         raise ValueError(f"load_adapter(name={name!r}) for {kind.called}; a model carries one of these, without a name: leave name out")
     name = name or config.get("name") or DEFAULT
     check_name(name)
-    bare = {key.removeprefix(kind.root).removeprefix(family_of(model).PREFIX): (key, tensor) for key, tensor in tensors.items()}
+    bare = {key.removeprefix(kind.root).removeprefix(family_of(model).prefix(model.head_name)): (key, tensor) for key, tensor in tensors.items()}
     reading: Reading = kind.read(model, {**config, "name": name}, {one: tensor for one, (_, tensor) in bare.items()}, note)
     rest = Rest(model)
     rest.check({one: both for one, both in bare.items() if one not in reading.used})

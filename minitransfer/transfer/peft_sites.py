@@ -1,6 +1,6 @@
 """What an adapter file says of a model: matrices under the family's names, each standing for one or several Linears of ours.
 
-A file's `<module>.lora_A.weight` belongs to the Linears that `<module>.weight` is read into by the family's WEIGHTS table. Where a file fuses
+A file's `<module>.lora_A.weight` belongs to the Linears that `<module>.weight` is read into by the family's table of weights. Where a file fuses
 several of them (GPT-2's c_attn is q, k and v in one matrix), its one A is shared by all, and the rows of B are cut as those of the weight are.
 """
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..families.rules import Op, Rule
+from ..families.rules import Op, Rule, spelled
 from ..nn.model import Model
 from ..weights.save import family_of
 from .lora import LowRank, row_lengths
@@ -88,11 +88,7 @@ class Site:
 
 def rules(model: Model) -> Iterator[tuple[str, Rule, list[str]]]:
     """Every parameter the model's family has a name for: their name, the rule, our names."""
-    for rule in family_of(model).WEIGHTS:
-        if isinstance(rule, Rule) and (not rule.heads or model.head_name in rule.heads):
-            for i in range(model.config.n_layers) if "{i}" in rule.theirs else [None]:
-                theirs, ours = rule.names(i)
-                yield theirs, rule, ours
+    return spelled(family_of(model).weights(model.config), model.head_name, model.config.n_layers)
 
 
 def sites(model: Model) -> dict[str, Site]:
@@ -108,7 +104,7 @@ def sites(model: Model) -> dict[str, Site]:
 def file_name(model: Model, theirs: str, ours: str) -> str:
     """The name in the whole model that PEFT wraps: with a head, the body stands under a name of its own."""
     bare = model.head_name in ("none", "embedding") or ours.startswith("head.")
-    return ("" if bare else family_of(model).PREFIX) + theirs
+    return ("" if bare else family_of(model).prefix(model.head_name)) + theirs
 
 
 @dataclass(frozen=True)

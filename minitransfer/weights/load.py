@@ -5,13 +5,12 @@ import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..config import choose
-from ..families import read_config
+from ..families import Family, read_config
 from ..families.rules import Ignored, Rule, Tied, pattern
 from ..nn.fresh import initialise
 from ..nn.heads import CLASSIFIES, HEAD_NAMES, ONE_CLASS, POOLINGS, REGRESSION, SequenceHead
@@ -37,7 +36,7 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     folder = resolve(source, revision)
     hf = read_json(folder / "config.json")
     family, config = read_config(hf)
-    file_head = family.HEADS.get((hf.get("architectures") or [""])[0], "none")
+    file_head = family.heads.get((hf.get("architectures") or [""])[0], "none")
     head = automatic(file_head, folder) if head == "auto" else head
     choose("head", head, ("auto", *HEAD_NAMES))
     classes = labels_of(hf) if head in CLASSIFIES and labels is None else labels
@@ -47,7 +46,7 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
         model.head.use(hf.get("problem_type") or (REGRESSION if len(classes or ()) == 1 else ONE_CLASS))      # what transformers takes it for
     model.source_config = hf
     model.load_report = LoadReport(str(source))
-    Filling(model, family, same_head, same_head and head == file_head, seed).run(read_tensors(folder))
+    Filling(model, family, file_head, same_head, same_head and head == file_head, seed).run(read_tensors(folder))
     return model.to(dtype).eval()
 
 
@@ -88,13 +87,17 @@ class Filling:
     """One loading: what was filled so far, and everything that did not fit."""
 
     model: Model
-    family: ModuleType
+    family: Family
+    file_head: str
     same_head: bool                 # parameters of the file's head are loaded
     whole_head: bool                # and it has every one that is wanted
     seed: int
     filled: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     ties: list[tuple[str, Tensor, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.table = self.family.weights(self.model.config)
 
     def run(self, tensors) -> None:
         parameters = dict(self.model.named_parameters())
@@ -115,21 +118,21 @@ class Filling:
     def name_of(self, key: str) -> str:
         while any(key.startswith(wrapper) for wrapper in WRAPPERS):
             key = key.split(".", 1)[1]
-        name = key.removeprefix(self.family.PREFIX)
-        for old, new in self.family.RENAMED.items():
+        name = key.removeprefix(self.family.prefix(self.file_head))
+        for old, new in self.family.page.RENAMED.items():
             if name.endswith(old):
                 name = name.removesuffix(old) + new
         return name
 
     def name_in_file(self, ours: str) -> str:
         i = next((part for part in ours.split(".") if part.isdecimal()), None)
-        return next((r.names(i)[0] for r in self.family.WEIGHTS if isinstance(r, Rule) and ours in r.names(i)[1]), "nowhere")
+        return next((r.names(i)[0] for r in self.table if isinstance(r, Rule) and ours in r.names(i)[1]), "nowhere")
 
     def take(self, key: str, tensor: Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:
         name = self.name_of(key)
-        rule, i = next(((r, m.groupdict().get("i")) for r in self.family.WEIGHTS if (m := pattern(r.theirs).match(name))), (None, None))
+        rule, i = next(((r, m.groupdict().get("i")) for r in self.table if (m := pattern(r.theirs).match(name))), (None, None))
         if rule is None:
-            known = [r.theirs for r in self.family.WEIGHTS]
+            known = [r.theirs for r in self.table]
             self.faults.append(f"unexpected: {key} (nearest known: {', '.join(difflib.get_close_matches(name, known, 1, 0.3)) or 'none'})")
         elif isinstance(rule, Ignored):
             self.report.ignored[key] = rule.why
@@ -168,7 +171,7 @@ class Filling:
 
     def compare_ties(self, parameters: dict[str, torch.nn.Parameter]) -> None:
         for key, tensor, to in self.ties:
-            rule = next(r for r in self.family.WEIGHTS if isinstance(r, Rule) and r.theirs == to)
+            rule = next(r for r in self.table if isinstance(r, Rule) and r.theirs == to)
             ours = rule.ours
             if ours.startswith("head.") and not (self.same_head and ours in parameters):
                 self.report.dropped.append(key)

@@ -4,15 +4,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..families import find, written_as
-from ..families.rules import Rule
+from ..families import Family, find, written_as
+from ..families.rules import spelled
 from ..nn.heads import ONE_CLASS, EmbeddingHead, SequenceHead
 from ..nn.model import Model
 from .files import replace_files, write_json
@@ -21,7 +20,7 @@ from .tensors import INDEX, SINGLE
 STALE = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
 
 
-def family_of(model: Model) -> ModuleType:
+def family_of(model: Model) -> Family:
     """The family a model is saved as: the one it came from, else the one whose files can describe it."""
     return find(model.source_config["model_type"]) if model.source_config else written_as(model.config)
 
@@ -50,10 +49,10 @@ def config_json(model: Model, dtype: torch.dtype | None) -> dict:
     """The config.json: what the file had before, with what the model is now."""
     family = family_of(model)
     head = "none" if model.head_name == "embedding" else model.head_name
-    architecture = next((name for name, one in family.HEADS.items() if one == head), None)
+    architecture = next((name for name, one in family.heads.items() if one == head), None)
     if architecture is None:
-        raise ValueError(f'a {family.MODEL_TYPE} with head="{head}"; its files know {", ".join(dict.fromkeys(family.HEADS.values()))}: put one of these on with set_head')
-    config = {**model.source_config, **family.config_to_hf(model.config), "architectures": [architecture]}
+        raise ValueError(f'a {family.model_type} with head="{head}"; its files know {", ".join(dict.fromkeys(family.heads.values()))}: put one of these on with set_head')
+    config = {**model.source_config, **family.write(model.config), "architectures": [architecture]}
     for name in ("dtype", "torch_dtype"):
         config.pop(name, None)
     config["dtype"] = str(dtype or model.embed.tokens.weight.dtype).removeprefix("torch.")
@@ -73,16 +72,12 @@ def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     """
     family, parameters, used = family_of(model), dict(model.named_parameters()), set()
     bare = model.head_name in ("none", "embedding")
-    for rule in family.WEIGHTS:
-        if not isinstance(rule, Rule) or (rule.heads and model.head_name not in rule.heads):
-            continue
-        for i in range(model.config.n_layers) if "{i}" in rule.theirs else [None]:
-            theirs, ours = rule.names(i)
-            if all(one in parameters for one in ours):
-                used.update(ours)
-                yield ("" if bare or ours[0].startswith("head.") else family.PREFIX) + theirs, rule.op.write([parameters[one].detach() for one in ours])
+    for theirs, rule, ours in spelled(family.weights(model.config), model.head_name, model.config.n_layers):
+        if all(one in parameters for one in ours):
+            used.update(ours)
+            yield ("" if bare or ours[0].startswith("head.") else family.prefix(model.head_name)) + theirs, rule.op.write([parameters[one].detach() for one in ours])
     if strangers := sorted(set(parameters) - used):
-        raise ValueError(f"{', '.join(strangers[:3])} ({len(strangers)} in all) have no name in {family.MODEL_TYPE} files; only the architecture's own "
+        raise ValueError(f"{', '.join(strangers[:3])} ({len(strangers)} in all) have no name in {family.model_type} files; only the architecture's own "
                          "parameters can be saved: merge or remove adapters first, or save them with save_adapter")
 
 

@@ -117,7 +117,7 @@ def test_one_error_lists_everything(folder):
     assert lines[-1] == "take the config.json that belongs to these weights, or fetch both again"
     assert sorted(line.strip() for line in lines[1:-1]) == [
         "missing: blocks.0.attn.q_proj.weight (in a file: encoder.layer.0.attention.self.query.weight)",
-        "missing: head.transform.weight (in a file: cls.predictions.transform.dense.weight)",
+        "missing: head.transform.dense.weight (in a file: cls.predictions.transform.dense.weight)",
         "shape: bert.embeddings.LayerNorm.bias is (29,), embed.norm.bias is (28,)",
         "twice: embeddings.position_embeddings.weight fills embed.positions.weight again",
         "unexpected: bert.encoder.layer.0.attention.self.quary.weight (nearest known: encoder.layer.{i}.attention.self.query.weight)",

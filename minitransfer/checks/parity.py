@@ -1,0 +1,153 @@
+"""The comparison with the reference library: the same inputs through both, every state, every output, the loss and the gradient of every parameter.
+
+The truth for a padded batch is each row alone, without padding: positions count tokens here, whichever side the padding is on.
+Used by `minitransfer verify` and by the project's own tests.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..families.rules import spelled
+from ..nn.heads import IGNORE
+from ..nn.model import Model, ModelOutput
+from ..weights.save import family_of
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far ours is from theirs in one tensor: largest and mean absolute difference, and the largest absolute value there is in theirs."""
+
+    what: str
+    largest: float
+    mean: float
+    scale: float
+
+    @property
+    def error(self) -> float:
+        """max |ours - theirs| / max(1, max |theirs|): the project's measure of parity."""
+        return self.largest / max(1.0, self.scale)
+
+
+def difference(what: str, ours: Tensor, theirs: Tensor) -> Difference:
+    """Raises: ValueError for tensors of unequal shape: they cannot be the same quantity."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{what} is {tuple(ours.shape)} here and {tuple(theirs.shape)} in the reference; the two models differ in size: compare their configs")
+    gap = (ours.detach().double() - theirs.detach().double()).abs()
+    if not gap.numel():
+        return Difference(what, 0.0, 0.0, 0.0)
+    return Difference(what, gap.max().nan_to_num(float("inf")).item(), gap.mean().item(), theirs.detach().double().abs().max().item())
+
+
+def batch(vocab: int, lengths: list[int], left: bool, seed: int = 0, lowest: int = 3) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
+    """Random ids from `lowest` on, so that none is padding, and which positions are tokens."""
+    generator, T = torch.Generator().manual_seed(seed), max(lengths)
+    ids, keep = torch.randint(lowest, vocab, (len(lengths), T), generator=generator), torch.zeros(len(lengths), T, dtype=torch.bool)
+    for row, n in enumerate(lengths):
+        keep[row, slice(T - n, None) if left else slice(None, n)] = True
+    return ids, keep
+
+
+def outputs_of(head: str, reference: Any, ours: ModelOutput, row: int, keep: Bool[Tensor, "T"]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What a head says about a row, ours and the reference's for that row alone."""
+    if head == "span":
+        assert ours.logits is not None
+        yield "logits", ours.logits[row][keep], torch.stack([reference.start_logits[0], reference.end_logits[0]], dim=-1)
+    elif head not in ("none", "embedding"):
+        assert ours.logits is not None
+        theirs = reference.prediction_logits if head == "masked+next" else reference.logits
+        whole = head in ("sequence", "choice")
+        yield "logits", ours.logits[row] if whole else ours.logits[row][keep], theirs[0]
+    if head == "masked+next" and ours.next_logits is not None:
+        yield "next logits", ours.next_logits[row], reference.seq_relationship_logits[0]
+    if getattr(reference, "pooler_output", None) is not None and ours.pooled is not None:
+        yield "pooled", ours.pooled[row], reference.pooler_output[0]
+
+
+@torch.no_grad()
+def compare_outputs(reference: torch.nn.Module, model: Model, ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"],
+                    token_type_ids: Int[Tensor, "B T"] | None = None) -> list[Difference]:
+    """Every hidden state, attention map and output; the model's fast path (attention "auto") is compared beside the one that shows its attention."""
+    shown = model(ids, attention_mask=keep, token_type_ids=token_type_ids, output_hidden_states=True, output_attentions=True)
+    fast = model(ids, attention_mask=keep, token_type_ids=token_type_ids)
+    found = []
+    for row in range(len(ids)):
+        here = keep[row]
+        own = {"input_ids": ids[row][here][None]} | ({} if token_type_ids is None else {"token_type_ids": token_type_ids[row][here][None]})
+        if model.head_name == "choice":
+            own = {name: value[None] for name, value in own.items()}             # one question with one choice
+        want: Any = reference(**own, output_hidden_states=True, output_attentions=True)
+        states, maps = want.hidden_states, want.attentions
+        if len(states) != len(shown.hidden_states or ()) or len(maps) != len(shown.attentions or ()):
+            raise ValueError(f"{len(shown.hidden_states or ())} states here and {len(states)} in the reference: compare the configs")
+        found += [difference(f"state {i}", ours[row][here], theirs[0]) for i, (ours, theirs) in enumerate(zip(shown.hidden_states or (), states, strict=True))]
+        found += [difference(f"attention {i}", ours[row][:, here][:, :, here], theirs[0]) for i, (ours, theirs) in enumerate(zip(shown.attentions or (), maps, strict=True))]
+        for path, said in (("", shown), (" (fast)", fast)):
+            found += [difference(what + path, ours, theirs) for what, ours, theirs in outputs_of(model.head_name, want, said, row, here)]
+        found.append(difference("last state (fast)", fast.last_hidden_state[row][here], shown.last_hidden_state[row][here]))
+    return found
+
+
+def targets(head: str, ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"], n_labels: int, seed: int = 0) -> Tensor:
+    """Labels that a head of this kind takes."""
+    generator = torch.Generator().manual_seed(seed)
+    B, _ = ids.shape
+    if head == "sequence":
+        return torch.randint(0, n_labels, (B,), generator=generator)
+    if head == "choice":
+        return torch.zeros(1, dtype=torch.long)
+    if head in ("token", "replaced"):
+        return torch.randint(0, 2 if head == "replaced" else n_labels, ids.shape, generator=generator).masked_fill(~keep, IGNORE)
+    if head == "span":
+        first = keep.int().argmax(-1)
+        return torch.stack([first + 1, first + 3], dim=1)
+    if head == "causal":
+        return ids.masked_fill(~keep, IGNORE)
+    return ids.masked_fill((torch.rand(ids.shape, generator=generator) > 0.4) | ~keep, IGNORE)
+
+
+def reference_loss(reference: torch.nn.Module, head: str, ids: Tensor, labels: Tensor, token_type_ids: Tensor | None, next_labels: Tensor) -> Tensor:
+    """Their loss on a batch without padding, under the names their classes use."""
+    given = {"input_ids": ids} | ({} if token_type_ids is None else {"token_type_ids": token_type_ids})
+    if head == "choice":
+        given = {name: value[None] for name, value in given.items()}
+    if head == "span":
+        return reference(**given, start_positions=labels[:, 0], end_positions=labels[:, 1]).loss
+    if head == "masked+next":
+        return reference(**given, labels=labels, next_sentence_label=next_labels).loss
+    return reference(**given, labels=labels).loss
+
+
+def compare_gradients(reference: torch.nn.Module, model: Model, ids: Int[Tensor, "B T"], token_type_ids: Tensor | None = None) -> list[Difference]:
+    """The loss and the gradient of every parameter, on a batch without padding.
+
+    Raises: ValueError if a parameter of ours has no gradient to be compared with.
+    """
+    head, keep = model.head_name, torch.ones_like(ids, dtype=torch.bool)
+    labels, next_labels = targets(head, ids, keep, len(model.labels or ()) or 1), torch.arange(len(ids)) % 2
+    reference.zero_grad()
+    model.zero_grad()
+    want = reference_loss(reference, head, ids, labels, token_type_ids, next_labels)
+    want.backward()
+    got = model(ids, token_type_ids=token_type_ids, labels=labels, next_labels=next_labels if head == "masked+next" else None)
+    assert got.loss is not None
+    got.loss.backward()
+    found, seen = [difference("loss", got.loss, want)], set()
+    theirs_by_name, family, parameters = dict(reference.named_parameters(remove_duplicate=False)), family_of(model), dict(model.named_parameters())
+    for theirs, rule, ours in spelled(family.weights(model.config), head, model.config.n_layers):
+        parameter: Any = theirs_by_name.get(family.prefix(head) + theirs, theirs_by_name.get(theirs))
+        if parameter is None or any(one not in parameters for one in ours):
+            continue
+        whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for one, gradient in zip(ours, rule.op.read(whole, len(ours)), strict=True):
+            mine = parameters[one].grad
+            found.append(difference(f"gradient of {one}", torch.zeros_like(parameters[one]) if mine is None else mine, gradient))
+            seen.add(one)
+    if unseen := set(parameters) - seen:
+        raise ValueError(f"{', '.join(sorted(unseen)[:5])} ({len(unseen)} in all) stand for no parameter of the reference: the family's table lacks them")
+    return found

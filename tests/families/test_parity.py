@@ -1,0 +1,83 @@
+"""Parity of every family with the reference library: states, attention, logits, loss and the gradient of every parameter."""
+import re
+
+import pytest
+import torch
+import transformers
+
+import minitransfer as mt
+from minitransfer.checks.parity import batch, compare_gradients, compare_outputs
+from minitransfer.families import FAMILIES
+from minitransfer.generate import left_padded
+
+from .cases import ALL, CASES, IDS
+
+CAUSAL = [(case, name) for case, name in ALL if case.classes[name] == "causal"]
+
+
+def check(found, bar):
+    wrong = [f"{one.what}: {one.error:.2e}" for one in found if not one.error <= bar]
+    assert found and not wrong, f"above {bar:.0e}: {wrong}"
+
+
+def loaded(case, name, folder):
+    reference = case.reference(name)
+    reference.save_pretrained(folder)
+    model = mt.Model.from_pretrained(folder)
+    assert model.head_name == case.classes[name]
+    return reference, model
+
+
+@pytest.mark.parametrize("case, name", ALL, ids=IDS)
+def test_states_attention_and_logits(case, name, tmp_path):
+    reference, model = loaded(case, name, tmp_path)
+    for longest in case.lengths:
+        for left in (False, True):
+            ids, keep = batch(case.vocab, [longest, 5, 11], left)
+            types = torch.randint(0, 2, ids.shape) if case.token_types else None
+            check(compare_outputs(reference, model, ids, keep, types), case.bar)
+
+
+@pytest.mark.parametrize("case, name", [(c, n) for c, n in ALL if c.classes[n] != "none"], ids=[i for i, (c, n) in zip(IDS, ALL, strict=True) if c.classes[n] != "none"])
+def test_loss_and_every_gradient(case, name, tmp_path):
+    reference, model = loaded(case, name, tmp_path)
+    ids, _ = batch(case.vocab, [17, 17, 17], left=False)
+    types = torch.randint(0, 2, ids.shape) if case.token_types else None
+    check(compare_gradients(reference, model, ids, types), case.bar)
+
+
+@pytest.mark.parametrize("case, name", ALL, ids=IDS)
+def test_round_trip(case, name, tmp_path):
+    """What we save has the names and the values of what the reference saves, and it reads ours back. The size is equal to the unit."""
+    reference, model = loaded(case, name, tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "ours")
+    theirs, ours = (dict(mt.weights.tensors.read_tensors(tmp_path / side)) for side in ("theirs", "ours"))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+    again = getattr(transformers, name).from_pretrained(tmp_path / "ours", attn_implementation="eager")
+    assert all(torch.equal(a, b) for a, b in zip(reference.state_dict().values(), again.state_dict().values(), strict=True))
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in reference.parameters())
+
+
+@pytest.mark.parametrize("case, name", CAUSAL, ids=[f"{case.name}-{name}" for case, name in CAUSAL])
+def test_greedy_text_is_identical(case, name, tmp_path):
+    """With a cache and without, rows padded on either side and past the window: the ids of each row alone."""
+    reference, model = loaded(case, name, tmp_path)
+    new = 19
+    for left in (False, True):
+        ids, keep = batch(case.vocab, [13, 4, 9], left)
+        padded, kept = left_padded(ids, keep)
+        for use_cache in (True, False):
+            got = mt.generate(model, ids, attention_mask=keep, max_new_tokens=new, use_cache=use_cache, precision="fp32")
+            assert torch.equal(got[:, :13] * kept, padded * kept)
+            for row in range(3):
+                want = reference.generate(ids[row][keep[row]][None], do_sample=False, max_new_tokens=new, min_new_tokens=new, eos_token_id=None)
+                assert got[row, 13:].tolist() == want[0, int(keep[row].sum()) :].tolist()
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_every_class_of_the_reference_has_a_head_or_a_reason(case):
+    stem = FAMILIES[case.model_type].page.MODEL_TYPES[case.model_type]
+    theirs = {name for name in dir(transformers) if re.fullmatch(rf"{stem}(Model|EncoderModel|LMHeadModel|DoubleHeadsModel|For\w+)", name)}
+    ours = set(FAMILIES[case.model_type].heads) | {stem + ending for ending in case.without}
+    assert case.heads or theirs == ours, theirs ^ ours

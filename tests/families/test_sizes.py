@@ -1,0 +1,72 @@
+"""Published sizes, full-size shapes, low precision, and the loss of padded rows."""
+import pytest
+import torch
+import transformers
+
+import minitransfer as mt
+from minitransfer.checks.parity import batch, compare_outputs, targets
+from minitransfer.families import read_config
+from minitransfer.nn.heads import IGNORE
+
+from .cases import CASES
+from .test_parity import check, loaded
+
+BY_NAME = {case.name: case for case in CASES}
+FULL = {                                                        # class, sizes that differ from the reference's defaults
+    "bert-base": ("bert", "BertForMaskedLM", {}),
+    "gpt2": ("gpt2", "GPT2LMHeadModel", {}),
+    "roberta-base": ("roberta", "RobertaForMaskedLM", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "qwen2-0.5b": ("qwen2", "Qwen2ForCausalLM", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+                                                 "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
+                                                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+}
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "qwen2-0.5b": 494_032_768}     # with the head
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(FULL))
+def test_full_size(name, tmp_path):
+    model_type, class_name, changes = FULL[name]
+    torch.manual_seed(0)
+    reference = getattr(transformers, class_name)(transformers.AutoConfig.for_model(model_type, **changes, attn_implementation="eager")).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    reference.save_pretrained(tmp_path)
+    model = mt.Model.from_pretrained(tmp_path)
+    assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
+    check(compare_outputs(reference, model, *batch(model.config.vocab_size, [47, 29], left=True)), 1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(FULL))
+def test_parameter_counts(name):
+    model_type, class_name, changes = FULL[name]
+    family, config = read_config(transformers.AutoConfig.for_model(model_type, **changes).to_dict())
+    assert sum(p.numel() for p in mt.Model(config, family.heads[class_name], seed=None).parameters()) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name, class_name", [("bert", "BertForMaskedLM"), ("gpt2", "GPT2LMHeadModel")])
+def test_padded_loss_is_the_mean_over_all_targets(name, class_name, tmp_path):
+    """Rows of unequal length: every target counts once, whichever row it is in."""
+    reference, model = loaded(BY_NAME[name], class_name, tmp_path)
+    ids, keep = batch(BY_NAME[name].vocab, [19, 5, 11], left=True)
+    labels = targets(model.head_name, ids, keep, 1)
+    total, count = torch.zeros(()), 0
+    for row in range(3):
+        one = labels[row][keep[row]][None]
+        n = int(((one[:, 1:] if model.head_name == "causal" else one) != IGNORE).sum())
+        total, count = total + reference(ids[row][keep[row]][None], labels=one).loss * n, count + n
+    assert torch.allclose(model(ids, attention_mask=keep, labels=labels).loss, total / count, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name, class_name", [("bert", "BertModel"), ("llama", "LlamaModel")])
+def test_low_precision_is_no_worse_than_the_reference(name, class_name, tmp_path):
+    """bf16: our distance from the fp64 truth is at most the reference library's own, with a tenth of slack for the order of sums."""
+    BY_NAME[name].reference(class_name, scale=0.05).save_pretrained(tmp_path)
+    ids = torch.randint(2, 100, (7, 31))
+
+    def theirs(dtype):
+        return getattr(transformers, class_name).from_pretrained(tmp_path, dtype=dtype, attn_implementation="eager")(ids).last_hidden_state
+    with torch.no_grad():
+        truth, ours = theirs(torch.float64), mt.Model.from_pretrained(tmp_path, dtype=torch.bfloat16)(ids).last_hidden_state
+        assert (ours.double() - truth).abs().mean() <= 1.1 * (theirs(torch.bfloat16).double() - truth).abs().mean()
