@@ -45,11 +45,13 @@ def difference(what: str, ours: Tensor, theirs: Tensor) -> Difference:
 
 
 def batch(vocab: int, lengths: list[int], left: bool, seed: int = 0, lowest: int = 3) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """Random ids from `lowest` on, so that none is padding, and which positions are tokens."""
+    """Random texts of these lengths and which positions are tokens; the texts are the same on either side, what stands under the padding is not."""
     generator, T = torch.Generator().manual_seed(seed), max(lengths)
-    ids, keep = torch.randint(lowest, vocab, (len(lengths), T), generator=generator), torch.zeros(len(lengths), T, dtype=torch.bool)
+    texts, ids = (torch.randint(lowest, vocab, (len(lengths), T), generator=generator) for _ in range(2))
+    keep = torch.zeros_like(ids, dtype=torch.bool)
     for row, n in enumerate(lengths):
-        keep[row, slice(T - n, None) if left else slice(None, n)] = True
+        here = slice(T - n, None) if left else slice(None, n)
+        keep[row, here], ids[row, here] = True, texts[row, :n]
     return ids, keep
 
 
