@@ -82,6 +82,15 @@ def pooling_of(folder: Path) -> dict:
     return {"pooling": chosen[0], "normalise": "Normalize" in kinds}
 
 
+def place(parameter: torch.nn.Parameter, value: Tensor) -> None:
+    """Give a parameter its value: a whole tensor of a file stays mapped, a private copy page by page of what is written to, everything else is copied."""
+    whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
+    if whole and value.dtype == parameter.dtype:
+        parameter.data = value
+    else:
+        parameter.data.copy_(value)
+
+
 @dataclass
 class Filling:
     """One loading: what was filled so far, and everything that did not fit."""
@@ -165,7 +174,7 @@ class Filling:
                 self.faults.append(f"shape: {key} is {tuple(value.shape)}, {one} is {tuple(parameters[one].shape)}")
             else:
                 check_finite(key, value)
-                parameters[one].data.copy_(value)
+                place(parameters[one], value)
                 self.report.loaded.append(one)
             self.filled.add(one)
 
