@@ -45,8 +45,8 @@ def make_pooler(c: ModelConfig) -> nn.Module:
     return make_norm(c) if c.pooler_kind == "norm" else nn.Identity()
 
 
-def pool(pooler: nn.Module | None, c: ModelConfig, x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"], ids: Int[Tensor, "B T"] | None) -> Float[Tensor, "B D"] | None:
-    """The pooled vector, as the config says; None without a pooler. `ids` are read for a text that is pooled where it ends."""
+def pool(pooler: nn.Module | None, c: ModelConfig, x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"], ids: Int[Tensor, "B _"] | None) -> Float[Tensor, "B D"] | None:
+    """The pooled vector, as the config says; None without a pooler. `ids` (B, T) are read for a text that is pooled where it ends, and only then."""
     if pooler is None:
         return None
     if c.pooler_kind == "end":

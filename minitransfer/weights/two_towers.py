@@ -46,7 +46,7 @@ def load_two_towers(source: str | Path, dtype: torch.dtype = torch.float32, revi
 
 def tower(source: str, hf: dict, part: str, tensors: dict[str, Tensor]) -> Model:
     """One of the two models, filled with its tensors, which are taken out of the table."""
-    described = hf.get(part + "_dict") or hf[part]                               # in old files the first of these is the one that counts
+    described = hf[part] if hf.get(part + "_dict") is None else hf[part + "_dict"]     # in old files that have both, the latter is the one that counts
     described = {"model_type": "clip_" + part.replace("config", "model")} | described | {"projection_dim": hf.get("projection_dim", 512)}
     family, config = read_config(described)
     model = Model(config, "projection", seed=None)
