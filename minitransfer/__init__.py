@@ -11,8 +11,9 @@ from .config import ModelConfig
 from .generate import embed, fill, generate
 from .nn.cache import Cache
 from .nn.model import Model, ModelOutput
-from .tasks import Prediction, finetune, predict
-from .text import Tokenizer
+from .nn.two_towers import TwoTowers
+from .tasks import Prediction, classify_images, finetune, predict
+from .text import ImageReader, Tokenizer
 from .training import adapt, pretrain
 from .transfer import (
     add_lora,
@@ -29,8 +30,9 @@ from .transfer import (
     unmerge_lora,
 )
 from .weights.convert import convert
+from .weights.two_towers import load_two_towers, save_two_towers
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to",
-           "generate", "inspect", "layer_groups", "load_adapter", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "trainable_report",
-           "unfreeze", "unmerge_lora"]
+__all__ = ["Cache", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "TwoTowers", "adapt", "add_lora", "classify_images", "convert", "embed",
+           "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect", "layer_groups", "load_adapter", "load_two_towers", "merge_lora", "predict", "pretrain",
+           "remove_adapters", "samples", "save_adapter", "save_two_towers", "trainable_report", "unfreeze", "unmerge_lora"]

@@ -56,6 +56,9 @@ class ModelConfig:
     head_width: int | None = None       # numbers in a head's query; None: d_model / n_heads
     d_embed: int | None = None          # width of the token table, which a Linear then takes to d_model; None: d_model, without one
     shared_blocks: bool = False         # one block is applied n_layers times
+    patch_size: int | None = None       # the input is images, cut into squares of so many pixels a side; None: it is ids
+    image_size: int = 224               # of "patch_size": the side of an image, in pixels
+    channels: int = 3                   # of "patch_size": numbers a pixel
     # positions
     positions: str = "learned"          # "learned" | "sinusoidal" | "none": what is added to the token vectors
     position_offset: int = 0            # rows of the position table that stand before position 0
@@ -83,7 +86,10 @@ class ModelConfig:
     embed_scale: float = 1.0            # token vectors are multiplied by it
     embed_norm: bool = True             # norm after the embeddings
     final_norm: bool = False            # norm after the last block
-    pooler: bool = True                 # tanh layer on the first token, for the heads that read it
+    pooler: bool = True                 # one vector for the whole text, for the heads that read it
+    pooler_kind: str = "dense"          # "dense": tanh layer on the first token | "norm": the first token's vector, normed | "end": the vector of the token that ends it
+    end_id: int | None = None           # of "end": the id of that token; None: it has the largest id of the text
+    d_project: int | None = None        # width of a "projection" head; None: d_model
     tied: bool = True                   # the output matrix of a vocabulary head is the token table
     logit_scale: float = 1.0            # what a vocabulary head reads is multiplied by it
     transform_bias: bool = True         # of the dense layer in front of a head's last matrix
@@ -100,18 +106,23 @@ class ModelConfig:
     init_std: float = 0.02              # standard deviation of fresh matrices
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len", "relative_distance"):
+        whole_number("vocab_size", self.vocab_size, 1 if self.patch_size is None else 0)
+        for name in ("d_model", "n_layers", "n_heads", "d_ff", "max_len", "relative_distance"):
             whole_number(name, getattr(self, name), 1)
         for name in ("n_token_types", "position_offset", "relative_buckets"):
             whole_number(name, getattr(self, name), 0)
         whole_number("n_kv_heads", self.kv_heads, 1)
-        for name in ("head_width", "d_embed"):
+        for name in ("head_width", "d_embed", "d_project", "patch_size", "image_size", "channels"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1)
         if self.head_width is None and self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: choose a width every head can share equally")
         if self.n_heads % self.kv_heads:
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}: each key/value head serves the same number of query heads")
+        if self.end_id is not None:
+            whole_number("end_id", self.end_id, 0)
+        if self.patch_size is not None and self.max_len != (n := 1 + (self.image_size // self.patch_size) ** 2):
+            raise ValueError(f"max_len={self.max_len}; patches of {self.patch_size} pixels in images of {self.image_size}, and one vector for the whole, are {n}: give that")
         if self.window is not None:
             whole_number("window", self.window, 1)                           # the token itself is always in sight
         for name in ("dropout", "attn_dropout", "embed_dropout", "head_dropout"):
@@ -137,6 +148,10 @@ class ModelConfig:
     @property
     def embed_width(self) -> int:
         return self.d_model if self.d_embed is None else self.d_embed
+
+    @property
+    def project_width(self) -> int:
+        return self.d_model if self.d_project is None else self.d_project
 
     @property
     def score_scale(self) -> float:
@@ -179,7 +194,7 @@ class ModelConfig:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "positions": ("learned", "sinusoidal", "none"), "norm_position": ("pre", "post"), "norm": ("layer", "rms"), "activation": ACTIVATION_NAMES,
-    "classifier": ("plain", "dense", "transform"), "classifier_activation": ACTIVATION_NAMES, "classifier_pooling": ("first", "mean")}
+    "pooler_kind": ("dense", "norm", "end"), "classifier": ("plain", "dense", "transform"), "classifier_activation": ACTIVATION_NAMES, "classifier_pooling": ("first", "mean")}
 
 
 def is_number(value: Any) -> bool:

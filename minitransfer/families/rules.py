@@ -22,6 +22,7 @@ class Op:
 
     read: Callable[[Tensor, int], Iterable[Tensor]]     # their tensor, number of our tensors -> ours
     write: Callable[[list[Tensor]], Tensor]             # ours -> theirs
+    folds: int = 0                                      # so many axes of theirs are joined to others in ours
 
 
 copy = Op(lambda t, n: [t], lambda ours: ours[0])

@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from ..config import ModelConfig
 from .heads import VocabularyHead
 from .norms import RMSNorm
+from .patches import Patches
 
 
 class Unfilled(TorchFunctionMode):
@@ -42,5 +43,7 @@ def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) ->
             m.weight.fill_(1.0)
             if isinstance(bias := getattr(m, "bias", None), nn.Parameter):
                 bias.zero_()
+        elif isinstance(m, Patches):
+            m.whole.normal_(0.0, c.init_std, generator=generator)
         elif isinstance(m, VocabularyHead) and m.bias is not None:
             m.bias.zero_()

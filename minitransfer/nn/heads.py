@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -14,6 +15,7 @@ from ..ops.linear import Linear, linear
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from .feedforward import ACTIVATIONS
 from .norms import make_norm
+from .pooling import first_token, last_token, mean_token
 
 IGNORE = -100  # a label with this value is no target
 POOLINGS = ("mean", "cls", "max")
@@ -21,7 +23,8 @@ CLASSIFIES = ("sequence", "token")                                  # heads with
 ONE_CLASS, ANY_CLASS, REGRESSION = PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")     # of a sequence head, as in config.json
 SIMILARITY, NEGATIVES = "cosine", "negatives"                        # what an embedding head learns from pairs
 CONTRAST = 20                                                       # a cosine is at most 1: without this the softmax would be nearly flat
-HEAD_NAMES = ("none", "masked", "masked+next", "causal", "replaced", "sequence", "choice", "token", "span", "embedding")
+HEAD_NAMES = ("none", "masked", "masked+next", "causal", "replaced", "sequence", "choice", "token", "span", "embedding", "projection")
+READS_IDS = ("masked", "masked+next", "causal", "replaced", "choice", "token", "span")     # no head for images
 LossAndCount = tuple[Tensor, int]
 
 
@@ -51,11 +54,6 @@ def next_tokens(labels: Int[Tensor, "B T"], body: BodyOutput) -> Int[Tensor, "B 
     return targets
 
 
-def first_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-    """The first token of each text: not position 0 under left padding."""
-    return x[torch.arange(len(x), device=x.device), keep.int().argmax(-1)]
-
-
 class Transform(nn.Module):
     """What may stand in front of a head's last matrix: activation(x W^T + b), then a norm."""
 
@@ -68,18 +66,6 @@ class Transform(nn.Module):
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N E"]:
         x = self.activation(self.dense(x))
         return x if self.norm is None else self.norm(x)
-
-
-def last_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-    """The last token of each text, right for either padding side."""
-    T = x.shape[1]
-    last = (torch.arange(T, device=x.device) * keep).argmax(-1)                  # (B,)
-    return x[torch.arange(len(last), device=last.device), last]
-
-
-def mean_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
-    """The mean over each text's tokens; none: zeros."""
-    return (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
 
 
 class VocabularyHead(nn.Module):
@@ -304,9 +290,23 @@ class EmbeddingHead(nn.Module):
         return mse_loss((a * b).sum(-1), labels.to(a.dtype), reduction="sum"), len(a)
 
 
+class ProjectionHead(nn.Module):
+    """The pooled vector, taken by a matrix to a space that texts and images share. What it learns from is a batch of both: see nn/two_towers.py."""
+
+    def __init__(self, c: ModelConfig):
+        super().__init__()
+        self.project = Linear(c.d_model, c.project_width, bias=False)
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B P"]:
+        return self.project(body.pooled)
+
+    def loss(self, body: BodyOutput, labels: Tensor) -> LossAndCount:
+        raise ValueError("labels for a projection head; it learns from pairs of a text and an image: put both models into TwoTowers")
+
+
 def reads_pooler(name: str, c: ModelConfig) -> bool:
     """Whether this head, or who asks for none, looks at the pooled first token; the others read every position, and are saved without a pooler."""
-    return c.pooler and (name in ("none", "embedding", "masked+next", "choice") or (name == "sequence" and c.classifier == "plain"))
+    return c.pooler and (name in ("none", "embedding", "masked+next", "choice", "projection") or (name == "sequence" and c.classifier == "plain" and c.pooler_kind != "end"))
 
 
 def check_head(name: str, c: ModelConfig, labels: list[str] | None) -> None:
@@ -320,11 +320,15 @@ def check_head(name: str, c: ModelConfig, labels: list[str] | None) -> None:
         raise ValueError(f"labels={list(labels)} name a class twice; each class needs a name of its own: remove the repeated one")
     if name == "causal" and not c.causal:
         raise ValueError('head="causal" on a body with causal=False; each token would see the one it has to predict: use head="masked", or causal=True')
+    if name in READS_IDS and c.patch_size is not None:
+        raise ValueError(f'head="{name}" on a body of images; it says something of each token of a text: use one of {", ".join(one for one in HEAD_NAMES if one not in READS_IDS)}')
+    if name == "projection" and not c.pooler:
+        raise ValueError('head="projection" on a body with pooler=False; it reads the pooled vector: use head="embedding", or pooler=True')
     if name == "masked+next" and not c.pooler:
         raise ValueError('head="masked+next" on a body with pooler=False; its second question is asked of the pooled first token: use head="masked", or pooler=True')
 
 
-def make_head(name: str, c: ModelConfig, tokens: nn.Embedding, labels: list[str] | None, pooling: str = "mean", normalise: bool = True) -> nn.Module | None:
+def make_head(name: str, c: ModelConfig, tokens: Any, labels: list[str] | None, pooling: str = "mean", normalise: bool = True) -> nn.Module | None:
     """The head called `name`; None for "none". Raises: see `check_head`."""
     check_head(name, c, labels)
     n_labels = len(labels or ())
@@ -339,5 +343,6 @@ def make_head(name: str, c: ModelConfig, tokens: nn.Embedding, labels: list[str]
         "token": lambda: TokenHead(c, n_labels),
         "span": lambda: SpanHead(c),
         "embedding": lambda: EmbeddingHead(pooling, normalise),
+        "projection": lambda: ProjectionHead(c),
     }
     return makers[name]()

@@ -12,14 +12,15 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
-from ..ops.linear import Linear
 from .block import Block
 from .cache import Cache
 from .embeddings import Embeddings, resized
 from .fresh import Unfilled, initialise
-from .heads import BodyOutput, EmbeddingHead, VocabularyHead, first_token, make_head, reads_pooler
+from .heads import BodyOutput, EmbeddingHead, ProjectionHead, VocabularyHead, make_head, reads_pooler
 from .masks import Mask, positions_from, positions_in_documents
 from .norms import make_norm
+from .patches import Patches
+from .pooling import make_pooler, pool
 from .positions import RelativeBias, Rotation, rotation
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Model(nn.Module):
     Source: Vaswani et al. 2017; Devlin et al. 2019; Radford et al. 2019.
     """
 
+    embed: Any      # Embeddings, or Patches
     head: Any       # a module of nn.heads, or None
 
     def __init__(self, config: ModelConfig, head: str = "none", labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True,
@@ -76,11 +78,11 @@ class Model(nn.Module):
         super().__init__()
         c = self.config = config
         with Unfilled():
-            self.embed = Embeddings(c)
+            self.embed = Embeddings(c) if c.patch_size is None else Patches(c)
             self.relative = RelativeBias(c) if c.relative_buckets else None
             self.blocks = nn.ModuleList(Block(c, i) for i in range(1 if c.shared_blocks else c.n_layers))
             self.norm = make_norm(c) if c.final_norm else None
-            self.pooler = Linear(c.d_model, c.d_model) if reads_pooler(head, c) else None
+            self.pooler = make_pooler(c) if reads_pooler(head, c) else None
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
         self.head_name, self.labels = head, list(labels) if labels else None
         self.checkpointing = False
@@ -128,7 +130,7 @@ class Model(nn.Module):
             if not reads_pooler(head, c):
                 self.pooler = None
             elif self.pooler is None:
-                self.pooler = Linear(c.d_model, c.d_model)
+                self.pooler = make_pooler(c)
                 fresh += [self.pooler]
         self.head_name, self.labels = head, list(labels) if labels else None
         for module in fresh:
@@ -154,16 +156,17 @@ class Model(nn.Module):
         self.config = replace(self.config, vocab_size=n)
         return self
 
-    def body(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
+    def body(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
              position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, cache: Cache | None = None,
-             trace: Trace | None = None) -> BodyOutput:
+             trace: Trace | None = None, pixel_values: Float[Tensor, "B C Y X"] | None = None) -> BodyOutput:
         """Everything below the head. See `forward` for the arguments."""
-        (B, T), c = input_ids.shape, self.config
-        mask, keep, positions, soft = self.sight(input_ids, attention_mask, document_ids, cache)
+        c, places = self.config, self.places(input_ids, pixel_values)
+        B, T = places.shape
+        mask, keep, positions, soft = self.sight(places, attention_mask, document_ids, cache)
         if position_ids is not None:
             prompt = torch.arange(soft, device=position_ids.device).expand(len(position_ids), -1) + self.ahead[0]
             positions = torch.cat([prompt, position_ids + sum(self.ahead)], dim=1)
-        x = self.embed(input_ids, positions, token_type_ids)                     # (B, soft + T, D)
+        x = self.embed(input_ids if pixel_values is None else pixel_values, positions, token_type_ids)     # (B, soft + T, D)
         if trace is not None:
             trace.states.append(x)
         show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
@@ -186,9 +189,15 @@ class Model(nn.Module):
             x, keep = x[:, soft:], None if keep is None else keep[:, soft:]
             if trace is not None:
                 trace.states = [state[:, soft:] for state in trace.states]
-        first = x[:, 0] if keep is None else first_token(x, keep)                # (B, D)
-        pooled = None if self.pooler is None else torch.tanh(self.pooler(first))
-        return BodyOutput(x, torch.ones(B, T, dtype=torch.bool, device=x.device) if keep is None else keep, pooled, document_ids)
+        keep = torch.ones(B, T, dtype=torch.bool, device=x.device) if keep is None else keep
+        return BodyOutput(x, keep, pool(self.pooler, c, x, keep, input_ids), document_ids)
+
+    def places(self, input_ids: Tensor | None, pixel_values: Tensor | None) -> Int[Tensor, "B T"]:
+        """The ids, or for images the numbers of their positions. Raises: ValueError for what this body does not read."""
+        reads, given = "input_ids" if self.config.patch_size is None else "pixel_values", {"input_ids": input_ids, "pixel_values": pixel_values}
+        if (names := [name for name, one in given.items() if one is not None]) != [reads]:
+            raise ValueError(f"{' and '.join(names) or 'nothing'} for a body that reads {reads}: pass {reads}, and the other to a body of its own")
+        return input_ids if pixel_values is None else self.embed.places(pixel_values)     # type: ignore[return-value]
 
     def views(self, mask: Mask, positions: Int[Tensor, "#B T"], past: int) -> list[View]:
         """What each block is told of positions; blocks with the same window share one view."""
@@ -243,20 +252,21 @@ class Model(nn.Module):
         if length > self.config.max_len and not self.config.endless and (last := int(positions.max())) >= self.config.max_len:
             raise ValueError(f"a text of {last + 1 - sum(self.ahead)} tokens; this model reads at most {self.longest}: truncate it (max_length), or split it into windows")
 
-    def forward(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
+    def forward(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
                 position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, labels: Tensor | None = None,
                 next_labels: Int[Tensor, "B"] | None = None, cache: Cache | None = None, output_hidden_states: bool = False,
-                output_attentions: bool = False) -> ModelOutput:
+                output_attentions: bool = False, pixel_values: Float[Tensor, "B C Y X"] | None = None) -> ModelOutput:
         """Run the body and the head.
 
         Args:   attention_mask: (B, T), nonzero = a token, absent = all are; position_ids: absent = each text's tokens are counted from 0;
                 document_ids: (B, T), for rows packed with several texts, -1 = padding: no text sees another and positions restart;
                 labels: what the head's loss takes; next_labels: 0 = b follows a, 1 = it does not;
-                cache: grows by these T tokens; output_attentions: runs the reference path.
+                cache: grows by these T tokens; output_attentions: runs the reference path;
+                pixel_values: images, for a body that reads these in the place of ids.
         Raises: ValueError for a text longer than max_len, and ids or labels outside the tables.
         """
         trace = Trace(output_attentions) if output_hidden_states or output_attentions else None
-        body = self.body(input_ids, attention_mask, token_type_ids, position_ids, document_ids, cache, trace)
+        body = self.body(input_ids, attention_mask, token_type_ids, position_ids, document_ids, cache, trace, pixel_values)
         out = ModelOutput(body.x, body.pooled, cache=cache)
         if trace is not None and output_hidden_states:
             out.hidden_states = tuple(trace.states)
@@ -269,7 +279,7 @@ class Model(nn.Module):
             if labels is not None:
                 raise ValueError('labels for a model with head="none"; a loss comes from a head: put one on the body with set_head')
             return out
-        if isinstance(self.head, EmbeddingHead):
+        if isinstance(self.head, EmbeddingHead | ProjectionHead):
             out.embeddings = self.head(body)
         else:
             out.logits = self.head(body)

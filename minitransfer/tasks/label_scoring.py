@@ -65,13 +65,19 @@ def label_scores(model: Model, tok: Tokenizer, texts: str | Sequence[str], label
     Warns:   how many texts were shortened to fit; the label and the examples stay.
     """
     texts = [texts] if isinstance(texts, str) else texts
-    words = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
-    if len(words) < 2:
-        raise ValueError(f"labels={list(words)}; there must be something to choose from: give two or more")
+    words = label_words(labels)
     scores = scores_of(model, tok, texts, words, prompt or Prompt(), batch_size)
     if calibrate:
         scores = scores - scores_of(model, tok, CONTENT_FREE, words, prompt or Prompt(), batch_size).softmax(-1).mean(0).log()
     return predictions(scores, list(words))
+
+
+def label_words(labels: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
+    """Each label with the words that stand for it. Raises: ValueError for fewer than two labels."""
+    words = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
+    if len(words) < 2:
+        raise ValueError(f"labels={list(words)}; there must be something to choose from: give two or more")
+    return words
 
 
 def scores_of(model: Model, tok: Tokenizer, texts: Sequence[str], words: Mapping[str, str], prompt: Prompt, batch_size: int) -> Float[Tensor, "N n"]:

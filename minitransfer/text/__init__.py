@@ -6,6 +6,7 @@ readers.py and batches.py (rows with labels), vectors.py (words as vectors).
 from .batches import EncodedBatches, LabelledBatches, TextBatches, label_name
 from .cache import TokenCache, tokenize_corpus
 from .corpus import read_texts
+from .images import ImageReader
 from .instructions import InstructionBatches, PreferenceBatches, read_instructions
 from .markers import mark_spans
 from .packing import PackedBatches
@@ -16,6 +17,6 @@ from .stream import Batches
 from .tokenizer import Tokenizer, TruncationWarning
 from .vectors import read_vectors
 
-__all__ = ["Batches", "EncodedBatches", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TextBatches", "TokenCache",
+__all__ = ["Batches", "EncodedBatches", "ImageReader", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TextBatches", "TokenCache",
            "Tokenizer", "TruncationWarning", "label_name", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "read_vectors",
            "sample_rows", "tokenize_corpus"]

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..config import choose
 from ..nn.heads import BodyOutput, first_token
 from ..nn.model import Model, Trace
+from ..nn.pooling import pool
 from ..text import Tokenizer, read_rows
 from ..text.readers import column
 from ..weights.files import flush, write_json
@@ -210,8 +211,7 @@ def remembered(model: Model, features: Features, reading: Reading) -> Iterator[N
             x[keep] = found
         else:
             keep, x = torch.ones(len(keys), 1, dtype=torch.bool, device=input_ids.device), found[:, None]    # (B, 1, D)
-        pooled = None if model.pooler is None else torch.tanh(model.pooler(first_token(x, keep)))
-        return BodyOutput(x, keep, pooled)
+        return BodyOutput(x, keep, pool(model.pooler, model.config, x, keep, input_ids))
     vars(model)["body"] = recall            # shadows the method of this one model
     try:
         yield

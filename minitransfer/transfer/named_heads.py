@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..nn.model import Model
-from ..ops.linear import Linear
 from .fingerprint import differs, fingerprint
 from .named import chosen_adapter, set_adapter
 from .peft_files import carried
@@ -29,7 +28,7 @@ class Answer:
     """What a task has of its own."""
 
     head: nn.Module | None
-    pooler: Linear | None
+    pooler: nn.Module | None
     head_name: str
     labels: list[str] | None
     adapter: str | None

@@ -35,6 +35,8 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     """
     folder = resolve(source, revision)
     hf = read_json(folder / "config.json")
+    if isinstance(hf.get("vision_config"), dict):
+        raise ValueError(f"{source} holds a text model and an image model; from_pretrained reads one: use load_two_towers, whose .text and .image are models as this one")
     family, config = read_config(hf)
     file_head = family.heads.get((hf.get("architectures") or [""])[0], "none")
     head = automatic(file_head, folder) if head == "auto" else head
@@ -161,7 +163,7 @@ class Filling:
         if any(one not in parameters for one in ours):
             self.faults.append(f"unexpected: {key} (the config has no {', '.join(ours)})")
             return
-        usable = tensor.dtype in DTYPES and tensor.ndim == parameters[ours[0]].ndim
+        usable = tensor.dtype in DTYPES and tensor.ndim == parameters[ours[0]].ndim + rule.op.folds
         values = list(rule.op.read(tensor, len(ours))) if usable else []
         if len(values) != len(ours):
             self.faults.append(f"shape: {key} is {tuple(tensor.shape)} of {tensor.dtype}, needed is {' + '.join(ours)} in a floating-point type")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -31,7 +31,11 @@ def save_pretrained(model: Model, folder: str | Path, dtype: torch.dtype | None 
     Args:   dtype: of the saved tensors (default: the model's own); max_shard_bytes: larger checkpoints are split, with an index.
     Raises: ValueError if no family can describe the model or its head, if an adapter is still in it, or if the disk is full (what was in `folder` is kept).
     """
-    config, parts = config_json(model, dtype), sharded(model, dtype, max_shard_bytes)
+    write_checkpoint(folder, config_json(model, dtype), sharded(named_tensors(model), dtype, max_shard_bytes), model)
+
+
+def write_checkpoint(folder: str | Path, config: dict, parts: list[dict[str, Tensor]], model: Model | None = None) -> None:
+    """Put the files in their places together. Raises: ValueError if they cannot be written."""
     try:
         with replace_files(folder, STALE) as aside:
             write_json(aside / "config.json", config)
@@ -39,7 +43,7 @@ def save_pretrained(model: Model, folder: str | Path, dtype: torch.dtype | None 
                 save_file(parts[0], aside / SINGLE, metadata={"format": "pt"})
             else:
                 write_shards(parts, aside)
-            if isinstance(model.head, EmbeddingHead):
+            if model is not None and isinstance(model.head, EmbeddingHead):
                 write_pooling(model.head, model.config.d_model, aside)
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{folder} could not be written ({e}); what was there before is unchanged: free some space, or choose another folder") from e
@@ -87,10 +91,10 @@ def check_names(model: Model) -> None:
         pass
 
 
-def sharded(model: Model, dtype: torch.dtype | None, max_bytes: int) -> list[dict[str, Tensor]]:
+def sharded(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None, max_bytes: int) -> list[dict[str, Tensor]]:
     parts: list[dict[str, Tensor]] = [{}]
     size = 0
-    for name, tensor in named_tensors(model):
+    for name, tensor in tensors:
         tensor = tensor.to(device="cpu", dtype=dtype or tensor.dtype).contiguous()
         if parts[-1] and size + tensor.nbytes > max_bytes:
             parts.append({})
