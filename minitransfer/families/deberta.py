@@ -43,7 +43,9 @@ def disentangled_from_hf(hf: dict) -> Disentangled | None:
     if bool(terms) != hf.get("relative_attention", False):
         refuse(hf, "pos_att_type", f"with relative_attention={hf.get('relative_attention', False)} it has to name {'no' if terms else 'some'} terms of the scores")
     if not terms:
-        return refuse(hf, "norm_rel_ebd", "without relative_attention there is nothing to be normed") if "layer_norm" in norms else None
+        if "layer_norm" in norms:
+            refuse(hf, "norm_rel_ebd", "without relative_attention there is nothing to be normed")
+        return None
     furthest = hf.get("max_relative_positions", -1)
     return Disentangled(furthest if furthest >= 1 else hf["max_position_embeddings"], max(hf.get("position_buckets", -1), 0), "c2p" in terms, "p2c" in terms,
                         hf.get("share_att_key", False), "layer_norm" in norms)

@@ -1,8 +1,7 @@
 """What neighbours say, learned once for all distances between them: a convolution along the text."""
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -13,13 +12,12 @@ from .masks import Mask
 from .norms import make_norm
 
 
-def places(mask: Mask, gap: int) -> tuple[Int[Tensor, "B T"], int] | None:
-    """Where each token stands, and on how many places, if padding is left out and `gap` places are empty between texts; None: where it is."""
-    if mask.documents is None:
-        return None if mask.keep is None else ((mask.keep.cumsum(-1) - 1).clamp(min=0), mask.keep.shape[1])
-    d = mask.documents
-    starts = pad(d[:, 1:] != d[:, :-1], (1, 0))
-    place = ((d >= 0).cumsum(-1) - 1).clamp(min=0) + gap * starts.cumsum(-1)
+def places(tokens: Bool[Tensor, "B T"], documents: Int[Tensor, "B T"] | None, gap: int) -> tuple[Int[Tensor, "B T"], int]:
+    """Where each token stands, and on how many places, if padding is left out and `gap` places are empty between texts."""
+    place = (tokens.cumsum(-1) - 1).clamp(min=0)
+    if documents is None:
+        return place, tokens.shape[1]
+    place = place + gap * pad(documents[:, 1:] != documents[:, :-1], (1, 0)).cumsum(-1)
     return place, int(place.max()) + 1
 
 
@@ -32,7 +30,8 @@ class NeighbourConvolution(nn.Module):
 
     def __init__(self, c: ModelConfig, v: Convolution):
         super().__init__()
-        self.conv = nn.Conv1d(c.d_model, c.d_model, v.width, padding=v.width // 2, groups=v.groups)
+        self.reach = v.width // 2
+        self.conv = nn.Conv1d(c.d_model, c.d_model, v.width, padding=self.reach, groups=v.groups)
         self.norm, self.dropout, self.activation = make_norm(c), Dropout(c.dropout), ACTIVATIONS[v.activation]
 
     def forward(self, e: Float[Tensor, "B T D"], x: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B T D"]:
@@ -40,9 +39,10 @@ class NeighbourConvolution(nn.Module):
 
     def read(self, e: Float[Tensor, "B T D"], mask: Mask) -> Float[Tensor, "B T D"]:
         """The convolution of each text by itself."""
-        if (found := places(mask, self.conv.padding[0])) is None:
-            return self.conv(e.mT).mT
-        place, n = found[0][..., None].expand_as(e), found[1]
         tokens = mask.keep if mask.documents is None else mask.documents >= 0
+        if tokens is None:
+            return self.conv(e.mT).mT
+        place, n = places(tokens, mask.documents, self.reach)
+        place = place[..., None].expand_as(e)
         laid = e.new_zeros(len(e), n, e.shape[2]).scatter_add(1, place, e * tokens[..., None])     # padding adds zero, wherever it falls
         return self.conv(laid.mT).mT.gather(1, place)

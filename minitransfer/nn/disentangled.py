@@ -75,7 +75,7 @@ class DisentangledAttention(Attention):
         super().__init__(c)
         d = c.disentangled
         assert d is not None
-        self.c2p, self.p2c, self.stretch = d.c2p, d.p2c, c.score_scale * math.sqrt(c.d_head)
+        self.c2p, self.p2c, self.scale, self.stretch = d.c2p, d.p2c, c.score_scale, c.score_scale * math.sqrt(c.d_head)
         self.pos_k_proj, self.pos_q_proj = (Linear(c.d_model, c.n_heads * c.d_head) if used and not d.shared_keys else None for used in (d.c2p, d.p2c))
         self.pos_dropout = Dropout(c.dropout)
 
@@ -88,5 +88,5 @@ class DisentangledAttention(Attention):
             terms.append(((q / math.sqrt(self.d_head)) @ keys.mT).gather(-1, row))
         if self.p2c:
             queries = self.heads((self.q_proj if self.pos_q_proj is None else self.pos_q_proj)(vectors))
-            terms.append((queries * (self.stretch / math.sqrt(self.d_head)) @ k.mT).gather(-2, row))
+            terms.append(((queries * self.scale) @ k.mT).gather(-2, row))
         return sum(terms[1:], terms[0])
