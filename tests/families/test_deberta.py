@@ -242,7 +242,7 @@ def test_dropout_before_and_after_the_layer_of_a_classifier():
 
 
 def test_sizes_of_v3_base_as_published():
-    """86M in the backbone and 98M in the embeddings: He et al. 2023, table 3."""
+    """86M in the backbone and 98M in the embeddings: its model card."""
     config = read_config({"model_type": "deberta-v2", "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
                           "max_position_embeddings": 512, "type_vocab_size": 0, "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm",
                           "share_att_key": True, "pos_att_type": "p2c|c2p", "layer_norm_eps": 1e-7, "max_relative_positions": -1, "position_biased_input": False})[1]
