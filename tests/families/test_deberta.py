@@ -160,9 +160,10 @@ def test_what_v3_files_hold_beside_the_model(tmp_path):
 
 @pytest.mark.parametrize("size", [30.0, 300.0])
 def test_fp16_is_finite_and_no_worse_than_the_reference(size, tmp_path):
-    """Queries and keys so large that a product of two overflows 16 bits before it is scaled."""
+    """Queries, keys and vectors of distances so large that, at the larger size, a product of two overflows 16 bits before it is scaled."""
     reference = V3.reference("DebertaV2Model", scale=0.05, seed=1)
     with torch.no_grad():
+        reference.encoder.LayerNorm.weight.mul_(2)
         for layer in reference.encoder.layer:
             layer.attention.self.query_proj.weight.mul_(size)
             layer.attention.self.key_proj.weight.mul_(size)
