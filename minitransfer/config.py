@@ -38,6 +38,59 @@ class Rotary:
 
 
 @dataclass(frozen=True)
+class Disentangled:
+    """Contents and distances meet in the scores, each with vectors of its own. The formulas are in nn/disentangled.py.
+
+    Raises: ValueError naming the field, its value and what it may be.
+    """
+
+    furthest: int                       # distances from here on share a vector
+    buckets: int = 0                    # vectors for the distances each way, wider and wider from the half on; 0: one for each distance below `furthest`
+    c2p: bool = True                    # content to position: a query and the vector of the distance
+    p2c: bool = True                    # position to content: a key and the vector of the distance
+    shared_keys: bool = True            # vectors of distances go through q_proj and k_proj; False: through projections of their own
+    norm: bool = False                  # norm on the vectors of distances
+
+    def __post_init__(self) -> None:
+        whole_number("disentangled.furthest", self.furthest, 1)
+        whole_number("disentangled.buckets", self.buckets, 0)
+        if self.buckets and not 1 <= self.buckets // 2 < self.furthest - 1:
+            raise ValueError(f"disentangled.buckets={self.buckets}, disentangled.furthest={self.furthest}; half of the buckets hold one distance each, the others what is "
+                             "between these and the furthest: give 2 buckets or more, and fewer than twice the furthest distance")
+        if not (self.c2p or self.p2c):
+            raise ValueError("disentangled.c2p=False, disentangled.p2c=False; without either no distance is seen: choose one, or leave disentangled out")
+
+    @property
+    def span(self) -> int:
+        """Vectors each way."""
+        return self.buckets or self.furthest
+
+    @property
+    def terms(self) -> int:
+        """Products that a score is the sum of."""
+        return 1 + self.c2p + self.p2c
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """What neighbours say, added once. The formula is in nn/convolution.py.
+
+    Raises: ValueError naming the field, its value and what it may be.
+    """
+
+    width: int = 3                      # tokens it reads, the token itself in the middle
+    groups: int = 1                     # parts of a vector that are kept apart
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "groups"):
+            whole_number(f"convolution.{name}", getattr(self, name), 1)
+        if self.width % 2 == 0:
+            raise ValueError(f"convolution.width={self.width}; a token stands in the middle of what it reads: give an odd number")
+        choose("convolution.activation", self.activation, ACTIVATION_NAMES)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """What a model computes. Two models with equal configs compute the same function of their weights. The defaults are BERT's.
 
@@ -55,6 +108,7 @@ class ModelConfig:
     n_token_types: int = 2              # segment embeddings; 0: none
     head_width: int | None = None       # numbers in a head's query; None: d_model / n_heads
     d_embed: int | None = None          # width of the token table, which a Linear then takes to d_model; None: d_model, without one
+    widen_first: bool = False           # that Linear stands before the norm of the embeddings, without a bias; False: after it, with one
     shared_blocks: bool = False         # one block is applied n_layers times
     patch_size: int | None = None       # the input is images, cut into squares of so many pixels a side; None: it is ids
     image_size: int = 224               # of "patch_size": the side of an image, in pixels
@@ -65,6 +119,7 @@ class ModelConfig:
     rotary: Rotary | None = None        # queries and keys are turned by their position
     relative_buckets: int = 0           # scores get a learned number for the distance, in so many buckets; 0: they do not
     relative_distance: int = 128        # distances from here on share a bucket
+    disentangled: Disentangled | None = None    # queries and keys meet vectors of distances too
     # the block
     norm_position: str = "post"         # "post": x = norm(x + f(x));  "pre": x = x + f(norm(x))
     norm: str = "layer"                 # "layer" | "rms"
@@ -76,12 +131,13 @@ class ModelConfig:
     o_bias: bool = True
     mlp_bias: bool = True
     qk_norm: bool = False               # RMSNorm on each head's queries and keys
-    attn_scale: float | None = None     # what q k^T is multiplied by; None: 1 / sqrt(width of a head)
+    attn_scale: float | None = None     # what q k^T is multiplied by; None: 1 / sqrt(width of a head), / sqrt(terms) if disentangled
     activation: str = "gelu"            # one of ACTIVATION_NAMES
     gated: bool = False                 # down(activation(gate(x)) * up(x)) instead of down(activation(up(x)))
     causal: bool = False
     window: int | None = None           # keys at a distance >= window are out of sight; None: all are in sight
     global_layers: tuple[int, ...] = () # numbers of the blocks that see everything in spite of `window`
+    convolution: Convolution | None = None      # of the embeddings, added to what the first block gives
     # the ends
     embed_scale: float = 1.0            # token vectors are multiplied by it
     embed_norm: bool = True             # norm after the embeddings
@@ -103,6 +159,7 @@ class ModelConfig:
     attn_dropout: float | None = None   # on the attention probabilities; None: as `dropout`
     embed_dropout: float | None = None  # on the embeddings; None: as `dropout`
     head_dropout: float | None = None   # before a classifier; None: as `dropout`
+    transform_dropout: float | None = None  # before the dense layer of a "dense" classifier; None: as `head_dropout`
     init_std: float = 0.02              # standard deviation of fresh matrices
 
     def __post_init__(self) -> None:
@@ -125,7 +182,7 @@ class ModelConfig:
             raise ValueError(f"max_len={self.max_len}; patches of {self.patch_size} pixels in images of {self.image_size}, and one vector for the whole, are {n}: give that")
         if self.window is not None:
             whole_number("window", self.window, 1)                           # the token itself is always in sight
-        for name in ("dropout", "attn_dropout", "embed_dropout", "head_dropout"):
+        for name in ("dropout", "attn_dropout", "embed_dropout", "head_dropout", "transform_dropout"):
             if not isinstance(self.rate(name), int | float) or not 0 <= self.rate(name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is a probability in [0, 1): give 0.0 to switch it off")
         for name in ("norm_eps", "init_std", "embed_scale", "logit_scale", "attn_scale"):
@@ -134,6 +191,12 @@ class ModelConfig:
         if self.rotary is not None and int(self.d_head * self.rotary.share) % 2:
             raise ValueError(f"rotary.share={self.rotary.share} of heads {self.d_head} wide turns {int(self.d_head * self.rotary.share)} numbers; they turn in pairs: "
                              "give a share that is an even number of them")
+        if self.disentangled is not None and (self.relative_buckets or self.kv_heads != self.n_heads):
+            raise ValueError(f"disentangled with relative_buckets={self.relative_buckets}, n_kv_heads={self.n_kv_heads}; it is a way of its own to tell distances, and each head "
+                             "has keys of its own: leave the other two out")
+        if self.convolution is not None and (self.shared_blocks or self.norm_position == "pre" or self.d_model % self.convolution.groups):
+            raise ValueError(f"convolution of {self.convolution.groups} groups with d_model={self.d_model}, shared_blocks={self.shared_blocks}, norm_position="
+                             f"{self.norm_position!r}; it follows the first of several blocks with norm_position='post', and its groups are of one size: change these")
         for i in self.global_layers:
             whole_number("global_layers", i, 0)
         for name, options in CHOICES.items():
@@ -155,7 +218,9 @@ class ModelConfig:
 
     @property
     def score_scale(self) -> float:
-        return 1 / math.sqrt(self.d_head) if self.attn_scale is None else self.attn_scale
+        if self.attn_scale is not None:
+            return self.attn_scale
+        return 1 / math.sqrt(self.d_head * (1 if self.disentangled is None else self.disentangled.terms))
 
     @property
     def endless(self) -> bool:
@@ -173,6 +238,8 @@ class ModelConfig:
     def rate(self, name: str) -> float:
         """The dropout probability `name`, which follows `dropout` unless it was given."""
         value = getattr(self, name)
+        if value is None and name == "transform_dropout":
+            return self.rate("head_dropout")
         return self.dropout if value is None else value
 
     def to_dict(self) -> dict:
@@ -184,8 +251,9 @@ class ModelConfig:
         if unknown:
             raise KeyError(f"unknown fields {sorted(unknown)}; a ModelConfig has {[f.name for f in fields(cls)]}: correct or remove them")
         values = dict(values)
-        if isinstance(values.get("rotary"), dict):
-            values["rotary"] = Rotary(**values["rotary"])
+        for name, kind in {"rotary": Rotary, "disentangled": Disentangled, "convolution": Convolution}.items():
+            if isinstance(values.get(name), dict):
+                values[name] = kind(**values[name])
         values["global_layers"] = tuple(values.get("global_layers", ()))         # JSON knows lists only
         if missing := [f.name for f in fields(cls) if f.default is MISSING and f.name not in values]:
             raise KeyError(f"no {', '.join(missing)}; a ModelConfig needs the sizes {[f.name for f in fields(cls) if f.default is MISSING]}: add them")

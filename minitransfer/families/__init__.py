@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..config import ModelConfig
-from . import bert, clip, gpt2, llama, roberta
+from . import bert, clip, deberta, gpt2, llama, roberta
 from .rules import Table
 
-PAGES = (bert, gpt2, roberta, llama, clip)
+PAGES = (bert, gpt2, roberta, deberta, llama, clip)
 SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale", "d_project": "project_width"}  # None stands for a value
 
 

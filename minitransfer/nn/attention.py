@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -30,7 +31,7 @@ def attend(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: Float[
              A query that may look nowhere gets zeros, not NaN.
     Source:  Vaswani et al. 2017, equation 1.
     """
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])                    # (B, H, T, S)
+    scores = (q / 8) @ k.transpose(-2, -1) / (math.sqrt(q.shape[-1]) / 8)        # (B, H, T, S); 8 changes no bit, but 16 bits overflow later
     if bias is not None:
         scores = scores + bias
     scores = scores.masked_fill(~mask, -math.inf)
@@ -91,10 +92,10 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)                # (B, H or K, T, Dh)
 
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
-                relative: Float[Tensor, "1 H T S"] | None = None) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None, Float[Tensor, "B H T S"] | None]:
+                relative: Any = None) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None, Float[Tensor, "B H T S"] | None]:
         """Mixed values; with `show` also probabilities and scores, which only the reference path has.
 
-        turn: the angles of these T positions, for queries and keys; relative: what is added to the scores for the distance.
+        turn: the angles of these T positions, for queries and keys; relative: what is added to the scores for the distance, (1, H, T, S), or is made of (`bias`).
         """
         q, k, v = self.project(x)
         if self.q_norm is not None and self.k_norm is not None:
@@ -105,13 +106,18 @@ class Attention(nn.Module):
             q = q * self.stretch
         if cache is not None:
             k, v = cache.append(k, v)                                            # (B, K, S, Dh)
+        bias = self.bias(q, k, relative)
         if self.prefix is not None:
             k, v = self.prefix(k, v)                                             # (B, K, P + S, Dh)
-            relative = None if relative is None else pad(relative, (k.shape[2] - relative.shape[-1], 0))    # a prefix is at no distance
+            bias = None if bias is None else pad(bias, (k.shape[2] - bias.shape[-1], 0))    # a prefix is at no distance
         if self.shared_by > 1:
             k, v = (t.repeat_interleave(self.shared_by, dim=1) for t in (k, v))  # (B, H, S, Dh)
-        out, probs, scores = self.mix(q, k, v, mask, show, relative)
+        out, probs, scores = self.mix(q, k, v, mask, show, bias)
         return self.o_proj(out.transpose(1, 2).flatten(2)), probs, scores        # (B, T, D)
+
+    def bias(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], relative: Any) -> Float[Tensor, "#B H T S"] | None:
+        """What distances add to the scores."""
+        return relative
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, show: bool, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         rate = self.dropout if self.training else 0.0

@@ -18,6 +18,8 @@ from ..config import ModelConfig
 from ..ops.dropout import Dropout
 from .attention import Attention
 from .cache import LayerCache
+from .convolution import NeighbourConvolution
+from .disentangled import DisentangledAttention, Distances
 from .feedforward import FeedForward
 from .masks import Mask
 from .norms import make_norm
@@ -31,20 +33,23 @@ class Block(nn.Module):
 
     def __init__(self, c: ModelConfig, number: int = 0):
         super().__init__()
-        self.attn, self.mlp = Attention(c), FeedForward(c)
+        self.attn: Attention = Attention(c) if c.disentangled is None else DisentangledAttention(c)
+        self.mlp = FeedForward(c)
         self.norm_attn = make_norm(c) if number or c.first_norm else nn.Identity()
         self.norm_mlp = make_norm(c)
+        self.near = NeighbourConvolution(c, c.convolution) if c.convolution is not None and number == 0 else None
         self.dropout = Dropout(c.dropout)
         self.pre_norm, self.parallel = c.norm_position == "pre", c.parallel
 
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
-                relative: Tensor | None = None) -> tuple[Float[Tensor, "B T D"], Seen]:
+                relative: Tensor | Distances | None = None) -> tuple[Float[Tensor, "B T D"], Seen]:
         """turn, relative: what attention knows of positions beyond the mask (see Attention)."""
         mixed, *seen = self.attn(self.norm_attn(x) if self.pre_norm else x, mask, cache, show, turn, relative)
         if self.parallel:
             return x + self.dropout(mixed) + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
-        x = x + self.dropout(mixed)
+        given, x = x, x + self.dropout(mixed)
         if self.pre_norm:
             return x + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
         x = self.norm_attn(x)
-        return self.norm_mlp(x + self.dropout(self.mlp(x))), tuple(seen)
+        x = self.norm_mlp(x + self.dropout(self.mlp(x)))
+        return x if self.near is None else self.near(given, x, mask), tuple(seen)

@@ -14,7 +14,7 @@ from .positions import sinusoids
 
 
 class Embeddings(nn.Module):
-    """Token (+ position) (+ segment) vectors, summed; E = d_embed, and a Linear to D where the two differ."""
+    """Token (+ position) (+ segment) vectors, summed; E = d_embed, and a Linear to D where the two differ, before or after the norm."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -23,8 +23,8 @@ class Embeddings(nn.Module):
         self.tokens = nn.Embedding(c.vocab_size, E)
         self.positions = nn.Embedding(c.max_len + c.position_offset, E) if c.positions == "learned" else None
         self.types = nn.Embedding(c.n_token_types, E) if c.n_token_types else None
-        self.norm = make_norm(c, E) if c.embed_norm else None
-        self.widen = Linear(E, c.d_model) if c.d_model != E else None
+        self.norm = make_norm(c, c.d_model if c.widen_first else E) if c.embed_norm else None
+        self.widen, self.widen_first = Linear(E, c.d_model, bias=not c.widen_first) if c.d_model != E else None, c.widen_first
         self.dropout = Dropout(c.rate("embed_dropout"))
         self.prompt: nn.Module | None = None    # puts learned vectors before those of the tokens
 
@@ -46,8 +46,10 @@ class Embeddings(nn.Module):
                 x = x + (self.types.weight[0] if types is None else self.types(types))
         except IndexError:
             raise ValueError(self.misfit(ids, positions, types)) from None
+        if self.widen is not None and self.widen_first:
+            x = self.widen(x)
         x = self.dropout(x if self.norm is None else self.norm(x))
-        return x if self.widen is None else self.widen(x)
+        return x if self.widen is None or self.widen_first else self.widen(x)
 
     def misfit(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> str:
         tables = {"token": (ids, self.tokens)}

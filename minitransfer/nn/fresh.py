@@ -34,10 +34,10 @@ def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) ->
     Source: Devlin et al. 2019 and Radford et al. 2019, section 2.3.
     """
     for name, m in module.named_modules():
-        if isinstance(m, nn.Linear | nn.Embedding):
+        if isinstance(m, nn.Linear | nn.Embedding | nn.Conv1d):
             residual = c.norm_position == "pre" and name.endswith(("o_proj", "down_proj"))
             m.weight.normal_(0.0, c.init_std / (math.sqrt(2 * c.n_layers) if residual else 1.0), generator=generator)
-            if isinstance(m, nn.Linear) and m.bias is not None:
+            if not isinstance(m, nn.Embedding) and m.bias is not None:
                 m.bias.zero_()
         elif isinstance(m, nn.LayerNorm | RMSNorm):
             m.weight.fill_(1.0)

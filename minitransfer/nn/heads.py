@@ -134,7 +134,8 @@ class SequenceHead(nn.Module):
         super().__init__()
         self.pooling, self.problem = "last" if c.causal else c.classifier_pooling, problem
         self.dropout = Dropout(c.rate("head_dropout"))
-        self.transform, self.drops_twice = classifier_transform(c, "dense", "transform"), c.classifier == "dense"
+        self.transform = classifier_transform(c, "dense", "transform")
+        self.dropout_first = Dropout(c.rate("transform_dropout") if c.classifier == "dense" else 0.0)
         self.classifier = Linear(c.d_model, n_labels, bias=not c.causal)
 
     def use(self, problem: str) -> None:
@@ -151,7 +152,7 @@ class SequenceHead(nn.Module):
     def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
         read = self.reads(body)
         if self.transform is not None:
-            read = self.transform(self.dropout(read) if self.drops_twice else read)
+            read = self.transform(self.dropout_first(read))
         return self.classifier(read if self.pooling == "last" else self.dropout(read))
 
     def loss(self, body: BodyOutput, labels: Shaped[Tensor, "B *n"]) -> LossAndCount:

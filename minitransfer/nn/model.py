@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..config import ModelConfig
 from .block import Block
 from .cache import Cache
+from .disentangled import Distances, DistanceVectors
 from .embeddings import Embeddings, resized
 from .fresh import Unfilled, initialise
 from .heads import BodyOutput, EmbeddingHead, ProjectionHead, VocabularyHead, make_head, reads_pooler
@@ -49,7 +50,7 @@ class View:
 
     mask: Mask
     turn: Rotation | None
-    relative: Float[Tensor, "1 H T S"] | None
+    relative: Float[Tensor, "1 H T S"] | Distances | None
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Model(nn.Module):
         c = self.config = config
         with Unfilled():
             self.embed = Embeddings(c) if c.patch_size is None else Patches(c)
-            self.relative = RelativeBias(c) if c.relative_buckets else None
+            self.relative = RelativeBias(c) if c.relative_buckets else None if c.disentangled is None else DistanceVectors(c, c.disentangled)
             self.blocks = nn.ModuleList(Block(c, i) for i in range(1 if c.shared_blocks else c.n_layers))
             self.norm = make_norm(c) if c.final_norm else None
             self.pooler = make_pooler(c) if reads_pooler(head, c) else None
@@ -202,7 +203,8 @@ class Model(nn.Module):
     def views(self, mask: Mask, positions: Int[Tensor, "#B T"], past: int) -> list[View]:
         """What each block is told of positions; blocks with the same window share one view."""
         c, T = self.config, positions.shape[1]
-        relative = None if self.relative is None else self.relative(T, past + T)
+        told = (T, past + T, mask.keep) if isinstance(self.relative, DistanceVectors) else (T, past + T)
+        relative = None if self.relative is None else self.relative(*told)
         made = {}
         for window in {c.window_of(i) for i in range(c.n_layers)}:
             turn = None if c.rotary is None else rotation(c, positions, local=window is not None)

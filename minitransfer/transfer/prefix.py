@@ -73,9 +73,9 @@ def attentions(model: Model) -> Iterator[Any]:
 
 @torch.no_grad()
 def keys_and_values(model: Model, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What each block's projections give for these tokens, (T, K Dh) each."""
+    """What each block's projections give for these tokens, (T, K Dh) each; what they may be used for afterwards is not looked at."""
     seen: dict[tuple[int, str], Tensor] = {}
-    hooks = [getattr(attn, part).register_forward_hook(lambda module, x, y, at=(i, part): seen.__setitem__(at, y[0]))
+    hooks = [getattr(attn, part).register_forward_hook(lambda module, x, y, at=(i, part): seen.update({at: y[0], **seen}))
              for i, attn in enumerate(attentions(model)) for part in ("k_proj", "v_proj")]
     training = model.training
     try:

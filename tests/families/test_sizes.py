@@ -16,11 +16,14 @@ FULL = {                                                        # class, sizes t
     "bert-base": ("bert", "BertForMaskedLM", {}),
     "gpt2": ("gpt2", "GPT2LMHeadModel", {}),
     "roberta-base": ("roberta", "RobertaForMaskedLM", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "deberta-v3-base": ("deberta-v2", "DebertaV2ForMaskedLM", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
+                                                               "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+                                                               "pos_att_type": "p2c|c2p", "position_biased_input": False}),
     "qwen2-0.5b": ("qwen2", "Qwen2ForCausalLM", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
                                                  "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
                                                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
 }
-PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "qwen2-0.5b": 494_032_768}     # with the head
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "deberta-v3-base": 184_551_780, "qwen2-0.5b": 494_032_768}     # with the head
 
 
 @pytest.mark.slow
