@@ -6,7 +6,7 @@ Letters used in every shape, comment and test:
     Dh head width    F feed-forward width    E embedding width    V vocabulary    L blocks    R rank of an adapter    N rows of anything
 """
 from . import samples
-from .checks import inspect
+from .checks import inspect, verify
 from .config import ModelConfig
 from .generate import embed, fill, generate
 from .nn.cache import Cache
@@ -33,4 +33,4 @@ from .weights.convert import convert
 __version__ = "0.1.0"
 __all__ = ["Cache", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to",
            "generate", "inspect", "layer_groups", "load_adapter", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "trainable_report",
-           "unfreeze", "unmerge_lora"]
+           "unfreeze", "unmerge_lora", "verify"]
