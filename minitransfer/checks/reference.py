@@ -74,8 +74,9 @@ def perturbed(reference: Reference, folder: Path, scale: float, seed: int) -> It
         yield folder
         return
     generator = torch.Generator().manual_seed(seed)
-    with TemporaryDirectory() as aside, torch.no_grad():
+    with torch.no_grad():
         for parameter in reference.model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+    with TemporaryDirectory() as aside:
         reference.model.save_pretrained(aside)
         yield Path(aside)

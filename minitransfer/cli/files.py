@@ -89,8 +89,10 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("cpu", "transfer"), help="cpu: training steps, generation and memory beside those of other libraries; transfer: what tuning gives "
-                        "on real labelled sets (of the folder that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two")
+    parser.add_argument("what", choices=("cpu", "transfer", "families"),
+                        help="cpu: training steps, generation and memory beside those of other libraries; transfer: what tuning gives on real labelled sets (of the folder "
+                        "that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two; families: how far every class of every family is "
+                        "from transformers, on the tiny models of the tests")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these only [all]")
     parser.add_argument("--quick", action="store_true", help="one reading per side, or a few rows of each set: does it run here?")
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of one row")
@@ -98,8 +100,10 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from ..bench import run, transfer
-    if args.what == "transfer":
+    from ..bench import families, run, transfer
+    if args.what == "families":
+        families.run(args.rows, args.quick, args.save)
+    elif args.what == "transfer":
         transfer.run(args.rows, args.quick, args.save)
     else:
         run(args.rows, args.quick, args.nanogpt, args.save)
@@ -122,4 +126,5 @@ DEMO = Verb(
     ("minitransfer demo", "minitransfer demo --rows 100 --seed 1 --out runs/demo-100"), demo_arguments, demo)
 BENCH = Verb(
     "bench", "Compare speed, memory and accuracy with other libraries, each side in a process of its own. Prints one JSON line per comparison or run.",
-    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick", "minitransfer bench transfer --rows sst2 --quick"), bench_arguments, bench)
+    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick", "minitransfer bench transfer --rows sst2 --quick",
+     "minitransfer bench families --save"), bench_arguments, bench)

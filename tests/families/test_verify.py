@@ -1,15 +1,17 @@
 """The parity certificate: every family certifies, planted faults are found where they are, mistakes are explained."""
 import importlib.util
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import minitransfer as mt
-from minitransfer.checks import verify as module
 from minitransfer.cli import main
+from minitransfer.families.rules import Rule
 
 from .cases import ALL, CASES, IDS
 
@@ -90,20 +92,18 @@ def with_fault(name, fault, folder, monkeypatch):
         with torch.no_grad():
             fault(model)
         return model
-    monkeypatch.setattr(module.Model, "from_pretrained", wrong)
+    monkeypatch.setattr(mt.Model, "from_pretrained", wrong)
     return verified(folder)
 
 
 def test_perturbing_shows_tensors_that_were_swapped_while_constant(tmp_path, monkeypatch):
     """At their first values the norms of a fresh model are all alike: loaded crosswise they are right by chance."""
     saved("bert", "BertModel", tmp_path, scale=0.0)
-    table = [rule for rule in mt.families.bert.weights(None)]
-    crossed = {"attention.output.LayerNorm": "norm_mlp", ".output.LayerNorm": "norm_attn"}
+    right, crossed = mt.families.bert.weights, {"norm_attn": "norm_mlp", "norm_mlp": "norm_attn"}
 
-    def other(c):
-        return [type(rule)(rule.theirs, rule.ours.replace("norm_attn", "X").replace("norm_mlp", "norm_attn").replace("X", "norm_mlp"), rule.op, rule.heads)
-                if hasattr(rule, "op") and any(end in rule.theirs for end in crossed) else rule for rule in table]
-    monkeypatch.setattr(mt.families.bert, "weights", other)
+    def crosswise(c):
+        return [replace(rule, ours=re.sub("norm_attn|norm_mlp", lambda m: crossed[m[0]], rule.ours)) if isinstance(rule, Rule) else rule for rule in right(c)]
+    monkeypatch.setattr(mt.families.bert, "weights", crosswise)
     outputs = {perturb: {one.what: one.error for one in verified(tmp_path, perturb=perturb).outputs} for perturb in (0.0, 0.1)}
     assert outputs[0.0]["state 3"] <= 1e-5 < outputs[0.1]["state 3"]
 

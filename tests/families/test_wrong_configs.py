@@ -15,8 +15,8 @@ from minitransfer.checks.parity import batch, compare_outputs
 from .cases import CASES
 
 NOT_MATHS = {"model_type", "transformers_version", "architectures", "_name_or_path", "return_dict", "dtype", "label2id"}     # names of things, and the form of the answer
-ROPES = {"rope_theta": 77.0, "factor": 3.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16, "short_factor": [1.5] * 4, "long_factor": [2.5] * 4,
-         "attention_factor": 1.2}
+ROPES = {"rope_theta": 77.0, "factor": 3.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16, "attention_factor": 1.2,
+         "short_factor": [1.5] * 4, "long_factor": [2.5] * 4}
 WORDS = ("relative_key", "relative_key_query", "relative", "c2p", "p2c", "sliding_attention", "full_attention", "mean", "first", "single_label_classification")
 
 
