@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
@@ -67,11 +68,19 @@ def module_pairs(reference: nn.Module, model: Model) -> list[Pair]:
     return list(found.values())
 
 
+Masks = list[Bool[Tensor, "B _"]]                # which positions are tokens: of what is read, and of what is written where that is another text
+
+
 @dataclass
 class Heard:
     """Each module's calls, as (first argument, output), and the names in the order in which the modules first ended."""
 
     calls: dict[str, list[tuple[Tensor | None, Tensor]]] = field(default_factory=lambda: defaultdict(list))
+    masks: Masks = field(default_factory=list)              # of a second text, if the model was given one
+
+    def given(self, module: nn.Module, _: tuple, words: dict[str, Any]) -> None:
+        if isinstance(mask := words.get("decoder_attention_mask"), Tensor):
+            self.masks = [mask]
 
     def hook(self, name: str) -> Any:
         def keep(module: nn.Module, given: tuple, made: Any) -> None:
@@ -87,10 +96,10 @@ def listening(root: nn.Module, names: Iterable[str]) -> Iterator[Heard]:
     """Keep what the named modules are given and make while the block runs."""
     known, heard = dict(root.named_modules()), Heard()
     with ExitStack() as stack:
+        stack.callback(root.register_forward_pre_hook(heard.given, with_kwargs=True).remove)
         for name in dict.fromkeys(names):
             if name in known:
-                handle = known[name].register_forward_hook(heard.hook(name))
-                stack.callback(handle.remove)
+                stack.callback(known[name].register_forward_hook(heard.hook(name)).remove)
         yield heard
 
 
@@ -110,10 +119,11 @@ class ModuleRow:
             self.read = max(read, self.read or 0.0)
 
 
-def of_row(t: Tensor, row: int, keep: Bool[Tensor, "B T"]) -> Tensor:
-    """A row of ours without its padding: (B or 1, T, ...) has a vector a token, (B, ...) one a text."""
+def of_row(t: Tensor, row: int, masks: Masks, wanted: torch.Size) -> Tensor | None:
+    """A row of ours without its padding: (B or 1, T, ...) has a vector a token, (B, ...) one a text. None if it cannot be made to have the shape of theirs."""
     one = t[min(row, len(t) - 1)]
-    return one[keep[row]] if t.dim() > 2 and t.shape[1] == keep.shape[1] else one
+    tries = [one[keep[row]] for keep in masks if t.dim() > 2 and t.shape[1] == keep.shape[1]] or [one]
+    return next((each for each in tries if each.shape == wanted), None)
 
 
 @dataclass
@@ -124,29 +134,28 @@ class Comparison:
     rows: dict[tuple[str, str, int], ModuleRow] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def add(self, ours: Heard, theirs: Heard, keep: Bool[Tensor, "B T"]) -> None:
+    def add(self, ours: Heard, theirs: Heard, masks: Masks) -> None:
         """ours: passes over the whole batch; theirs: one over each row alone."""
-        order = {name: i for i, name in enumerate(theirs.calls)}
+        order, B = {name: i for i, name in enumerate(theirs.calls)}, len(masks[0])
         for pair in sorted(self.pairs, key=lambda pair: order.get(pair.theirs, len(order))):
             mine, their = ours.calls.get(pair.ours, []), theirs.calls.get(pair.theirs, [])
-            times = len(their) // len(keep)
-            if not mine or not their or len(their) % len(keep) or len(mine) % times:
-                self.left_out[pair.ours] = f"no call here that answers one of {pair.theirs}" if not mine else f"{pair.theirs} runs {len(their)} times, ours {len(mine)}"
+            times = len(their) // B
+            if not mine or not times or len(their) % B or len(mine) % times:
+                self.left_out[pair.ours] = f"runs {len(mine)} times on a batch of {B}, {pair.theirs} {len(their)} times on its rows"
                 continue
-            for k, (read, made) in enumerate(mine):
-                self.add_call(pair, k % times, times, (read, made), their, keep)
+            for k, call in enumerate(mine):
+                self.add_call(pair, k % times, times, call, their, masks)
 
-    def add_call(self, pair: Pair, call: int, times: int, mine: tuple[Tensor | None, Tensor], their: list[tuple[Tensor | None, Tensor]], keep: Bool[Tensor, "B T"]) -> None:
+    def add_call(self, pair: Pair, call: int, times: int, mine: tuple[Tensor | None, Tensor], their: list[tuple[Tensor | None, Tensor]], masks: Masks) -> None:
         name = pair.ours + (f" (call {call + 1})" if times > 1 else "")
-        for row in range(len(keep)):
+        for row in range(len(masks[0])):
             read, made = their[row * times + call]
-            ours, wanted = of_row(mine[1], row, keep), pair.share(made)[0]
-            if ours.shape != wanted.shape:
-                self.left_out[name] = f"makes {tuple(ours.shape)} of a text here and {tuple(wanted.shape)} in {pair.theirs}"
+            wanted = pair.share(made)[0]
+            if (ours := of_row(mine[1], row, masks, wanted.shape)) is None:
+                self.left_out[name] = f"makes {tuple(mine[1].shape[1:])} of a text here and {tuple(wanted.shape)} in {pair.theirs}"
                 return
-            given = None
-            if read is not None and mine[0] is not None and (before := of_row(mine[0], row, keep)).shape == read[0].shape:
-                given = difference(name, before, read[0]).error
+            before = None if read is None or mine[0] is None else of_row(mine[0], row, masks, read[0].shape)
+            given = None if read is None or before is None else difference(name, before, read[0]).error
             found, key = difference(name, ours, wanted), (pair.ours, pair.theirs, call)
             self.rows.setdefault(key, ModuleRow(name, pair.in_file, found)).add(found, given)
 

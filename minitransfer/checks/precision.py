@@ -38,7 +38,7 @@ class PrecisionRow:
 
 def named(out: Any) -> dict[str, Tensor]:
     """States and logits of the reference, under the names that `compare_outputs` gives them."""
-    found = {f"state {i}": state for i, state in enumerate(out.hidden_states)}
+    found = {f"state {i}": state for i, state in enumerate(getattr(out, "hidden_states", None) or out.decoder_hidden_states)}
     fields = next((names for names in ENDS if all(getattr(out, name, None) is not None for name in names)), None)
     return found if fields is None else found | {"logits": torch.cat([getattr(out, name) for name in fields])}
 

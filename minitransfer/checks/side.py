@@ -45,12 +45,13 @@ def main() -> None:
     print(json.dumps({"load_seconds": time.perf_counter() - start, "attention": attention}), flush=True)
     if side == "reference" and class_and_head(folder)[1] == "choice":
         ids = ids[None]
+    more = {"decoder_input_ids": ids} if class_and_head(folder)[1] in ("none", "seq2seq") and read_json(folder / "config.json").get("is_encoder_decoder") else {}
     with torch.no_grad():
         for line in sys.stdin:
             if line.strip() == "end":
                 break
             start = time.perf_counter()
-            model(input_ids=ids)
+            model(input_ids=ids, **more)
             print(json.dumps(time.perf_counter() - start), flush=True)
     print(json.dumps({"peak_bytes": peak_memory(CPU), "before_loading_bytes": imported}), flush=True)
 

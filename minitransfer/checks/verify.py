@@ -210,7 +210,7 @@ def compare_all(theirs: Reference, ours: Model, inputs: list[Batch], gradients: 
     for ids, keep, types in inputs:
         with listening(ours, [pair.ours for pair in pairs]) as here, listening(theirs.model, [pair.theirs for pair in pairs]) as there:
             found = compare_outputs(theirs.model, ours, ids, keep, types)
-        compared.add(here, there, keep)
+        compared.add(here, there, [keep, *here.masks])
         for one in found:
             worst[one.what] = max(worst.get(one.what, one), one, key=lambda d: d.error)
     if gradients and theirs.head not in WITHOUT_LOSS:

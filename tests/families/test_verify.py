@@ -110,6 +110,7 @@ def test_perturbing_shows_tensors_that_were_swapped_while_constant(tmp_path, mon
 
 # ---- the certificate -------------------------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_the_certificate_is_json_and_reproducible(tmp_path):
     folder = saved("gpt2", "GPT2LMHeadModel", tmp_path / "model")
     first, again = (mt.verify(folder, lengths=[7, 11], perturb=0.05, dtypes=["fp32", "bf16"], repeats=2, out=tmp_path / name) for name in ("a.json", "b.json"))

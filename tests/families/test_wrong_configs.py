@@ -11,6 +11,8 @@ from transformers.activations import ACT2FN
 
 import minitransfer as mt
 from minitransfer.checks.parity import batch, compare_outputs
+from minitransfer.checks.reference import quiet_transformers
+from minitransfer.families import gpt2
 
 from .cases import CASES
 
@@ -68,12 +70,12 @@ def changed(case, class_name, name, value, base, expected, ids):
         same = parameters(other) == parameters(base)
         if same:
             other.load_state_dict(base.state_dict())
-        return other if not same or differs(answers(other, ids), expected) else None
+        return other if differs(answers(other, ids), expected) or not same else None
     except Exception:                                            # whatever it is that the reference says of it: not a config that exists
         return None
 
 
-def fault(case, other, name, value, folder, inputs):
+def fault(case, other, name, value, folder, ids, keep):
     """What is wrong with our answer to this config, or None."""
     other.save_pretrained(folder)
     try:
@@ -82,7 +84,7 @@ def fault(case, other, name, value, folder, inputs):
         known = [name, *(value if isinstance(value, dict) else ())]
         return None if any(re.search(rf"\b{one}\b", str(e)) for one in map(str, known)) else f"{name}={value!r}: the error names no field: {str(e)[:200]}"
     try:
-        worst = max(compare_outputs(other, model, *inputs), key=lambda one: one.error)
+        worst = max(compare_outputs(other, model, ids, keep), key=lambda one: one.error)
     except (ValueError, RuntimeError) as e:
         return f"{name}={value!r}: {str(e)[:200]}"
     return None if worst.error <= case.bar else f"{name}={value!r}: {worst.what} is {worst.error:.1e} off"
@@ -100,14 +102,25 @@ PAIRS = [(case, name) for case in CASES for name in chosen(case)]
 @pytest.mark.slow
 @pytest.mark.parametrize("case, class_name", PAIRS, ids=[f"{case.name}-{name}" for case, name in PAIRS])
 def test_no_field_is_ignored(case, class_name, tmp_path):
+    quiet_transformers()
     base = case.reference(class_name)
     ids, keep = batch(case.vocab // 2, [case.lengths[1], 7], left=True)
-    inputs = (ids, keep, torch.randint(0, 2, ids.shape) if case.token_types else None)
     expected, tried, faults = answers(base, ids[:1]), set(), []
     for name, value in base.config.to_dict().items():
         for i, one in enumerate(others(value) if name not in NOT_MATHS else ()):
             if one != value and (other := changed(case, class_name, name, one, base, expected, ids[:1])) is not None:
                 tried.add(name)
-                faults.append(fault(case, other, name, one, tmp_path / f"{name}-{i}", inputs))
+                faults.append(fault(case, other, name, one, tmp_path / f"{name}-{i}", ids, keep))
     assert len(tried) >= 8, f"only {sorted(tried)} change anything"
-    assert [one for one in faults if one] == []
+    assert not any(faults), "\n".join(filter(None, faults))
+
+
+def test_an_ignored_field_is_found(tmp_path, monkeypatch):
+    """A field that changes the reference and that we would not look at."""
+    case = next(case for case in CASES if case.name == "gpt2")
+    ids, keep = batch(case.vocab, [13, 7], left=True)
+    other = case.reference("GPT2Model", scale_attn_weights=False)
+    given = case, other, "scale_attn_weights", False, tmp_path, ids, keep
+    assert fault(*given) is None
+    monkeypatch.setattr(gpt2, "REQUIRED", {})
+    assert "scale_attn_weights=False: " in fault(*given) and " off" in fault(*given)
