@@ -75,7 +75,7 @@ class Certificate:
         return max(one.error for one in (*(row.made for row in self.modules.rows), *self.outputs))
 
     def to_dict(self) -> dict[str, Any]:
-        rows = [{"module": row.module, "in_file": row.in_file, "given_error": row.read} | numbers(row.made) for row in self.modules.rows]
+        rows = [{"module": row.module, "in_file": row.in_file, "given_error": row.read, **numbers(row.made)} for row in self.modules.rows]
         return {"source": self.source, "class": self.class_name, "head": self.head, "sha256": self.sha256, "versions": self.versions, "processor": self.processor,
                 "settings": self.settings, "modules": rows, "outputs": [{"what": one.what} | numbers(one) for one in self.outputs],
                 "precision": [asdict(row) | {"holds": row.holds} for row in self.precision], "left_out": self.left_out, "largest_error": self.error,
@@ -206,7 +206,8 @@ def tokenized(folder: Path, model: Model, texts: Sequence[str]) -> Iterable[Batc
 def compare_all(theirs: Reference, ours: Model, inputs: list[Batch], gradients: bool) -> tuple[Comparison, list[Difference]]:
     """Modules, states, attention and outputs over all inputs, then loss and gradients on the shortest rows cut to one length. Of each, the worst."""
     pairs = module_pairs(theirs.model, ours)
-    compared, worst = Comparison(pairs), {}
+    compared = Comparison(pairs)
+    worst: dict[str, Difference] = {}
     for ids, keep, types in inputs:
         with listening(ours, [pair.ours for pair in pairs]) as here, listening(theirs.model, [pair.theirs for pair in pairs]) as there:
             found = compare_outputs(theirs.model, ours, ids, keep, types)
