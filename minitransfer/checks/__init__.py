@@ -1,4 +1,5 @@
 """What a user can ask about a checkpoint, a model or data before trusting it."""
 from .inspect import Inspection, inspect
+from .verify import Certificate, verify
 
-__all__ = ["Inspection", "inspect"]
+__all__ = ["Certificate", "Inspection", "inspect", "verify"]

@@ -1,4 +1,4 @@
-"""The verbs that look at files or show and measure the engine: convert, inspect, demo, bench."""
+"""The verbs that look at files or show and measure the engine: convert, inspect, verify, demo, bench."""
 from __future__ import annotations
 
 import argparse
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from .. import demo as show
 from ..checks import inspect as look
+from ..checks import verify as certify
 from ..weights.convert import convert as convert_files
 from .texts import positive, print_json
 from .verb import Verb
@@ -43,6 +44,33 @@ def inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="a folder, a bundled name such as mini-bert, or a hub id")
+    parser.add_argument("--revision", help="a branch, tag or commit of the hub")
+    parser.add_argument("--texts", nargs="+", metavar="TEXT", help="through the tokenizer of the folder [random ids]")
+    parser.add_argument("--lengths", nargs="+", type=positive, metavar="N", help="of the longest row, in tokens, each with left and right padding [two]")
+    parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=("fp32", "bf16", "fp16"),
+                        help="fp32 is always compared module by module; the others by their distance from the fp64 truth [fp32]")
+    parser.add_argument("--perturb", type=float, default=0.0, metavar="S", help="add N(0, S) to every parameter first; 0.1 shows swapped tensors that are still constant [0]")
+    parser.add_argument("--bar", type=float, default=1e-5, metavar="E", help="the largest relative error that holds in fp32 [1e-5]")
+    parser.add_argument("--no-gradients", action="store_true", help="leave out the loss and the gradients, which take memory")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed forward passes of either side, in turns; 0: no times and no memory [5]")
+    parser.add_argument("--seed", type=int, default=0, help="of the ids and of --perturb [0]")
+    parser.add_argument("--modules", action="store_true", help="print a line for every module too")
+    parser.add_argument("--out", metavar="FILE.json", help="write the certificate there")
+    parser.add_argument("--json", action="store_true", help="print the certificate as JSON")
+
+
+def verify(args: argparse.Namespace) -> int:
+    found = certify(args.source, texts=args.texts, lengths=args.lengths, dtypes=args.dtypes, perturb=args.perturb, bar=args.bar, gradients=not args.no_gradients,
+                    repeats=args.repeats, seed=args.seed, out=args.out, revision=args.revision)
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(f"{found.modules}\n\n{found}" if args.modules else found)
+    return 0 if found.holds else 1
+
+
 def demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini-bert", metavar="NAME", help="the pretrained encoder: a bundled name, a folder or a hub id [mini-bert]")
     parser.add_argument("--generator", default="mini-gpt", metavar="NAME", help="the pretrained decoder for the last lines; none leaves them out [mini-gpt]")
@@ -61,8 +89,10 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("cpu", "transfer"), help="cpu: training steps, generation and memory beside those of other libraries; transfer: what tuning gives "
-                        "on real labelled sets (of the folder that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two")
+    parser.add_argument("what", choices=("cpu", "transfer", "families"),
+                        help="cpu: training steps, generation and memory beside those of other libraries; transfer: what tuning gives on real labelled sets (of the folder "
+                        "that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two; families: how far every class of every family is "
+                        "from transformers, on the tiny models of the tests")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these only [all]")
     parser.add_argument("--quick", action="store_true", help="one reading per side, or a few rows of each set: does it run here?")
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of one row")
@@ -70,8 +100,10 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from ..bench import run, transfer
-    if args.what == "transfer":
+    from ..bench import families, run, transfer
+    if args.what == "families":
+        families.run(args.rows, args.quick, args.save)
+    elif args.what == "transfer":
         transfer.run(args.rows, args.quick, args.save)
     else:
         run(args.rows, args.quick, args.nanogpt, args.save)
@@ -85,9 +117,14 @@ CONVERT = Verb(
 INSPECT = Verb(
     "inspect", "Describe a checkpoint without loading it: family, architecture, parameters by layer group, files, head, labels, tokenizer, adapter.",
     ("minitransfer inspect mini-bert", "minitransfer inspect runs/reviews --json"), inspect_arguments, inspect)
+VERIFY = Verb(
+    "verify", "Run a checkpoint through transformers and through this engine, compare every module, and name the first that differs. Exit code 1 if one does.",
+    ("minitransfer verify mini-bert --out certificate.json", "minitransfer verify mini-gpt --perturb 0.1 --dtypes fp32 bf16",
+     "minitransfer verify runs/reviews --texts \"I would not buy it again.\" \"We will be back.\" --modules"), verify_arguments, verify)
 DEMO = Verb(
     "demo", "Compare ways to tune a small pretrained model on reviews, and write a report. Needs no network and no GPU.",
     ("minitransfer demo", "minitransfer demo --rows 100 --seed 1 --out runs/demo-100"), demo_arguments, demo)
 BENCH = Verb(
     "bench", "Compare speed, memory and accuracy with other libraries, each side in a process of its own. Prints one JSON line per comparison or run.",
-    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick", "minitransfer bench transfer --rows sst2 --quick"), bench_arguments, bench)
+    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick", "minitransfer bench transfer --rows sst2 --quick",
+     "minitransfer bench families --save"), bench_arguments, bench)

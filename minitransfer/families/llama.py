@@ -56,7 +56,8 @@ def config_from_hf(hf: dict) -> ModelConfig:
     biased = hf.get("attention_bias", False)
     return ModelConfig(
         vocab_size=hf["vocab_size"], d_model=hf["hidden_size"], n_layers=n, n_heads=hf["num_attention_heads"],
-        n_kv_heads=hf.get("num_key_value_heads"), head_width=hf.get("head_dim"), d_ff=hf["intermediate_size"], max_len=hf["max_position_embeddings"],
+        n_kv_heads=hf.get("num_key_value_heads"), head_width=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+        d_ff=hf["intermediate_size"], max_len=hf["max_position_embeddings"],
         n_token_types=0, positions="none", rotary=rotary_from_hf(hf), norm_position="pre", norm="rms", norm_eps=hf.get("rms_norm_eps", 1e-6),
         qkv_bias=biased or kind == "qwen2", o_bias=biased, mlp_bias=hf.get("mlp_bias", False), qk_norm=kind == "qwen3",
         activation=activation(hf, "hidden_act", "silu"), gated=True, causal=True, window=hf["sliding_window"] if windowed else None,

@@ -138,7 +138,7 @@ def test_words_that_have_no_place():
 def test_overview_and_version(capsys):
     out = done(capsys, "--help")
     assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in VERBS)
-    assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect", "bench"}
+    assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect", "verify", "bench"}
     assert re.fullmatch(r"minitransfer \d+\.\d+\.\d+\S*\n", done(capsys, "--version"))
     assert run_main([]) == 2
 
@@ -184,6 +184,9 @@ def test_help_of_every_verb(capsys, name):
     ("generate mini-bert hello", 1, r"continued by a causal head"),
     ("convert nowhere", 1, r"nowhere does not exist"),
     ("inspect .", 1, r"holds no config\.json"),
+    ("verify .", 1, r"no config\.json in"),
+    ("verify mini-bert --dtypes int8", 2, r"invalid choice: 'int8'"),
+    ("verify mini-bert --lengths 4000", 1, r"this model reads up to"),
     ("generate mini-gpt ''", 1, r"text 0 of 1 .* has no tokens; there must be one to go on from"),
     ("generate mini-gpt a --temperature nan", 1, r"temperature=nan; it must be 0, or from 1e-6 on"),
     ("generate mini-gpt a --repetition-penalty nan", 1, r"repetition_penalty=nan; it must be above 0"),
