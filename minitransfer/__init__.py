@@ -7,13 +7,14 @@ Letters used in every shape, comment and test:
 """
 from . import samples
 from .checks import inspect
-from .config import ModelConfig
+from .config import ModelConfig, RecurrentConfig
 from .generate import embed, fill, generate
 from .nn.cache import Cache
 from .nn.model import Model, ModelOutput
+from .nn.recurrent import RecurrentModel
 from .tasks import Prediction, finetune, predict
 from .text import Tokenizer
-from .training import adapt, pretrain
+from .training import adapt, pretrain, train_vectors
 from .transfer import (
     add_lora,
     explain,
@@ -31,6 +32,36 @@ from .transfer import (
 from .weights.convert import convert
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to",
-           "generate", "inspect", "layer_groups", "load_adapter", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "trainable_report",
-           "unfreeze", "unmerge_lora"]
+__all__ = [
+    "Cache",
+    "Model",
+    "ModelConfig",
+    "ModelOutput",
+    "Prediction",
+    "RecurrentConfig",
+    "RecurrentModel",
+    "Tokenizer",
+    "adapt",
+    "add_lora",
+    "convert",
+    "embed",
+    "explain",
+    "fill",
+    "finetune",
+    "freeze",
+    "freeze_to",
+    "generate",
+    "inspect",
+    "layer_groups",
+    "load_adapter",
+    "merge_lora",
+    "predict",
+    "pretrain",
+    "remove_adapters",
+    "samples",
+    "save_adapter",
+    "train_vectors",
+    "trainable_report",
+    "unfreeze",
+    "unmerge_lora",
+]

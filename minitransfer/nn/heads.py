@@ -21,7 +21,7 @@ CLASSIFIES = ("sequence", "token")                                  # heads with
 ONE_CLASS, ANY_CLASS, REGRESSION = PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")     # of a sequence head, as in config.json
 SIMILARITY, NEGATIVES = "cosine", "negatives"                        # what an embedding head learns from pairs
 CONTRAST = 20                                                       # a cosine is at most 1: without this the softmax would be nearly flat
-HEAD_NAMES = ("none", "masked", "masked+next", "causal", "replaced", "sequence", "choice", "token", "span", "embedding")
+HEAD_NAMES = ("none", "masked", "masked+next", "causal", "causal+back", "replaced", "sequence", "choice", "token", "span", "embedding")
 LossAndCount = tuple[Tensor, int]
 
 
@@ -190,6 +190,59 @@ class SequenceHead(nn.Module):
         return binary_cross_entropy_with_logits(logits, labels, reduction="sum"), labels.numel()
 
 
+class ConcatHead(SequenceHead):
+    """A `SequenceHead` that reads the last token and the largest and the mean value of all, side by side, through one hidden layer:
+
+        r = [x_last, max_t x_t, mean_t x_t]        logits = W norm(relu(V norm(r)))
+
+    Source: Howard & Ruder 2018, section 3.3. Deviation: layer norms for batch norms, so that no text's answer depends on those beside it.
+    """
+
+    HIDDEN = 50
+
+    def __init__(self, c: ModelConfig, n_labels: int, problem: str = ONE_CLASS):
+        super().__init__(c, n_labels, problem)
+        self.pooling = "concat"
+        self.norm_read, self.hidden, self.norm_hidden = make_norm(c, 3 * c.d_model), Linear(3 * c.d_model, self.HIDDEN), make_norm(c, self.HIDDEN)
+        self.classifier = Linear(self.HIDDEN, n_labels)
+
+    def reads(self, body: BodyOutput) -> Float[Tensor, "B 3*D"]:
+        x, keep = body.x, body.keep[..., None]
+        largest = x.masked_fill(~keep, torch.finfo(x.dtype).min).amax(1) * keep.any(1)
+        return torch.cat([last_token(x, body.keep), largest, mean_token(x, body.keep)], -1)
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B n"]:
+        hidden = torch.relu(self.hidden(self.dropout(self.norm_read(self.reads(body)))))
+        return self.classifier(self.dropout(self.norm_hidden(hidden)))
+
+
+class BothWaysHead(nn.Module):
+    """Two language models over one vocabulary matrix: the left half of a state, which has read what stands before, predicts the next token, the right half,
+    which has read what stands behind, the previous one. The loss is the sum of both, counted per prediction.
+
+    Source: Peters et al. 2018, section 3.1. Deviation: the matrix is the token table.
+    """
+
+    def __init__(self, c: ModelConfig, tokens: nn.Embedding):
+        super().__init__()
+        self.ahead = VocabularyHead(c, tokens, transform=False, shift=True)
+
+    def halves(self, body: BodyOutput) -> tuple[BodyOutput, BodyOutput]:
+        """What reads to the right, and what reads to the left, turned round: both then predict the next token."""
+        right, left = body.x.chunk(2, -1)
+        documents = None if body.documents is None else body.documents.flip(1)
+        return BodyOutput(right, body.keep, None, body.documents), BodyOutput(left.flip(1), body.keep.flip(1), None, documents)
+
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B T V"]:
+        """Logits of the next token."""
+        return self.ahead(self.halves(body)[0])
+
+    def loss(self, body: BodyOutput, labels: Int[Tensor, "B T"]) -> LossAndCount:
+        right, left = self.halves(body)
+        (a, n), (b, m) = self.ahead.loss(right, labels), self.ahead.loss(left, labels.flip(1))
+        return a + b, n + m
+
+
 class ChoiceHead(SequenceHead):
     """Which of C texts is right: one number for each, a softmax over those of one question. Texts of a question are C rows in succession."""
 
@@ -320,6 +373,8 @@ def check_head(name: str, c: ModelConfig, labels: list[str] | None) -> None:
         raise ValueError(f"labels={list(labels)} name a class twice; each class needs a name of its own: remove the repeated one")
     if name == "causal" and not c.causal:
         raise ValueError('head="causal" on a body with causal=False; each token would see the one it has to predict: use head="masked", or causal=True')
+    if name == "causal+back" and not getattr(c, "both_ways", False):
+        raise ValueError('head="causal+back" on a body that is not two towers; one has to read from the left and one from the right: use a RecurrentConfig with both_ways=True')
     if name == "masked+next" and not c.pooler:
         raise ValueError('head="masked+next" on a body with pooler=False; its second question is asked of the pooled first token: use head="masked", or pooler=True')
 
@@ -333,8 +388,9 @@ def make_head(name: str, c: ModelConfig, tokens: nn.Embedding, labels: list[str]
         "masked": lambda: VocabularyHead(c, tokens, transform=True, shift=False),
         "masked+next": lambda: VocabularyHead(c, tokens, transform=True, shift=False, next_sentence=True),
         "causal": lambda: VocabularyHead(c, tokens, transform=False, shift=True),
+        "causal+back": lambda: BothWaysHead(c, tokens),
         "replaced": lambda: ReplacedHead(c),
-        "sequence": lambda: SequenceHead(c, n_labels),
+        "sequence": lambda: (ConcatHead if c.classifier_pooling == "concat" else SequenceHead)(c, n_labels),
         "choice": lambda: ChoiceHead(c),
         "token": lambda: TokenHead(c, n_labels),
         "span": lambda: SpanHead(c),

@@ -70,7 +70,7 @@ class Reading:
 
 def reading_of(model: Model) -> Reading:
     """What the model's head reads."""
-    return Reading(pooling="each" if model.head_name != "sequence" else "last" if model.config.causal else "first")
+    return Reading(pooling=model.head.pooling if model.head_name == "sequence" and model.head.pooling in ("first", "last") else "each")
 
 
 @dataclass(frozen=True)
