@@ -206,7 +206,7 @@ class ConcatHead(SequenceHead):
         self.norm_read, self.hidden, self.norm_hidden = make_norm(c, 3 * c.d_model), Linear(3 * c.d_model, self.HIDDEN), make_norm(c, self.HIDDEN)
         self.classifier = Linear(self.HIDDEN, n_labels)
 
-    def reads(self, body: BodyOutput) -> Float[Tensor, "B 3*D"]:
+    def reads(self, body: BodyOutput) -> Float[Tensor, "B W"]:
         x, keep = body.x, body.keep[..., None]
         largest = x.masked_fill(~keep, torch.finfo(x.dtype).min).amax(1) * keep.any(1)
         return torch.cat([last_token(x, body.keep), largest, mean_token(x, body.keep)], -1)

@@ -6,9 +6,9 @@ from torch import nn
 import minitransfer as mt
 from minitransfer.nn.heads import BodyOutput, ConcatHead
 from minitransfer.tasks import finetune, predict
-from minitransfer.transfer import ScalarMix, add_soft_prompt, extract_features, plan, strategy
+from minitransfer.transfer import ScalarMix, extract_features, plan, strategy
 
-from .small import HELD_OUT, QUICK, TRAIN
+from .small import HELD_OUT, QUICK, TRAIN, rows
 
 TEXTS = [row["text"] for row in TRAIN]
 TOWERS = {"both_ways": True, "causal": False, "projected": True, "residual": True, "n_layers": 2}
@@ -49,13 +49,15 @@ def test_parts_rates_and_thawing(tok):
     assert rates["head"] / rates["blocks.1"] == pytest.approx(2.6) and rates["head"] / rates["embed"] == pytest.approx(2.6**3)
 
 
+@pytest.mark.slow
 def test_ulmfit_from_text_to_labels(tok, tmp_path, monkeypatch):
     """Language model, its tuning on the texts of the rows, classifier; and the same in a folder that `predict` reads."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model = body(tok, input_dropout=0.1, hidden_dropout=0.1, weight_dropout=0.2, embed_dropout=0.02)
-    mt.pretrain(model, tok, TEXTS, objective="causal", length=40, batch_size=8, steps=20, lr=1e-2, progress=False, precision="fp32", best=None)
-    result = finetune(model, tok, train=TRAIN, validation=HELD_OUT, strategy="ulmfit:1", epochs=5, lr=2e-2, batch_size=10, out=tmp_path / "run", **QUICK)
-    assert (tmp_path / "run" / "language").is_dir() and result.metrics["accuracy"] > 0.7
+    many = rows(200, 1)
+    model = body(tok, d_model=32, d_hidden=40, init_std=0.3, input_dropout=0.1, hidden_dropout=0.1, weight_dropout=0.2, embed_dropout=0.02)
+    mt.pretrain(model, tok, [row["text"] for row in many], objective="causal", length=40, batch_size=8, steps=60, lr=2e-2, progress=False, precision="fp32", best=None)
+    result = finetune(model, tok, train=many, validation=HELD_OUT, strategy="ulmfit:1", epochs=5, lr=2e-2, batch_size=10, out=tmp_path / "run", **QUICK)
+    assert (tmp_path / "run" / "language").is_dir() and result.metrics["accuracy"] > 0.9
     assert type(result.model) is mt.RecurrentModel and isinstance(result.model.head, ConcatHead)
     texts = [row["text"] for row in HELD_OUT]
     saved, own = predict(tmp_path / "run", texts=texts), predict(model, tok, texts)
@@ -75,8 +77,8 @@ def test_a_frozen_body_read_once_or_every_time(tok, tmp_path, monkeypatch, name)
 
 def test_both_ways_tag_words(tok):
     model = body(tok, **TOWERS)
-    rows = [{"words": row["text"].split(), "tags": ["O" if word not in ("film", "book") else "B-X" for word in row["text"].split()]} for row in TRAIN[:30]]
-    result = finetune(model, tok, "token", train=rows, strategy="full", epochs=1, lr=1e-2, batch_size=10, **QUICK)
+    tagged = [{"words": row["text"].split(), "tags": ["O" if word not in ("film", "book") else "B-X" for word in row["text"].split()]} for row in TRAIN[:30]]
+    result = finetune(model, tok, "token", train=tagged, strategy="full", epochs=1, lr=1e-2, batch_size=10, **QUICK)
     assert result.training.steps == 3 and len(predict(model, tok, ["the film was long"])[0]) == 4
 
 

@@ -272,7 +272,8 @@ def test_pretraining_on_packed_rows(shape, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     texts = [f"{a} {b} was {c}" for a in ("the film", "a song", "this place") for b in ("very quite", "not too", "long and") for c in ("good", "dull", "awful", "lovely")]
     tok = mt.Tokenizer.train(texts, kind="byte_bpe", vocab_size=300)
-    model = mt.RecurrentModel(config(vocab_size=tok.vocab_size, **(SHAPES[shape] | {"d_model": 40, "d_hidden": 50, "n_layers": 1, "init_std": 0.3})), head="causal+back" if shape == "both" else "causal")
+    sizes = {"vocab_size": tok.vocab_size, "d_model": 40, "d_hidden": 50, "n_layers": 1, "init_std": 0.3}
+    model = mt.RecurrentModel(config(**(SHAPES[shape] | sizes)), head="causal+back" if shape == "both" else "causal")
     result = mt.pretrain(model, tok, texts, objective="causal", validation=texts[::5], length=24, batch_size=4, steps=60, lr=2e-2, progress=False, precision="fp32")
     assert result.metrics["loss"] < result.metrics["unigram_loss"] - 1
 
