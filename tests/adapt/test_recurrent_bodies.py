@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 import minitransfer as mt
-from minitransfer.nn.heads import BodyOutput, ConcatHead
+from minitransfer.nn.heads import BodyOutput
+from minitransfer.nn.recurrent_heads import ConcatHead
 from minitransfer.tasks import finetune, predict
 from minitransfer.transfer import ScalarMix, extract_features, plan, strategy
 
