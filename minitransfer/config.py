@@ -153,7 +153,7 @@ class ModelConfig:
     classifier: str = "plain"           # in front of a classifier: "plain": nothing | "dense": dense + activation, for whole texts |
                                         # "transform": dense + activation + norm, for tokens and spans too
     classifier_activation: str = "tanh"
-    classifier_pooling: str = "first"   # what an encoder's classifier reads of a text: its "first" token | the "mean" of all
+    classifier_pooling: str = "first"   # what an encoder's classifier reads of a text: its "first" token | the "mean" of all | "concat": see ConcatHead
     # training; every probability is in [0, 1)
     dropout: float = 0.1                # on the output of every sub-layer
     attn_dropout: float | None = None   # on the attention probabilities; None: as `dropout`
@@ -262,7 +262,8 @@ class ModelConfig:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "positions": ("learned", "sinusoidal", "none"), "norm_position": ("pre", "post"), "norm": ("layer", "rms"), "activation": ACTIVATION_NAMES,
-    "pooler_kind": ("dense", "norm", "end"), "classifier": ("plain", "dense", "transform"), "classifier_activation": ACTIVATION_NAMES, "classifier_pooling": ("first", "mean")}
+    "pooler_kind": ("dense", "norm", "end"), "classifier": ("plain", "dense", "transform"), "classifier_activation": ACTIVATION_NAMES,
+    "classifier_pooling": ("first", "mean", "concat")}
 
 
 def is_number(value: Any) -> bool:
@@ -279,3 +280,73 @@ def choose(field: str, value, options: tuple) -> None:
     """Refuse a value that is not one of `options`, with a ValueError that lists them."""
     if value not in options:
         raise ValueError(f"{field}={value!r}; it is one of {', '.join(map(repr, options))}: choose one of these")
+
+
+@dataclass(frozen=True)
+class NoAttention(ModelConfig):
+    """A body without attention: the fields that are attention's stand at values that say so, and a text may be of any length."""
+
+    n_heads: int = 1
+    d_ff: int = 1
+    max_len: int = 1 << 30
+    n_token_types: int = 0
+    positions: str = "none"
+    attn_scale: float | None = 1.0
+    embed_norm: bool = False
+    pooler: bool = False
+
+    @property
+    def d_head(self) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class RecurrentConfig(NoAttention):
+    """A body of LSTM layers. The defaults are those of an AWD-LSTM: layers of d_hidden cells, of which the last has as many as the token vectors are wide.
+
+    With `both_ways` there are two towers, one reads from the left and one from the right; d_model is the width of both side by side.
+
+    Raises: ValueError naming the field, its value and what it may be.
+    """
+
+    d_hidden: int = 1150                # cells of a layer, of one direction
+    causal: bool = True                 # False exactly with both_ways
+    both_ways: bool = False
+    projected: bool = False             # a Linear brings the cells of every layer to the width of the token vectors, and that is the layer's state
+    residual: bool = False              # from the second layer on: x + layer(x)
+    classifier_pooling: str = "concat"
+    input_dropout: float = 0.0          # on the token vectors, one mask for all positions of a text
+    hidden_dropout: float = 0.0         # between layers, likewise; `dropout` is on the last layer's output, likewise
+    weight_dropout: float = 0.0         # on the recurrent matrices, one mask for a pass
+    dropout: float = 0.0
+    embed_dropout: float | None = 0.0   # on words: all occurrences of some are zero in a pass
+    init_std: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole_number("d_hidden", self.d_hidden, 1)
+        if self.causal == self.both_ways:
+            raise ValueError(f"causal={self.causal}, both_ways={self.both_ways}; a body that reads both ways is not causal and another is: set one of them")
+        if self.d_model % self.directions:
+            raise ValueError(f"d_model={self.d_model} for two directions; each has half of it: give an even number")
+        if self.projected and self.d_hidden <= self.embed_width:
+            raise ValueError(f"d_hidden={self.d_hidden}, projected to {self.embed_width}; a projection makes the state narrower: give more cells, or projected=False")
+        for i in range(1, self.n_layers) if self.residual else ():
+            if self.widths(i)[0] != self.widths(i)[1]:
+                raise ValueError(f"residual=True and layer {i} takes {self.widths(i)[0]} numbers to {self.widths(i)[1]}; a sum needs equal widths: set projected=True")
+        for name in ("input_dropout", "hidden_dropout", "weight_dropout"):
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}; it is a probability in [0, 1): give 0.0 to switch it off")
+
+    @property
+    def directions(self) -> int:
+        return 2 if self.both_ways else 1
+
+    @property
+    def embed_width(self) -> int:
+        return self.d_model // self.directions
+
+    def widths(self, i: int) -> tuple[int, int]:
+        """Numbers a position that go into layer i and come out, of one direction."""
+        out = [self.d_hidden if not self.projected and k < self.n_layers - 1 else self.embed_width for k in range(self.n_layers)]
+        return (out[i - 1] if i else self.embed_width), out[i]

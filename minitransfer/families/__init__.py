@@ -16,11 +16,11 @@ import difflib
 from dataclasses import dataclass
 from types import ModuleType
 
-from ..config import ModelConfig
-from . import bert, clip, deberta, gpt2, llama, roberta
+from ..config import ModelConfig, RecurrentConfig
+from . import bert, clip, deberta, gpt2, llama, recurrent, roberta
 from .rules import Table
 
-PAGES = (bert, gpt2, roberta, deberta, llama, clip)
+PAGES = (bert, gpt2, roberta, deberta, llama, clip, recurrent)
 SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale", "d_project": "project_width"}  # None stands for a value
 
 
@@ -100,6 +100,8 @@ def written_as(c: ModelConfig) -> Family:
     """
     misfits: dict[str, list[str]] = {}
     for family in FAMILIES.values():
+        if (family.page is recurrent) != isinstance(c, RecurrentConfig):
+            continue
         if not (differences := family.differences(c)):
             return family
         misfits[family.model_type] = differences

@@ -28,7 +28,7 @@ class Unfilled(TorchFunctionMode):
 
 @torch.no_grad()
 def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) -> None:
-    """Fresh weights: matrices N(0, init_std^2), biases 0, norms 1.
+    """Fresh weights: matrices N(0, init_std^2), biases 0, norms 1; all of an LSTM with C cells uniform within 1/sqrt(C).
 
     With pre-norm the stream x grows with every block, so what is added to it (o_proj, down_proj) is drawn smaller, by 1/sqrt(2 L).
     Source: Devlin et al. 2019 and Radford et al. 2019, section 2.3.
@@ -45,5 +45,8 @@ def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) ->
                 bias.zero_()
         elif isinstance(m, Patches):
             m.whole.normal_(0.0, c.init_std, generator=generator)
+        elif isinstance(m, nn.LSTM):
+            for p in m.parameters():
+                p.uniform_(-1 / math.sqrt(m.hidden_size), 1 / math.sqrt(m.hidden_size), generator=generator)
         elif isinstance(m, VocabularyHead) and m.bias is not None:
             m.bias.zero_()

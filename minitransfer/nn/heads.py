@@ -23,8 +23,8 @@ CLASSIFIES = ("sequence", "token")                                  # heads with
 ONE_CLASS, ANY_CLASS, REGRESSION = PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")     # of a sequence head, as in config.json
 SIMILARITY, NEGATIVES = "cosine", "negatives"                        # what an embedding head learns from pairs
 CONTRAST = 20                                                       # a cosine is at most 1: without this the softmax would be nearly flat
-HEAD_NAMES = ("none", "masked", "masked+next", "causal", "replaced", "sequence", "choice", "token", "span", "embedding", "projection")
-READS_IDS = ("masked", "masked+next", "causal", "replaced", "choice", "token", "span")     # no head for images
+HEAD_NAMES = ("none", "masked", "masked+next", "causal", "causal+back", "replaced", "sequence", "choice", "token", "span", "embedding", "projection")
+READS_IDS = ("masked", "masked+next", "causal", "causal+back", "replaced", "choice", "token", "span")     # no head for images
 LossAndCount = tuple[Tensor, int]
 
 
@@ -325,12 +325,15 @@ def check_head(name: str, c: ModelConfig, labels: list[str] | None) -> None:
         raise ValueError(f'head="{name}" on a body of images; it says something of each token of a text: use one of {", ".join(one for one in HEAD_NAMES if one not in READS_IDS)}')
     if name == "projection" and not c.pooler:
         raise ValueError('head="projection" on a body with pooler=False; it reads the pooled vector: use head="embedding", or pooler=True')
+    if name == "causal+back" and not getattr(c, "both_ways", False):
+        raise ValueError('head="causal+back" on a body that is not two towers; one has to read from the left and one from the right: use a RecurrentConfig with both_ways=True')
     if name == "masked+next" and not c.pooler:
         raise ValueError('head="masked+next" on a body with pooler=False; its second question is asked of the pooled first token: use head="masked", or pooler=True')
 
 
 def make_head(name: str, c: ModelConfig, tokens: Any, labels: list[str] | None, pooling: str = "mean", normalise: bool = True) -> nn.Module | None:
     """The head called `name`; None for "none". Raises: see `check_head`."""
+    from .recurrent_heads import BothWaysHead, ConcatHead  # which are made of the heads of this page
     check_head(name, c, labels)
     n_labels = len(labels or ())
     makers = {
@@ -338,8 +341,9 @@ def make_head(name: str, c: ModelConfig, tokens: Any, labels: list[str] | None, 
         "masked": lambda: VocabularyHead(c, tokens, transform=True, shift=False),
         "masked+next": lambda: VocabularyHead(c, tokens, transform=True, shift=False, next_sentence=True),
         "causal": lambda: VocabularyHead(c, tokens, transform=False, shift=True),
+        "causal+back": lambda: BothWaysHead(c, tokens),
         "replaced": lambda: ReplacedHead(c),
-        "sequence": lambda: SequenceHead(c, n_labels),
+        "sequence": lambda: (ConcatHead if c.classifier_pooling == "concat" else SequenceHead)(c, n_labels),
         "choice": lambda: ChoiceHead(c),
         "token": lambda: TokenHead(c, n_labels),
         "span": lambda: SpanHead(c),

@@ -79,10 +79,7 @@ class Model(nn.Module):
         super().__init__()
         c = self.config = config
         with Unfilled():
-            self.embed = Embeddings(c) if c.patch_size is None else Patches(c)
-            self.relative = RelativeBias(c) if c.relative_buckets else None if c.disentangled is None else DistanceVectors(c, c.disentangled)
-            self.blocks = nn.ModuleList(Block(c, i) for i in range(1 if c.shared_blocks else c.n_layers))
-            self.norm = make_norm(c) if c.final_norm else None
+            self.make_body(c)
             self.pooler = make_pooler(c) if reads_pooler(head, c) else None
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
         self.head_name, self.labels = head, list(labels) if labels else None
@@ -92,6 +89,12 @@ class Model(nn.Module):
         self.source_config: dict = {}       # the config.json this model came from: keys we do not use are saved again as they were
         if seed is not None:
             initialise(self, c, torch.Generator().manual_seed(seed))
+
+    def make_body(self, c: ModelConfig) -> None:
+        self.embed: Any = Embeddings(c) if c.patch_size is None else Patches(c)
+        self.relative = RelativeBias(c) if c.relative_buckets else None if c.disentangled is None else DistanceVectors(c, c.disentangled)
+        self.blocks = nn.ModuleList(Block(c, i) for i in range(1 if c.shared_blocks else c.n_layers))
+        self.norm = make_norm(c) if c.final_norm else None
 
     @property
     def attention(self) -> str:
@@ -147,13 +150,13 @@ class Model(nn.Module):
         if n < 1:
             raise ValueError(f"resize_vocabulary({n}); a vocabulary has at least one token: give the size of the tokenizer")
         self.embed.tokens = resized(self.embed.tokens, n)
-        if isinstance(self.head, VocabularyHead):
-            self.head.tokens = [self.embed.tokens]
-            if self.head.unembed is not None:
-                self.head.unembed = resized(self.head.unembed, n)
-            if self.head.bias is not None:
-                old, trains = self.head.bias.detach()[:n], self.head.bias.requires_grad
-                self.head.bias = nn.Parameter(torch.cat([old, old.new_zeros(n - len(old))]), trains)
+        for head in (m for m in self.modules() if isinstance(m, VocabularyHead)):
+            head.tokens = [self.embed.tokens]
+            if head.unembed is not None:
+                head.unembed = resized(head.unembed, n)
+            if head.bias is not None:
+                old, trains = head.bias.detach()[:n], head.bias.requires_grad
+                head.bias = nn.Parameter(torch.cat([old, old.new_zeros(n - len(old))]), trains)
         self.config = replace(self.config, vocab_size=n)
         return self
 

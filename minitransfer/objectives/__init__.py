@@ -1,8 +1,10 @@
 """What a model is trained to do. An objective turns a batch into a sum of losses and the number of targets in it; the loop divides."""
 from .base import Objective
+from .carried import Carried
 from .causal import Causal
 from .distillation import Distilled
 from .masked import Masked
 from .preference import Preference
+from .word2vec import NegativeSampling
 
-__all__ = ["Causal", "Distilled", "Masked", "Objective", "Preference"]
+__all__ = ["Carried", "Causal", "Distilled", "Masked", "NegativeSampling", "Objective", "Preference"]

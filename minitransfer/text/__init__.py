@@ -13,10 +13,11 @@ from .packing import PackedBatches
 from .pairs import PairBatches
 from .pydoc_corpus import read_pydoc
 from .readers import read_rows, sample_rows
-from .stream import Batches
+from .stream import Batches, StreamBatches
 from .tokenizer import Tokenizer, TruncationWarning
-from .vectors import read_vectors
+from .vectors import read_vectors, write_vectors
 
-__all__ = ["Batches", "EncodedBatches", "ImageReader", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "TextBatches", "TokenCache",
+__all__ = ["Batches", "EncodedBatches", "ImageReader", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "StreamBatches", "TextBatches",
+           "TokenCache",
            "Tokenizer", "TruncationWarning", "label_name", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "read_vectors",
-           "sample_rows", "tokenize_corpus"]
+           "sample_rows", "tokenize_corpus", "write_vectors"]

@@ -1,4 +1,4 @@
-"""Static word vectors from files: one vector a word, whatever stands around it.
+"""Static word vectors in files: one vector a word, whatever stands around it.
 
     .bin              word2vec's binary format: a line "N D", then N times a word, a space and D little-endian float32
     any other suffix  text, a word and its D numbers a line: word2vec and fastText (.vec) after a line "N D", GloVe without
@@ -8,8 +8,9 @@ Any file may be compressed (.gz). It is read as a stream: what is held in memory
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .lines import kind_of, not_there
 
 LONGEST_WORD, WIDEST, LONGEST_LINE = 10_000, 100_000, 1 << 22       # bytes, numbers, bytes: what is beyond them is no file of vectors
 DO = "fetch the file again, or mend it"
+WORD = re.compile(r"\w+(?:'\w+)?")
 
 
 def read_vectors(path: str | Path, vocabulary: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -47,6 +49,28 @@ def read_vectors(path: str | Path, vocabulary: Collection[str] | None = None) ->
         except (EOFError, gzip.BadGzipFile, zlib.error) as why:
             raise ValueError(f"{path} is not a whole .gz file ({why}); fetch it again, or rename it if it is not compressed") from why
     return found
+
+
+def write_vectors(vectors: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Put word vectors into a file that `read_vectors` and the other programs of word2vec read; the suffix says which format, .gz compresses it.
+
+    Text has as many digits as float32 needs to come back bit for bit.
+
+    Raises: ValueError for no vectors, vectors of several widths, or a word with a character that would end it.
+    """
+    path = Path(path)
+    rows = {word: np.asarray(vector, np.float32) for word, vector in vectors.items()}
+    if len(shapes := {row.shape for row in rows.values()}) != 1:
+        raise ValueError(f"{len(rows)} vectors of the shapes {sorted(shapes)}; a file holds some, all of one width: give vectors of one training")
+    binary, (d,) = kind_of(path) == ".bin", next(iter(shapes))
+    for word in rows:
+        if not word or "\n" in word or (binary and " " in word):
+            raise ValueError(f"the word {word!r} cannot stand in a file of vectors, where a space or a line break ends it: leave it out, or write it in another way")
+    with gzip.open(path, "wb") if path.suffix == ".gz" else path.open("wb") as file:
+        file.write(f"{len(rows)} {d}\n".encode())
+        for word, row in rows.items():
+            numbers = row.astype("<f4").tobytes() if binary else " ".join(map(str, row)).encode()
+            file.write(word.encode() + b" " + numbers + b"\n")
 
 
 def _text(file: Any, path: Path, wanted: set[bytes] | None) -> Iterator[tuple[bytes, np.ndarray]]:

@@ -8,8 +8,9 @@ from .pretrain import adapt, pretrain
 from .run import TrainResult
 from .schedule import lr_at
 from .settings import TrainSettings
+from .vectors import train_vectors
 
 __all__ = [
     "Batches", "NonFiniteError", "RandomWindows", "TrainResult", "TrainSettings",
-    "adapt", "held_out_loss", "lr_at", "param_groups", "pretrain", "train",
+    "adapt", "held_out_loss", "lr_at", "param_groups", "pretrain", "train", "train_vectors",
 ]

@@ -55,7 +55,7 @@ class Reading:
     def __post_init__(self) -> None:
         choose("pooling", self.pooling, POOLINGS)
 
-    def take(self, states: Sequence[Float[Tensor, "B T D"]], keep: Bool[Tensor, "B T"]) -> list[Float[Tensor, "n W"]]:
+    def take(self, states: Sequence[Float[Tensor, "B T _"]], keep: Bool[Tensor, "B T"]) -> list[Float[Tensor, "n W"]]:
         """One matrix for each text. Raises: ValueError for a layer that the model does not have."""
         if wrong := [i for i in self.layers if not -len(states) <= i < len(states)]:
             raise ValueError(f"layer {wrong[0]} of a model with {len(states) - 1} blocks; 0 are the embeddings and i is the state after block i: "
@@ -71,7 +71,7 @@ class Reading:
 
 def reading_of(model: Model) -> Reading:
     """What the model's head reads."""
-    return Reading(pooling="each" if model.head_name != "sequence" else "last" if model.config.causal else "first")
+    return Reading(pooling=model.head.pooling if model.head_name == "sequence" and model.head.pooling in ("first", "last") else "each")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..config import NoAttention
 from ..nn.model import Model
 from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
 
@@ -52,6 +53,8 @@ def prefix_names(model: nn.Module) -> list[str]:
 
 def check_room(model: Model, length: int, what: str) -> None:
     """Raises: ValueError for a length below 1, or one that leaves the texts no position; or a model that has such a thing already."""
+    if isinstance(model.config, NoAttention):
+        raise ValueError(f"a {what} in a body without attention; nothing there looks at learned positions: choose full, discriminative or ulmfit for this model")
     if sum(model.ahead):
         raise ValueError(f"this model has a {'prefix' if model.ahead[0] else 'soft prompt'} already; it has one at a time: call remove_adapters(model) first")
     if not 1 <= length < model.config.max_len:
@@ -68,7 +71,8 @@ def insert_prefix(model: Model, length: int) -> None:
 def attentions(model: Model) -> Iterator[Any]:
     """The attention of each block, from the bottom."""
     for block in model.blocks:
-        yield block.attn
+        if hasattr(block, "attn"):
+            yield block.attn
 
 
 @torch.no_grad()

@@ -9,12 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import choose
+from ..config import RecurrentConfig, choose
 from ..families import Family, read_config
 from ..families.rules import Ignored, Rule, Tied, pattern
 from ..nn.fresh import initialise
 from ..nn.heads import CLASSIFIES, HEAD_NAMES, ONE_CLASS, POOLINGS, REGRESSION, SequenceHead
 from ..nn.model import Model
+from ..nn.recurrent import RecurrentModel
 from .files import read_json
 from .report import LoadReport
 from .sources import resolve
@@ -43,7 +44,7 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     choose("head", head, ("auto", *HEAD_NAMES))
     classes = labels_of(hf) if head in CLASSIFIES and labels is None else labels
     same_head = (head == file_head or {head, file_head} == SHARED) and (head not in CLASSIFIES or classes == labels_of(hf))
-    model = Model(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}), seed=None)
+    model = (RecurrentModel if isinstance(config, RecurrentConfig) else Model)(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}), seed=None)
     if isinstance(model.head, SequenceHead) and same_head:
         model.head.use(hf.get("problem_type") or (REGRESSION if len(classes or ()) == 1 else ONE_CLASS))      # what transformers takes it for
     model.source_config = hf

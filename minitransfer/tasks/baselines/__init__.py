@@ -74,7 +74,7 @@ def baseline(name: str, train: Any, validation: Any, task: str | Task = "sequenc
 
     Args:    name: see the head of this page.
              train, validation, task, text, pair, label: as in `finetune`. The text and its pair are read as one.
-             vectors: a file that `read_vectors` reads, for "vectors", which needs it, and "bilstm".
+             vectors: a file that `read_vectors` reads, or what `train_vectors` gives, for "vectors", which needs it, and "bilstm".
              seed: of what is drawn; the same seed gives the same bits.
     Raises:  ValueError for a name that the task does not have, "vectors" without a file, and what the task says of its rows; ImportError without scikit-learn.
     """

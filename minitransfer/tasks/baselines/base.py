@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...text import read_vectors
-
-WORD = re.compile(r"\w+(?:'\w+)?")
+from ...text.vectors import WORD
 
 
 @dataclass(frozen=True)
@@ -47,22 +46,23 @@ def shape(word: str) -> str:
 
 
 class WordVectors:
-    """The vectors of a file, read for the words that are asked for; the file is read again only for words that never were.
+    """Vectors from a file, read for the words that are asked for (again only for words that never were), or those of a dictionary.
 
     Raises: ValueError if none of the first words asked for is in the file; and what `read_vectors` raises.
     """
 
-    def __init__(self, path: str | Path, asked: Iterable[str]):
-        self.path, self.asked, self.known = Path(path), set[str](), dict[str, np.ndarray]()
+    def __init__(self, source: str | Path | Mapping[str, np.ndarray], asked: Iterable[str]):
+        self.source, self.asked, self.known = source, set[str](), dict[str, np.ndarray]()
         self.need(asked)
         if not self.known:
-            raise ValueError(f"{path} has a vector for none of the {len(self.asked)} words of these rows; some are needed: give vectors of the language of the rows")
+            whose = "this dictionary" if isinstance(source, Mapping) else source
+            raise ValueError(f"{whose} has a vector for none of the {len(self.asked)} words of these rows; some are needed: give vectors of the language of the rows")
         self.zero = np.zeros_like(next(iter(self.known.values())))
 
     def need(self, asked: Iterable[str]) -> None:
         new = {form for word in asked for form in (word, word.lower())} - self.asked
         if new:
-            self.known |= read_vectors(self.path, new)
+            self.known |= {word: self.source[word] for word in new if word in self.source} if isinstance(self.source, Mapping) else read_vectors(self.source, new)
             self.asked |= new
 
     def find(self, word: str) -> np.ndarray | None:
