@@ -86,6 +86,7 @@ class ModelConfig:
     pooler: bool = True                 # tanh layer on the first token, for the heads that read it
     tied: bool = True                   # the output matrix of a vocabulary head is the token table
     logit_scale: float = 1.0            # what a vocabulary head reads is multiplied by it
+    unembed_bias: bool = True           # a number for each token beside a masked head's output matrix
     transform_bias: bool = True         # of the dense layer in front of a head's last matrix
     head_activation: str | None = None  # of the dense layer of a masked head; None: as `activation`
     classifier: str = "plain"           # in front of a classifier: "plain": nothing | "dense": dense + activation, for whole texts |
