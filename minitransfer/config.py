@@ -16,13 +16,13 @@ class Rotary:
     Raises: ValueError naming the field, its value and what it may be.
     """
 
-    theta: float = 10_000.0             # base of the wave lengths
-    local_theta: float | None = None    # the base in blocks that see a window only; None: as theta
-    share: float = 1.0                  # how much of each head turns, from its start; the rest stays
+    theta: int | float = 10_000.0       # base of the wave lengths
+    local_theta: int | float | None = None      # the base in blocks that see a window only; None: as theta
+    share: int | float = 1.0            # how much of each head turns, from its start; the rest stays
     scaling: str = "none"               # for texts longer than those trained on: "none" | "linear" | "llama3"
-    factor: float = 1.0                 # how much longer
-    low: float = 1.0                    # of "llama3": waves longer than original_len / low are stretched by factor
-    high: float = 4.0                   # of "llama3": waves shorter than original_len / high are left as they are
+    factor: int | float = 1.0           # how much longer
+    low: int | float = 1.0              # of "llama3": waves longer than original_len / low are stretched by factor
+    high: int | float = 4.0             # of "llama3": waves shorter than original_len / high are left as they are
     original_len: int = 8192            # of "llama3": the length trained on, in tokens
 
     def __post_init__(self) -> None:
@@ -148,6 +148,7 @@ class ModelConfig:
     d_project: int | None = None        # width of a "projection" head; None: d_model
     tied: bool = True                   # the output matrix of a vocabulary head is the token table
     logit_scale: float = 1.0            # what a vocabulary head reads is multiplied by it
+    unembed_bias: bool = True           # a number for each token beside a masked head's output matrix
     transform_bias: bool = True         # of the dense layer in front of a head's last matrix
     head_activation: str | None = None  # of the dense layer of a masked head; None: as `activation`
     classifier: str = "plain"           # in front of a classifier: "plain": nothing | "dense": dense + activation, for whole texts |

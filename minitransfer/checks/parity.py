@@ -140,7 +140,8 @@ def compare_gradients(reference: torch.nn.Module, model: Model, ids: Int[Tensor,
     assert got.loss is not None
     got.loss.backward()
     found, seen = [difference("loss", got.loss, want)], set()
-    theirs_by_name, family, parameters = dict(reference.named_parameters(remove_duplicate=False)), family_of(model), dict(model.named_parameters())
+    family, parameters = family_of(model), dict(model.named_parameters())
+    theirs_by_name = {family.current(name): parameter for name, parameter in reference.named_parameters(remove_duplicate=False)}
     for theirs, rule, ours in spelled(family.weights(model.config), head, model.config.n_layers):
         parameter: Any = theirs_by_name.get(family.prefix(head) + theirs, theirs_by_name.get(theirs))
         if parameter is None or any(one not in parameters for one in ours):

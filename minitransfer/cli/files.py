@@ -15,7 +15,8 @@ DRY = {"rows": 24, "epochs": 1}
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a folder with pytorch_model.bin (or its shards and their index), or one .bin or .pt file")
+    parser.add_argument("source", help="a folder with pytorch_model.bin (or its shards and their index), or one .bin or .pt file; or weights of "
+                        "llama2.c, with tok512.bin or tokenizer.bin beside them")
     parser.add_argument("out", nargs="?", help="the folder to write to [the folder of the source; the old file stays]")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
@@ -111,8 +112,9 @@ def bench(args: argparse.Namespace) -> int:
 
 
 CONVERT = Verb(
-    "convert", "Turn an old checkpoint (pytorch_model.bin) into safetensors, the only form the engine reads.",
-    ("minitransfer convert downloads/bert-base-uncased", "minitransfer convert downloads/bert-base-uncased models/bert-base-uncased"),
+    "convert", "Turn an old checkpoint (pytorch_model.bin) into safetensors, the only form the engine reads; or a model of llama2.c into the standard layout.",
+    ("minitransfer convert downloads/bert-base-uncased", "minitransfer convert downloads/bert-base-uncased models/bert-base-uncased",
+     "minitransfer convert downloads/stories260K.bin models/stories260K"),
     convert_arguments, convert)
 INSPECT = Verb(
     "inspect", "Describe a checkpoint without loading it: family, architecture, parameters by layer group, files, head, labels, tokenizer, adapter.",

@@ -5,7 +5,7 @@ A page has
     HEADS           what they end with -> head
     PREFIX          of body names in files with a head; ODD_PREFIXES, if there are any: of single classes
     REQUIRED        facts a config must have for our maths to be its maths
-    RENAMED         endings of old files -> endings of today's
+    RENAMED         endings of old files, or in the reference's memory -> endings of today's files
     LORA_TARGETS    module names that PEFT files use -> ours
     config_from_hf, config_to_hf    a config.json as ModelConfig, and back for one of the model types
     weights         the table of names for a config
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..config import ModelConfig, RecurrentConfig
-from . import bert, clip, deberta, gpt2, llama, recurrent, roberta
+from . import bert, clip, deberta, gpt2, gpt_neox, llama, modernbert, recurrent, roberta
 from .rules import Table
 
-PAGES = (bert, gpt2, roberta, deberta, llama, clip, recurrent)
+PAGES = (bert, gpt2, roberta, deberta, modernbert, llama, gpt_neox, clip, recurrent)
 SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale", "d_project": "project_width"}  # None stands for a value
 
 
@@ -40,6 +40,10 @@ class Family:
         """What stands before the names of the body in the files of a model with this head."""
         name = next((name for name, one in self.heads.items() if one == head), "")
         return getattr(self.page, "ODD_PREFIXES", {}).get(name, self.page.PREFIX)
+
+    def current(self, name: str) -> str:
+        """The name that today's files give to what older ones, or the reference in memory, call `name`."""
+        return next((name.removesuffix(old) + new for old, new in self.page.RENAMED.items() if name.endswith(old)), name)
 
     def weights(self, c: ModelConfig) -> Table:
         return self.page.weights(c)

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
-from torch import Tensor, cat
+from torch import Tensor, cat, stack
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu", "tanh": "tanh",
-               "quick_gelu": "quick_gelu"}                         # name in a config.json -> ours; of two with one meaning the first is written
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu",
+               "tanh": "tanh", "quick_gelu": "quick_gelu"}                         # name in a config.json -> ours; of two with one meaning the first is written
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,23 @@ class Op:
     read: Callable[[Tensor, int], Iterable[Tensor]]     # their tensor, number of our tensors -> ours
     write: Callable[[list[Tensor]], Tensor]             # ours -> theirs
     folds: int = 0                                      # so many axes of theirs are joined to others in ours
+    transposed: bool = False                            # whether theirs is (in, out)
 
 
 copy = Op(lambda t, n: [t], lambda ours: ours[0])
-transpose = Op(lambda t, n: [t.T], lambda ours: ours[0].T)
+transpose = Op(lambda t, n: [t.T], lambda ours: ours[0].T, transposed=True)
 split = Op(lambda t, n: t.chunk(n, dim=0), lambda ours: cat(ours, dim=0))
-transpose_split = Op(lambda t, n: t.T.chunk(n, dim=0), lambda ours: cat(ours, dim=0).T)
+transpose_split = Op(lambda t, n: t.T.chunk(n, dim=0), lambda ours: cat(ours, dim=0).T, transposed=True)
+
+
+def split_by_head(n_heads: int) -> Op:
+    """Rows in the order q of head 0, k of head 0, v of head 0, q of head 1, ...: each of ours has its own of every head."""
+    def read(t: Tensor, n: int) -> list[Tensor]:
+        if len(t) % (n_heads * n):                      # a matrix of another size: the loader says which
+            return []
+        return [part.flatten(0, 1) for part in t.unflatten(0, (n_heads, n, -1)).unbind(1)]
+
+    return Op(read, lambda ours: stack([t.unflatten(0, (n_heads, -1)) for t in ours], dim=1).flatten(0, 2))
 
 
 @dataclass(frozen=True)

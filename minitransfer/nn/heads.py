@@ -79,7 +79,7 @@ class VocabularyHead(nn.Module):
         super().__init__()
         self.transform = Transform(c, c.embed_width, c.head_activation or c.activation, norm=True) if transform else None
         self.unembed = None if c.tied else nn.Embedding(c.vocab_size, c.embed_width)
-        self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if transform else None
+        self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if transform and c.unembed_bias else None
         self.next_sentence = Linear(c.d_model, 2) if next_sentence else None
         self.shift, self.scale = shift, c.logit_scale
         self.tokens = [tokens]  # in a list: shared with the body, registered there only

@@ -190,7 +190,8 @@ def load_adapter(model: Model, folder: str | Path, name: str | None = None, any_
         raise ValueError(f"load_adapter(name={name!r}) for {kind.called}; a model carries one of these, without a name: leave name out")
     name = name or config.get("name") or DEFAULT
     check_name(name)
-    bare = {key.removeprefix(kind.root).removeprefix(family_of(model).prefix(model.head_name)): (key, tensor) for key, tensor in tensors.items()}
+    family = family_of(model)
+    bare = {family.current(key.removeprefix(kind.root).removeprefix(family.prefix(model.head_name))): (key, tensor) for key, tensor in tensors.items()}
     reading: Reading = kind.read(model, {**config, "name": name}, {one: tensor for one, (_, tensor) in bare.items()}, note)
     rest = Rest(model)
     rest.check({one: both for one, both in bare.items() if one not in reading.used})

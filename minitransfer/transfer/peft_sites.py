@@ -74,8 +74,7 @@ class Site:
     @property
     def transposed(self) -> bool:
         """Whether the file keeps the matrix as (in, out): what PEFT calls fan_in_fan_out."""
-        n = len(self.ours)
-        return self.op.write([torch.empty(1, n + 1)] * n).shape[0] == n + 1
+        return self.op.transposed
 
     def cut(self, B: Float[Tensor, "rows R"]) -> list[Tensor]:
         """B of the whole matrix as one (out, R) per Linear."""
@@ -155,8 +154,9 @@ def magnitudes(site: Site, carriers: list[LowRank | None], model: Model) -> Floa
     """The lengths of all rows, for DoRA; rows of a Linear without one have the length they always had."""
     if not any(layer is not None and layer.dora for layer in carriers):
         return None
-    return torch.cat([row_lengths(model.get_parameter(name + ".weight").detach().float()) if layer is None or layer.magnitude is None
-                      else layer.magnitude.detach() for name, layer in zip(site.ours, carriers, strict=True)])
+    lengths = [row_lengths(model.get_parameter(name + ".weight").detach().float()) if layer is None or layer.magnitude is None
+               else layer.magnitude.detach() for name, layer in zip(site.ours, carriers, strict=True)]
+    return site.join([one[:, None] for one in lengths])[:, 0].contiguous()
 
 
 def magnitude_of(site: Site, pair: Pair) -> dict[str, Tensor]:

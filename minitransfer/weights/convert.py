@@ -1,4 +1,7 @@
-"""Old checkpoints, once: pytorch_model.bin becomes model.safetensors. The engine reads safetensors only: opening a pickle can run code."""
+"""Old checkpoints, once: pytorch_model.bin becomes model.safetensors. The engine reads safetensors only: opening a pickle can run code.
+
+Files of llama2.c (see llama2c.py) become the standard layout.
+"""
 from __future__ import annotations
 
 import pickle
@@ -11,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import read_json, replace_files, write_json
+from .llama2c import convert_llama2c, model_file
 from .tensors import INDEX, SINGLE, check_finite
 
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -36,7 +40,8 @@ class Converted:
 def convert(source: str | Path, out: str | Path | None = None) -> Converted:
     """Write the weights of an old checkpoint as safetensors: every tensor, bit for bit, under its own name; one that has several names once.
 
-    Args:    source: a folder with pytorch_model.bin, or with its shards and their index; or one .bin or .pt file that holds a table of tensors.
+    Args:    source: a folder with pytorch_model.bin, or with its shards and their index; or one .bin or .pt file that holds a table of tensors;
+             or a file of weights of llama2.c, or a folder with one: its tokenizer is taken along if it is beside it.
              out: the folder to write to (default: the one of `source`). The old file stays; the configuration and the tokenizer are copied along.
     Raises:  ValueError if there is nothing to convert, if safetensors are already there, or for a file that holds more than tensors: what
              `torch.load(weights_only=True)` refuses could run code, and is not opened. On any error `out` is as it was.
@@ -44,12 +49,18 @@ def convert(source: str | Path, out: str | Path | None = None) -> Converted:
     source = Path(source).expanduser()
     folder = source if source.is_dir() else source.parent
     target = folder if out is None else Path(out).expanduser()
-    files = old_files(source)
+    other = model_file(source)
+    files = old_files(source) if other is None else []
     if existing := [name for name in (SINGLE, INDEX) if (target / name).is_file()]:
         raise ValueError(f"{target} already has {existing[0]}; a conversion would replace it: use it as it is, or give another folder to write to")
     tied: dict[str, str] = {}
     weight_map: dict[str, str] = {}
     size = 0
+    if other is not None:
+        with replace_files(target) as aside:
+            parameters = list(convert_llama2c(other, aside).parameters())
+            written = tuple(sorted(path.name for path in aside.iterdir()))
+        return Converted(target, written, len(parameters), sum(p.nbytes for p in parameters), tied)
     with replace_files(target) as aside:
         if target.resolve() != folder.resolve():
             copy_descriptions(folder, aside)

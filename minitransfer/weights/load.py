@@ -130,11 +130,7 @@ class Filling:
     def name_of(self, key: str) -> str:
         while any(key.startswith(wrapper) for wrapper in WRAPPERS):
             key = key.split(".", 1)[1]
-        name = key.removeprefix(self.family.prefix(self.file_head))
-        for old, new in self.family.page.RENAMED.items():
-            if name.endswith(old):
-                name = name.removesuffix(old) + new
-        return name
+        return self.family.current(key.removeprefix(self.family.prefix(self.file_head)))
 
     def name_in_file(self, ours: str) -> str:
         i = next((part for part in ours.split(".") if part.isdecimal()), None)
@@ -142,7 +138,8 @@ class Filling:
 
     def take(self, key: str, tensor: Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:
         name = self.name_of(key)
-        rule, i = next(((r, m.groupdict().get("i")) for r in self.table if (m := pattern(r.theirs).match(name))), (None, None))
+        found = [(r, m.groupdict().get("i")) for r in self.table if (m := pattern(r.theirs).match(name))]
+        rule, i = next(((r, i) for r, i in found if isinstance(r, Rule) and self.file_head in r.heads), found[0] if found else (None, None))
         if rule is None:
             known = [r.theirs for r in self.table]
             self.faults.append(f"unexpected: {key} (nearest known: {', '.join(difflib.get_close_matches(name, known, 1, 0.3)) or 'none'})")

@@ -29,6 +29,7 @@ from minitransfer.text import Tokenizer
 from minitransfer.training import TrainSettings
 from minitransfer.training.run import Run
 from minitransfer.transfer.strategies import strategy
+from tests.weights.test_llama2c import write_model
 
 pretraining, tuning = importlib.import_module("minitransfer.training.pretrain"), importlib.import_module("minitransfer.tasks.finetune")
 
@@ -427,6 +428,10 @@ def test_convert(capsys, place):
     torch.save({"weight": torch.arange(6.0)}, place / "old.pt")
     assert json.loads(done(capsys, "convert", "old.pt", "new", "--json"))["files"] == ["model.safetensors"]
     assert "new: 1 tensors" in done(capsys, "convert", "old.pt", "newer").replace("newer", "new")
+    write_model(place / "story.bin")
+    assert "stories: 20 tensors, 0.0 MB, in config.json, model.safetensors\n" in done(capsys, "convert", "story.bin", "stories")
+    (place / "half.bin").write_bytes((place / "story.bin").read_bytes()[:-4])
+    assert "half.bin has " in refused(capsys, "convert", "half.bin", "half")
 
 
 @pytest.mark.slow
@@ -437,6 +442,7 @@ def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
     (place / "reviews.yaml").write_text("model: mini-bert\ntrain: samples/reviews.train.tsv\n")
     (place / "reviews.tsv").write_text("fine\tpositive\nbad\tnegative\n")
     (place / "downloads/bert-base-uncased").mkdir(parents=True)
+    write_model(place / "downloads/stories260K.bin")
     for verb in [verb for name, verb in VERBS.items() if name not in ("demo", "bench")]:
         for line in verb.examples:
             torch.save({"weight": torch.ones(2)}, place / "downloads/bert-base-uncased/pytorch_model.bin")

@@ -22,8 +22,12 @@ FULL = {                                                        # class, sizes t
     "qwen2-0.5b": ("qwen2", "Qwen2ForCausalLM", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
                                                  "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
                                                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "ModernBERT-base": ("modernbert", "ModernBertForMaskedLM", {}),
+    "pythia-160m": ("gpt_neox", "GPTNeoXForCausalLM", {"vocab_size": 50304, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
+                                                       "num_attention_heads": 12}),
 }
-PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "deberta-v3-base": 184_551_780, "qwen2-0.5b": 494_032_768}     # with the head
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "deberta-v3-base": 184_551_780, "qwen2-0.5b": 494_032_768,
+             "ModernBERT-base": 149_655_232, "pythia-160m": 162_322_944}     # with the head
 
 
 @pytest.mark.slow
