@@ -91,12 +91,17 @@ class ModelConfig:
     classifier: str = "plain"           # in front of a classifier: "plain": nothing | "dense": dense + activation, for whole texts |
                                         # "transform": dense + activation + norm, for tokens and spans too
     classifier_activation: str = "tanh"
+    classifier_drops_twice: bool = True # of "dense": dropout in front of that layer too, and not only behind it
     classifier_pooling: str = "first"   # what an encoder's classifier reads of a text: its "first" token | the "mean" of all
     # training; every probability is in [0, 1)
     dropout: float = 0.1                # on the output of every sub-layer
     attn_dropout: float | None = None   # on the attention probabilities; None: as `dropout`
     embed_dropout: float | None = None  # on the embeddings; None: as `dropout`
     head_dropout: float | None = None   # before a classifier; None: as `dropout`
+    token_dropout: float | None = None  # before a classifier of tokens; None: as `head_dropout`
+    choice_dropout: float | None = None # before the answer of a choice head; None: as `head_dropout`
+    span_dropout: float = 0.0           # before a span head
+    next_dropout: float = 0.0           # before the second question of a "masked+next" head
     init_std: float = 0.02              # standard deviation of fresh matrices
 
     def __post_init__(self) -> None:
@@ -114,7 +119,7 @@ class ModelConfig:
             raise ValueError(f"n_heads={self.n_heads} is not a multiple of n_kv_heads={self.n_kv_heads}: each key/value head serves the same number of query heads")
         if self.window is not None:
             whole_number("window", self.window, 1)                           # the token itself is always in sight
-        for name in ("dropout", "attn_dropout", "embed_dropout", "head_dropout"):
+        for name in (f.name for f in fields(self) if f.name.endswith("dropout")):
             if not isinstance(self.rate(name), int | float) or not 0 <= self.rate(name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is a probability in [0, 1): give 0.0 to switch it off")
         for name in ("norm_eps", "init_std", "embed_scale", "logit_scale", "attn_scale"):
@@ -156,8 +161,10 @@ class ModelConfig:
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def rate(self, name: str) -> float:
-        """The dropout probability `name`, which follows `dropout` unless it was given."""
+        """The dropout probability `name`; one that was not given follows `head_dropout`, or `dropout`."""
         value = getattr(self, name)
+        if value is None and name in ("token_dropout", "choice_dropout"):
+            value = self.head_dropout
         return self.dropout if value is None else value
 
     def to_dict(self) -> dict:

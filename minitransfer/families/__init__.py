@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..config import ModelConfig
-from . import bert, gpt2, llama, roberta
+from . import albert, bert, distilbert, electra, gpt2, llama, mpnet, roberta
 from .rules import Table
 
-PAGES = (bert, gpt2, roberta, llama)
-SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale"}     # fields where None stands for a value
+PAGES = (bert, gpt2, roberta, llama, distilbert, electra, albert, mpnet)
+SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "attn_scale": "score_scale"}     # fields where None stands for a value
 
 
 @dataclass(frozen=True)

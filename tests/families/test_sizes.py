@@ -19,8 +19,13 @@ FULL = {                                                        # class, sizes t
     "qwen2-0.5b": ("qwen2", "Qwen2ForCausalLM", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
                                                  "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
                                                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "distilbert-base": ("distilbert", "DistilBertForMaskedLM", {}),
+    "electra-small": ("electra", "ElectraModel", {}),
+    "albert-base-v2": ("albert", "AlbertModel", {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}),
+    "mpnet-base": ("mpnet", "MPNetModel", {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}),
 }
-PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "qwen2-0.5b": 494_032_768}     # with the head
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "qwen2-0.5b": 494_032_768, "distilbert-base": 66_985_530,
+             "electra-small": 13_483_008, "albert-base-v2": 11_683_584, "mpnet-base": 109_486_464}     # with the head
 
 
 @pytest.mark.slow
