@@ -4,7 +4,8 @@ Sanh et al. 2019, "DistilBERT, a distilled version of BERT: smaller, faster, che
 
 Differs from BERT: no token types and no pooler; a classifier of texts has a ReLU layer of its own, with dropout behind it only; every head has its own
 rate of dropout, a span head too; the norms' epsilon is always 1e-12. `sinusoidal_pos_embds` says what the position table began with; it is a table all the same.
-Differs from the reference library: positions count attended tokens; a span head scores padding with the lowest number.
+Differs from the reference library: positions count attended tokens; a span head scores padding with the lowest number; in training the output of attention
+has dropout as in BERT, which is left out there.
 """
 from ..config import ModelConfig
 from .rules import Ignored, Rule, Table, Tied, activation, both, spelling
