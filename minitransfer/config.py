@@ -161,6 +161,10 @@ class ModelConfig:
     embed_dropout: float | None = None  # on the embeddings; None: as `dropout`
     head_dropout: float | None = None   # before a classifier; None: as `dropout`
     transform_dropout: float | None = None  # before the dense layer of a "dense" classifier; None: as `head_dropout`
+    token_dropout: float | None = None  # before a classifier of tokens; None: as `head_dropout`
+    choice_dropout: float | None = None # before the answer of a choice head; None: as `head_dropout`
+    span_dropout: float = 0.0           # before a span head
+    next_dropout: float = 0.0           # before the second question of a "masked+next" head
     init_std: float = 0.02              # standard deviation of fresh matrices
 
     def __post_init__(self) -> None:
@@ -183,7 +187,7 @@ class ModelConfig:
             raise ValueError(f"max_len={self.max_len}; patches of {self.patch_size} pixels in images of {self.image_size}, and one vector for the whole, are {n}: give that")
         if self.window is not None:
             whole_number("window", self.window, 1)                           # the token itself is always in sight
-        for name in ("dropout", "attn_dropout", "embed_dropout", "head_dropout", "transform_dropout"):
+        for name in (f.name for f in fields(self) if f.name.endswith("dropout")):
             if not isinstance(self.rate(name), int | float) or not 0 <= self.rate(name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is a probability in [0, 1): give 0.0 to switch it off")
         for name in ("norm_eps", "init_std", "embed_scale", "logit_scale", "attn_scale"):
@@ -237,10 +241,10 @@ class ModelConfig:
         return self.n_heads if self.n_kv_heads is None else self.n_kv_heads
 
     def rate(self, name: str) -> float:
-        """The dropout probability `name`, which follows `dropout` unless it was given."""
+        """The dropout probability `name`; one that was not given follows `head_dropout`, or `dropout`."""
         value = getattr(self, name)
-        if value is None and name == "transform_dropout":
-            return self.rate("head_dropout")
+        if value is None and name in ("transform_dropout", "token_dropout", "choice_dropout"):
+            value = self.head_dropout
         return self.dropout if value is None else value
 
     def to_dict(self) -> dict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -66,7 +67,8 @@ def outputs_of(head: str, reference: Any, ours: ModelOutput, row: int, keep: Boo
         whole = head in ("sequence", "choice")
         yield "logits", ours.logits[row] if whole else ours.logits[row][keep], theirs[0]
     if head == "masked+next" and ours.next_logits is not None:
-        yield "next logits", ours.next_logits[row], reference.seq_relationship_logits[0]
+        theirs = reference.sop_logits if "sop_logits" in reference else reference.seq_relationship_logits
+        yield "next logits", ours.next_logits[row], theirs[0]
     if getattr(reference, "pooler_output", None) is not None and ours.pooled is not None:
         yield "pooled", ours.pooled[row], reference.pooler_output[0]
 
@@ -121,7 +123,8 @@ def reference_loss(reference: torch.nn.Module, head: str, ids: Tensor, labels: T
     if head == "span":
         return reference(**given, start_positions=labels[:, 0], end_positions=labels[:, 1]).loss
     if head == "masked+next":
-        return reference(**given, labels=labels, next_sentence_label=next_labels).loss
+        asked = "sentence_order_label" if "sentence_order_label" in signature(reference.forward).parameters else "next_sentence_label"
+        return reference(**given, labels=labels, **{asked: next_labels}).loss
     return reference(**given, labels=labels).loss
 
 

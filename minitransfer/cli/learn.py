@@ -14,6 +14,8 @@ import torch
 
 from ..config import ModelConfig, choose
 from ..nn.model import Model
+from ..objectives import Replaced
+from ..objectives.replaced import smaller
 from ..tasks import FinetuneResult, Seeds, compare_seeds, finetune_seeds, load_tuned, predict
 from ..tasks import finetune as tune
 from ..tasks.named import named_task
@@ -30,9 +32,11 @@ from .keys import Key, gather
 from .texts import bundled_sample, device_of, model_source, print_json
 from .verb import UsageError, Verb
 
-# what a causal model chooses; the defaults of ModelConfig are those of a bidirectional one
+# what a causal model chooses, and one that is to be saved as ELECTRA; the defaults of ModelConfig are BERT's
 CAUSAL = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False,
           "final_norm": True, "pooler": False}
+REPLACED = {"pooler": False, "head_activation": "gelu", "classifier": "dense", "classifier_activation": "gelu"}
+CHOSEN: dict[str, dict[str, Any]] = {"masked": {}, "causal": CAUSAL, "replaced": REPLACED}      # objective -> what its model chooses
 DRY = {"steps": 2, "epochs": None, "tokens": None, "minutes": None, "eval_every": 1, "save_every": 1, "log_every": 1, "tensorboard": False}
 DRY_DOCUMENTS, DRY_CHARACTERS, DRY_ROWS = 500, 200_000, 64
 RESULT = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory")
@@ -137,7 +141,7 @@ def make_tokenizer(job: Job) -> Tokenizer:
     """The tokenizer of a pretraining run: that of the run it goes on with, a finished one, or a new one for the corpus."""
     if job["resume"] and job["out"] and (Path(job["out"]) / "last").is_dir():
         return Tokenizer.from_pretrained(Path(job["out"]) / "last")
-    kind = job["tokenizer"] or ("wordpiece" if job["objective"] == "masked" else "byte_bpe")
+    kind = job["tokenizer"] or ("byte_bpe" if job["objective"] == "causal" else "wordpiece")
     if kind not in settings.KINDS:
         return Tokenizer.from_pretrained(kind)
     print(f"minitransfer: training a {kind} tokenizer of at most {job['vocab_size']:,} tokens", file=sys.stderr)
@@ -153,18 +157,26 @@ def longest(job: Job) -> int:
 def make_config(job: Job, vocab_size: int) -> ModelConfig:
     shape: dict[str, Any] = {"vocab_size": vocab_size, "d_ff": 4 * job["d_model"] if job["d_ff"] is None else job["d_ff"], "max_len": longest(job),
                              **{name: job[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}}
-    return ModelConfig.from_dict(shape | (CAUSAL if job["objective"] == "causal" else {}))
+    return ModelConfig.from_dict(shape | CHOSEN[job["objective"]])
+
+
+def make_objective(job: Job, tok: Tokenizer, model: Model) -> str | Replaced:
+    if job["objective"] != "replaced":
+        return job["objective"]
+    return Replaced(tok, Model(smaller(model.config, job["generator"]), "masked", seed=job["seed"]))
 
 
 def pretrain(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         job = Job(args, ("corpus",), settings.PRETRAIN | settings.SHAPE | settings.TRAINING["pretrain"], stack)
-        choose("objective", job["objective"], ("masked", "causal"))
+        choose("objective", job["objective"], tuple(CHOSEN))
+        if job["objective"] != "replaced" and "generator" in job.given:
+            raise ValueError(f"generator={job['generator']} with objective={job['objective']}; only objective=replaced has one: leave it out, or choose that objective")
         device = job.ready()
-        make_config(job, job["vocab_size"])                 # a tokenizer may take minutes: what is wrong with the rest is said before
+        smaller(make_config(job, job["vocab_size"]), job["generator"])      # a tokenizer may take minutes: what is wrong with the rest is said before
         tok = make_tokenizer(job)
         model = Model(make_config(job, tok.vocab_size), job["objective"], seed=job["seed"]).to(device)
-        result = start(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
+        result = start(model, tok, job.corpus(tok, "corpus"), make_objective(job, tok, model), job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:
             job.check_saved()

@@ -33,7 +33,8 @@ STRATEGIES = ("full, head, features (as head, the body runs once), last:2 (the h
               "lora:16 (of rank 16), ia3, adapter, prefix, soft_prompt")
 PRETRAIN = {
     **CORPUS,
-    "objective": Key("str", "masked", "masked (a bidirectional model) or causal"),
+    "objective": Key("str", "masked", "masked (a bidirectional model), causal, or replaced (ELECTRA: a bidirectional model and a generator beside it)"),
+    "generator": Key("float", 0.25, "replaced: the width of the generator, as a share of the model's"),
     "tokenizer": Key("str | None", None, f"a folder, name or hub id, or one to train: {', '.join(KINDS)}; none: wordpiece, or byte_bpe if causal"),
     **RUN}
 SHAPE = {

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..config import ModelConfig, RecurrentConfig
-from . import bert, clip, deberta, gpt2, gpt_neox, llama, modernbert, recurrent, roberta
+from . import albert, bert, clip, deberta, distilbert, electra, gpt2, gpt_neox, llama, modernbert, mpnet, recurrent, roberta
 from .rules import Table
 
-PAGES = (bert, gpt2, roberta, deberta, modernbert, llama, gpt_neox, clip, recurrent)
-SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale", "d_project": "project_width"}  # None stands for a value
+PAGES = (bert, gpt2, roberta, distilbert, electra, albert, mpnet, deberta, modernbert, llama, gpt_neox, clip, recurrent)
+SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "attn_scale": "score_scale", "d_project": "project_width"}  # None stands for a value
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from .positions import sinusoids
 
 
 class Embeddings(nn.Module):
-    """Token (+ position) (+ segment) vectors, summed; E = d_embed, and a Linear to D where the two differ, before or after the norm."""
+    """Token (+ position) (+ segment) vectors, summed; E = d_embed, if it is given with a Linear to D, before or after the norm."""
 
     def __init__(self, c: ModelConfig):
         super().__init__()
@@ -24,7 +24,7 @@ class Embeddings(nn.Module):
         self.positions = nn.Embedding(c.max_len + c.position_offset, E) if c.positions == "learned" else None
         self.types = nn.Embedding(c.n_token_types, E) if c.n_token_types else None
         self.norm = make_norm(c, c.d_model if c.widen_first else E) if c.embed_norm else None
-        self.widen, self.widen_first = Linear(E, c.d_model, bias=not c.widen_first) if c.d_model != E else None, c.widen_first
+        self.widen, self.widen_first = Linear(E, c.d_model, bias=not c.widen_first) if c.d_embed is not None else None, c.widen_first
         self.dropout = Dropout(c.rate("embed_dropout"))
         self.prompt: nn.Module | None = None    # puts learned vectors before those of the tokens
 

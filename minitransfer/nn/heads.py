@@ -81,6 +81,7 @@ class VocabularyHead(nn.Module):
         self.unembed = None if c.tied else nn.Embedding(c.vocab_size, c.embed_width)
         self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if transform and c.unembed_bias else None
         self.next_sentence = Linear(c.d_model, 2) if next_sentence else None
+        self.next_dropout = Dropout(c.next_dropout)
         self.shift, self.scale = shift, c.logit_scale
         self.tokens = [tokens]  # in a list: shared with the body, registered there only
         self.output: nn.Module | None = None    # a quicker product with the same matrix and bias, for inference
@@ -112,7 +113,7 @@ class VocabularyHead(nn.Module):
         return linear_cross_entropy(self.transformed(rows), self.matrix, self.bias, labels.flatten()[wanted]), len(wanted)
 
     def next_logits(self, body: BodyOutput) -> Float[Tensor, "B 2"] | None:
-        return None if self.next_sentence is None else self.next_sentence(body.pooled)
+        return None if self.next_sentence is None else self.next_sentence(self.next_dropout(body.pooled))
 
 
 def classifier_transform(c: ModelConfig, *kinds: str) -> Transform | None:
@@ -182,6 +183,7 @@ class ChoiceHead(SequenceHead):
 
     def __init__(self, c: ModelConfig):
         super().__init__(c, 1)
+        self.dropout, self.dropout_first = Dropout(c.rate("choice_dropout")), Dropout(0.0)
         self.transform = None if c.pooler else self.transform                    # one layer in front of the classifier is enough
 
     def loss(self, body: BodyOutput, labels: Int[Tensor, "B"]) -> LossAndCount:
@@ -219,7 +221,7 @@ class TokenHead(nn.Module):
     def __init__(self, c: ModelConfig, n_labels: int):
         super().__init__()
         self.transform = classifier_transform(c, "transform")
-        self.dropout = Dropout(c.rate("head_dropout"))
+        self.dropout = Dropout(c.rate("token_dropout"))
         self.classifier = Linear(c.d_model, n_labels)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T n"]:
@@ -235,11 +237,11 @@ class SpanHead(nn.Module):
 
     def __init__(self, c: ModelConfig):
         super().__init__()
-        self.transform = classifier_transform(c, "transform")
+        self.transform, self.dropout = classifier_transform(c, "transform"), Dropout(c.span_dropout)
         self.ends = Linear(c.d_model, 2)
 
     def forward(self, body: BodyOutput) -> Float[Tensor, "B T 2"]:
-        logits = self.ends(body.x if self.transform is None else self.transform(body.x))
+        logits = self.ends(self.dropout(body.x if self.transform is None else self.transform(body.x)))
         return logits.masked_fill(~body.keep[..., None], torch.finfo(logits.dtype).min)
 
     def loss(self, body: BodyOutput, labels: Int[Tensor, "B 2"]) -> LossAndCount:

@@ -5,6 +5,7 @@ from .causal import Causal
 from .distillation import Distilled
 from .masked import Masked
 from .preference import Preference
+from .replaced import Replaced
 from .word2vec import NegativeSampling
 
-__all__ = ["Carried", "Causal", "Distilled", "Masked", "NegativeSampling", "Objective", "Preference"]
+__all__ = ["Carried", "Causal", "Distilled", "Masked", "NegativeSampling", "Objective", "Preference", "Replaced"]

@@ -32,13 +32,16 @@ def tokens_of(batch: dict[str, Tensor]) -> Bool[Tensor, "B T"]:
     return torch.ones_like(batch["input_ids"], dtype=torch.bool)
 
 
-def ask_head(model: Model, batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"], labels: Int[Tensor, "B T"]) -> tuple[Tensor, int | Tensor]:
+def inputs_of(batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"]) -> dict[str, Any]:
+    """What a body reads of a batch, with `input_ids` in the place of the batch's own."""
+    return {name: batch[name] for name in INPUTS if name in batch} | {"input_ids": input_ids}
+
+
+def ask_head(model: Model, batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"], labels: Int[Tensor, "B T"]) -> tuple[Tensor, int]:
     """The loss of the model's head for `labels`, when its body reads the batch with `input_ids` in the place of the batch's own.
 
     Raises: ValueError for a model without a head.
     """
     if model.head is None:
         raise ValueError('a model without a head; an objective asks the head for its loss: put one on with model.set_head("masked") or set_head("causal")')
-    inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch} | {"input_ids": input_ids}
-    head: Any = model.head
-    return head.loss(model.body(**inputs), labels)
+    return model.head.loss(model.body(**inputs_of(batch, input_ids)), labels)

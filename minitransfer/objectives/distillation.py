@@ -1,8 +1,6 @@
 """Learn from a teacher's answers instead of the labels alone."""
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,7 +8,7 @@ from torch.nn.functional import cosine_similarity, kl_div
 
 from ..nn.heads import IGNORE, BodyOutput, VocabularyHead, next_tokens
 from ..nn.model import Model
-from .base import INPUTS, tokens_of
+from .base import inputs_of, tokens_of
 from .masked import Masked
 
 
@@ -63,7 +61,7 @@ class Distilled:
         self.fit(model)
         keep, ids = tokens_of(batch), batch["input_ids"]
         ids, labels = (ids, batch.get("labels", ids)) if self.masked is None else self.masked.draw(ids, keep, generator)
-        inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch} | {"input_ids": ids}
+        inputs = inputs_of(batch, ids)
         body = model.body(**inputs)
         with torch.no_grad():
             taught = self.teacher.body(**inputs)

@@ -2,14 +2,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..nn.model import Model
-from ..objectives import Objective
+from ..objectives import Objective, Replaced
 from ..text.readers import is_test_split
 from .batches import Batches
 from .precision import Precision
@@ -33,17 +34,36 @@ def measure(model: Model, evaluate: Evaluation, precision: Precision) -> dict[st
         return {name: float(value) for name, value in evaluate(model).items()}
 
 
-def held_out_loss(batches: Batches, objective: Objective, seed: int = 0) -> Evaluation:
-    """An evaluation for `train`: loss per target in nats and perplexity exp(loss) over one epoch of `batches`.
+def asked(batches: Batches, device: torch.device, seed: int) -> Iterator[tuple[dict[str, Tensor], torch.Generator]]:
+    """One epoch of batches. Masks are drawn from (seed, number of the batch), so every evaluation asks for the same tokens and two of them can be compared."""
+    for k in range(len(batches)):
+        yield {name: t.to(device) for name, t in batches[k].items()}, torch.Generator(device).manual_seed(mix(seed, "evaluation", k))
 
-    Masks are drawn from (seed, number of the batch), so every evaluation asks for the same tokens and two of them can be compared.
-    """
+
+def perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
+
+
+def held_out_loss(batches: Batches, objective: Objective, seed: int = 0) -> Evaluation:
+    """An evaluation for `train`: loss per target in nats and perplexity exp(loss) over one epoch of `batches`."""
     def evaluate(model: Model) -> dict[str, float]:
         loss_sum, targets = 0.0, 0
-        for k in range(len(batches)):
-            batch = {name: t.to(model.device) for name, t in batches[k].items()}
-            loss, n = objective(model, batch, torch.Generator(model.device).manual_seed(mix(seed, "evaluation", k)))
+        for batch, generator in asked(batches, model.device, seed):
+            loss, n = objective(model, batch, generator)
             loss_sum, targets = loss_sum + float(loss), targets + int(n)
         mean = loss_sum / max(targets, 1)
-        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)), "targets": float(targets)}
+        return {"loss": mean, "perplexity": perplexity(mean), "targets": float(targets)}
+    return evaluate
+
+
+def held_out_replaced(batches: Batches, objective: Replaced, seed: int = 0) -> Evaluation:
+    """The same for a generator and a discriminator: each one's loss per target, their weighted sum as loss, and the generator's perplexity."""
+    def evaluate(model: Model) -> dict[str, float]:
+        sums, counts = [0.0, 0.0], [0, 0]
+        for batch, generator in asked(batches, model.device, seed):
+            for i, (loss, n) in enumerate(objective.terms(model, batch, generator)):
+                sums[i], counts[i] = sums[i] + float(loss), counts[i] + n
+        masked, replaced = (total / max(n, 1) for total, n in zip(sums, counts, strict=True))
+        return {"loss": masked + objective.weight * replaced, "masked_loss": masked, "replaced_loss": replaced, "perplexity": perplexity(masked),
+                "targets": float(counts[1])}
     return evaluate

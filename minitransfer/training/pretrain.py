@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,17 @@ from typing import Any
 import numpy as np
 
 from ..nn.model import Model
-from ..objectives import Causal, Masked, Objective
+from ..objectives import Causal, Masked, Objective, Replaced
+from ..objectives.replaced import smaller
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep, check_keep
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, write_json
+from ..weights.save import config_json
 from .batches import Batches, Mixture, Rows
 from .diagnose import check_weights
-from .evaluate import Evaluation, held_out_loss, measure, refuse_test_split
+from .evaluate import Evaluation, held_out_loss, held_out_replaced, measure, refuse_test_split
 from .loop import train
 from .precision import Precision
 from .run import TrainResult
@@ -38,21 +41,23 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          f"use the tokenizer the model was made with, or model.resize_vocabulary({tok.vocab_size})")
     if length > (most := model.longest - ahead):
         raise ValueError(f"length={length}; this model reads at most {most} tokens: choose a length up to that")
-    head = "causal" if isinstance(objective, Causal) else "masked"
+    head = objective.name if isinstance(objective, Causal | Replaced) else "masked"
     if not model.head_name.startswith(head):
         raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), '
                          f'or load the checkpoint with head="{head}"')
-    if head == "masked" and model.config.causal:
-        raise ValueError("the masked objective for a body with causal=True; hidden tokens are to be guessed from both sides: "
+    if head != "causal" and model.config.causal:
+        raise ValueError(f"the {head} objective for a body with causal=True; hidden tokens are to be guessed from both sides: "
                          "use a bidirectional body, or the causal objective")
 
 
-def make_objective(objective: str | Objective, tok: Tokenizer) -> Objective:
+def make_objective(objective: str | Objective, tok: Tokenizer, model: Model, seed: int) -> Objective:
     """An objective by its name, or as it is."""
     if not isinstance(objective, str):
         return objective
-    if objective not in ("masked", "causal"):
-        raise ValueError(f'objective={objective!r}; it is "masked", "causal", or an object such as Masked(tok, whole_word=True): choose one')
+    if objective not in ("masked", "causal", "replaced"):
+        raise ValueError(f'objective={objective!r}; it is "masked", "causal", "replaced", or an object such as Masked(tok, whole_word=True): choose one')
+    if objective == "replaced":
+        return Replaced(tok, Model(smaller(model.config), "masked", seed=seed))
     return Masked(tok) if objective == "masked" else Causal()
 
 
@@ -87,7 +92,7 @@ class Corpus:
 
     def __init__(self, model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective, validation: Any, length: int, batch_size: int,
                  seed: int, general: Any = None, mix: int | float = 0.0, ahead: int = 0):
-        self.objective = make_objective(objective, tok)
+        self.objective = make_objective(objective, tok, model, seed)
         check_pairing(model, tok, self.objective, length, ahead)
         causal = isinstance(self.objective, Causal)
 
@@ -117,8 +122,9 @@ class Corpus:
 
     def evaluation(self) -> Evaluation:
         """Held-out loss and perplexity beside the loss of token frequencies alone; `general_loss` on the general text, if there is some."""
-        domain = held_out_loss(self.held_out, self.objective)
-        general = None if self.general is None else held_out_loss(self.general, self.objective)
+        def held_out(batches: Batches) -> Evaluation:
+            return held_out_replaced(batches, self.objective) if isinstance(self.objective, Replaced) else held_out_loss(batches, self.objective)
+        domain, general = held_out(self.held_out), None if self.general is None else held_out(self.general)
 
         def evaluate(model: Model) -> dict[str, float]:
             return domain(model) | {"unigram_loss": self.unigram} | ({} if general is None else {"general_loss": general(model)["loss"]})
@@ -137,7 +143,8 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
 
     Args:    corpus, validation: anything `read_texts` reads, or a TokenCache. Without validation a fixed 1 % of the rows, at most 2,000, is held out:
              never trained on, and the same whatever the seed.
-             objective: "masked", "causal", or an objective object.
+             objective: "masked", "causal", "replaced", or an objective object. "replaced" trains a generator beside the model, a quarter as wide unless
+             it is given, as in Replaced(tok, generator); it is saved in `generator`, a folder inside the model's.
              out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer. resume: go on from its last save.
              length: tokens per row; batch_size: rows per batch, of which an optimizer step takes `micro_batches`.
              general: other text whose loss is reported beside, as general_loss.
@@ -148,11 +155,21 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
     chosen = TrainSettings.from_dict(defaults(settings))
     refuse_test_split(validation, chosen.best)
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general)
+    pair = texts.objective if isinstance(texts.objective, Replaced) else None
 
     def save(trained: Model, folder: Path) -> None:
-        trained.save_pretrained(folder)
+        with nullcontext() if pair is None else pair.apart(trained):
+            trained.save_pretrained(folder)
         tok.save_pretrained(folder)
-    return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(), resume=resume, save=save, data=texts.data)
+        if pair is not None:
+            pair.generator.save_pretrained(folder / "generator")
+            tok.save_pretrained(folder / "generator")
+    if out is not None:
+        for one in (model,) if pair is None else (model, pair.generator):
+            config_json(one, None)                                               # what no file can describe is refused now and not at the first save
+    with nullcontext() if pair is None else pair.inside(model):
+        return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(), resume=resume, save=save,
+                     data=texts.data | ({} if pair is None else {"replaced": str(pair)}))
 
 
 def put_vocabulary_head(model: Model, seed: int) -> None:
@@ -196,6 +213,9 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     put_vocabulary_head(model, chosen.seed)
     if objective is None:
         objective = "causal" if model.config.causal else "masked"
+    if objective == "replaced" or isinstance(objective, Replaced):
+        raise ValueError('objective="replaced" in adapt; it trains a generator beside the model, and adapt trains the model alone: '
+                         'use pretrain(model, ..., objective="replaced"), which goes on from the weights the model has')
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general, mix, plan.ahead)
     evaluate, precision = texts.evaluation(), Precision(chosen.precision, model)
     before = measure(model, evaluate, precision)

@@ -96,8 +96,8 @@ def prompt_config(model: Model, length: int, width: int) -> dict:
 
 
 def write_prefix(model: Model) -> Written:
-    """The file's one matrix: a row per position; in it, block after block, the key and the value."""
-    every = list(prefixes(model).values())
+    """The file's one matrix: a row per position; in it, layer after layer, the key and the value. Those of a shared block stand there for each layer."""
+    every = list(prefixes(model).values()) * (model.config.n_layers if model.config.shared_blocks else 1)
     whole = torch.cat([part.detach() for prefix in every for part in (prefix.keys, prefix.values)], dim=1)      # (P, L 2 K Dh)
     width = every[0].keys.shape[1]
     return Written({**prompt_config(model, every[0].length, width), "encoder_hidden_size": width, "prefix_projection": False}, {EMBEDDINGS: whole})
@@ -115,6 +115,10 @@ def read_prompt(model: Model, tensors: dict[str, Tensor], width: int, per: str, 
 
 def read_prefix(model: Model, config: dict, tensors: dict[str, Tensor], note: dict) -> Reading:
     width = model.config.kv_heads * model.config.d_head
+    if model.config.shared_blocks and (whole := tensors.get(EMBEDDINGS)) is not None and whole.dim() == 2 and whole.shape[1] == 2 * model.config.n_layers * width:
+        each = whole.unflatten(1, (model.config.n_layers, -1))
+        if not torch.equal(each, each[:, :1].expand_as(each)):
+            return Reading({EMBEDDINGS}, [f"values: the layers of {EMBEDDINGS} differ; this base has one block and its layers share one prefix"], lambda: None)
 
     def insert(whole: Tensor) -> None:
         insert_prefix(model, len(whole))

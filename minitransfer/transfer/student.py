@@ -12,6 +12,7 @@ from ..objectives.distillation import kept_blocks
 
 def student(teacher: Model, n_layers: int) -> Model:
     """A model of `n_layers` of the teacher's blocks, with its embeddings and head: where a distilled model starts.
+    One block that all layers share stays, and is applied n_layers times.
 
     Returns: a copy, all of it trainable. Train it with `objectives.Distilled(teacher)`.
     Source:  Sanh et al. 2019, section 3 (every other block of the teacher).
@@ -21,7 +22,8 @@ def student(teacher: Model, n_layers: int) -> Model:
         raise ValueError(f"n_layers={n_layers} of a teacher with {teacher.config.n_layers}; a student starts from some of its blocks: "
                          f"give 1 to {teacher.config.n_layers}")
     made = copy.deepcopy(teacher).requires_grad_(True)
-    made.blocks = nn.ModuleList(made.blocks[int(i)] for i in kept_blocks(teacher.config.n_layers, n_layers))
+    if not teacher.config.shared_blocks:
+        made.blocks = nn.ModuleList(made.blocks[int(i)] for i in kept_blocks(teacher.config.n_layers, n_layers))
     made.config = replace(made.config, n_layers=n_layers)
     made.load_report, made.source_config = None, {}
     return made

@@ -71,12 +71,11 @@ def header_of(path: Path) -> Header | None:
         raise ValueError(f"{path} is a later version of llama2.c's format; version 0 is read: export the model again with `export.py --version 0`")
     if len(start) < HEADER.size:
         return None
-    numbers = HEADER.unpack(start)
-    sizes = [*numbers[:5], abs(numbers[5]), numbers[6]]
-    dim, heads, kv_heads = numbers[0], numbers[3], numbers[4]
+    dim, hidden, layers, heads, kv_heads, vocab, length = HEADER.unpack(start)
+    sizes = dim, hidden, layers, heads, kv_heads, abs(vocab), length
     if not all(0 < one <= most for one, most in zip(sizes, MOST, strict=True)) or dim % heads or dim // heads % 2 or heads % kv_heads:
         return None
-    return Header(*numbers[:5], vocab=abs(numbers[5]), length=numbers[6], tied=numbers[5] > 0)
+    return Header(*sizes, tied=vocab > 0)
 
 
 def model_file(source: Path) -> Path | None:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..families import Family, find, written_as
+from ..families import FAMILIES, Family, find, written_as
 from ..families.rules import spelled
 from ..nn.heads import ONE_CLASS, EmbeddingHead, SequenceHead
 from ..nn.model import Model
@@ -55,7 +55,9 @@ def config_json(model: Model, dtype: torch.dtype | None) -> dict:
     head = "none" if model.head_name == "embedding" else model.head_name
     architecture = next((name for name, one in family.heads.items() if one == head), None)
     if architecture is None:
-        raise ValueError(f'a {family.model_type} with head="{head}"; its files know {", ".join(dict.fromkeys(family.heads.values()))}: put one of these on with set_head')
+        known = [model_type for model_type, other in FAMILIES.items() if head in other.heads.values()]
+        raise ValueError(f'a {family.model_type} with head="{head}"; its files know {", ".join(dict.fromkeys(family.heads.values()))}: '
+                         f'put one of these on with set_head, or use a family whose files have it ({", ".join(known) or "none"})')
     config = {**model.source_config, **family.write(model.config), "architectures": [architecture]}
     for name in ("dtype", "torch_dtype"):
         config.pop(name, None)

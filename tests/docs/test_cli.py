@@ -168,7 +168,9 @@ def test_help_of_every_verb(capsys, name):
     ("embed mini-bert a --out x.txt", 2, r"a name that ends in \.npy"),
     ("fill mini-bert [MASK] --file x", 2, r"texts as words and from --file"),
     ("pretrain pydoc --out x lr=fast", 1, r"lr=fast; needed is a number"),
-    ("pretrain pydoc --out x objective=span", 1, r"objective='span'; it is one of 'masked', 'causal'"),
+    ("pretrain pydoc --out x objective=span", 1, r"objective='span'; it is one of 'masked', 'causal', 'replaced'"),
+    ("pretrain pydoc --out x generator=0.5", 1, r"generator=0\.5 with objective=masked; only objective=replaced has one"),
+    ("pretrain pydoc --out x objective=replaced generator=2", 1, r"a generator of 2\.0 times the model's width"),
     ("finetune mini-bert t.tsv --out x stratgy=lora", 1, r"'stratgy', and no setting has this name \(did you mean strategy\?\)"),
     ("finetune mini-bert t.tsv --out x", 1, r"no file t\.tsv; a path of an existing file is needed"),
     ("finetune mini-bert samples/nothing.tsv --out x", 1, r"no sample file named 'nothing\.tsv'"),
@@ -341,10 +343,11 @@ def test_pairs_are_read_as_in_training(capsys, place):
 @pytest.mark.parametrize("words", [
     ["pretrain", "samples/general.txt", "documents=line", *TINY],
     ["pretrain", "samples/general.txt", "objective=causal", *TINY, "minutes=60", "--resume"],
+    ["pretrain", "samples/general.txt", "objective=replaced", "generator=0.5", "documents=line", *TINY],
     ["adapt", "mini-bert", "samples/general.txt", "validation=samples/general.txt", "length=32", "epochs=9", "progress=no"],
     ["finetune", "mini-bert", "samples/reviews.train.tsv", "validation=samples/reviews.validation.tsv", "strategy=lora", "epochs=9", "progress=no",
      "--out", "kept"],
-], ids=["pretrain", "pretrain causal", "adapt", "finetune"])
+], ids=["pretrain", "pretrain causal", "pretrain replaced", "adapt", "finetune"])
 def test_a_dry_run_does_two_steps_and_keeps_nothing(capsys, place, words):
     assert run_main([*words, "--dry-run"]) == 0
     out, err = capsys.readouterr()

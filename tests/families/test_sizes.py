@@ -25,9 +25,14 @@ FULL = {                                                        # class, sizes t
     "ModernBERT-base": ("modernbert", "ModernBertForMaskedLM", {}),
     "pythia-160m": ("gpt_neox", "GPTNeoXForCausalLM", {"vocab_size": 50304, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
                                                        "num_attention_heads": 12}),
+    "distilbert-base": ("distilbert", "DistilBertForMaskedLM", {}),
+    "electra-small": ("electra", "ElectraModel", {}),
+    "albert-base-v2": ("albert", "AlbertModel", {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}),
+    "mpnet-base": ("mpnet", "MPNetModel", {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}),
 }
 PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "deberta-v3-base": 184_551_780, "qwen2-0.5b": 494_032_768,
-             "ModernBERT-base": 149_655_232, "pythia-160m": 162_322_944}     # with the head
+             "ModernBERT-base": 149_655_232, "pythia-160m": 162_322_944, "distilbert-base": 66_985_530, "electra-small": 13_483_008,
+             "albert-base-v2": 11_683_584, "mpnet-base": 109_486_464}     # with the head
 
 
 @pytest.mark.slow

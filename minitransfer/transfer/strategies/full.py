@@ -26,8 +26,9 @@ def last(k: int) -> Strategy:
     def trains(model: Model) -> list[str]:
         blocks = len(model.blocks)
         if not 1 <= k <= blocks:
-            raise ValueError(f"strategy 'last:{k}' on a model of {blocks} blocks; it trains the last k of them: "
-                             f"give 1 to {blocks}, or use 'head' or 'full'")
+            shared = f" ({model.config.n_layers} layers share it)" if model.config.shared_blocks else ""
+            raise ValueError(f"strategy 'last:{k}' on a model of {blocks} block{'s' if blocks > 1 else ''}{shared}; it trains the last k of them: "
+                             f"give {f'1 to {blocks}' if blocks > 1 else 1}, or use 'head' or 'full'")
         frozen = {"embed", *(f"blocks.{i}" for i in range(blocks - k))}
         return [name for group, names in layer_groups(model).items() if group not in frozen for name in names]
     return Strategy(f"last:{k}", trains)

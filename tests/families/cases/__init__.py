@@ -11,7 +11,7 @@ import transformers
 from minitransfer.families import FAMILIES
 
 LABELS = {0: "bad", 1: "fair", 2: "good"}
-CLASSES_WITHOUT_LABELS = ("ForQuestionAnswering", "ForMultipleChoice")
+CLASSES_WITHOUT_LABELS = ("ForQuestionAnswering", "ForMultipleChoice", "ForPreTraining")
 
 
 @dataclass(frozen=True)
