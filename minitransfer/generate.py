@@ -207,7 +207,7 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
     if not isinstance(model.head, EmbeddingHead):
         raise ValueError(f'a model with head "{model.head_name}"; vectors come from an embedding head: model.set_head("embedding", pooling="mean")')
     check_not_by_row(model, "embed")
-    if before := model.head.prompt(prompt):
+    if before := model.head.prompts.before(prompt):
         texts = [before + text for text in texts]
     length = max_length or min(model.longest, tok.max_len or model.longest)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -14,6 +15,7 @@ from ..ops.linear import Linear, linear
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from .feedforward import ACTIVATIONS
 from .norms import make_norm
+from .sentence import Prompts
 
 IGNORE = -100  # a label with this value is no target
 POOLINGS = ("mean", "cls", "max", "last")
@@ -265,23 +267,9 @@ class SpanHead(nn.Module):
         return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
 
 
-class Projection(nn.Module):
-    """f(x W^T + b): a layer between the pooling and the length, to another width; `activation`: None for the identity."""
-
-    def __init__(self, inputs: int, outputs: int, bias: bool, activation: str | None):
-        super().__init__()
-        self.linear, self.activation = Linear(inputs, outputs, bias=bias), activation
-
-    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B P"]:
-        x = self.linear(x)
-        return x if self.activation is None else ACTIVATIONS[self.activation](x)
-
-
 class EmbeddingHead(nn.Module):
     """One vector for the whole text: the mean or maximum over its tokens (none: zeros), or its first or last token; then the `projections`, if its files
     have any; scaled to length 1 if `normalise`.
-
-    prompts: what is written before a text of a kind, {"query": "query: "}; default_prompt: the kind of a text of which none is said.
 
     problem: what pairs of texts teach it; rows 0 ... B - 1 of a batch are the first texts a_i, rows B ... 2 B - 1 the second ones b_i:
         "cosine"      (cos(a_i, b_i) - label_i)^2, labels in [-1, 1]
@@ -293,17 +281,8 @@ class EmbeddingHead(nn.Module):
         super().__init__()
         choose("pooling", pooling, POOLINGS)
         self.pooling, self.normalise, self.problem = pooling, normalise, SIMILARITY
-        self.projections = nn.ModuleList()
-        self.prompts: dict[str, str] = {}
-        self.default_prompt: str | None = None
-
-    def prompt(self, name: str | None) -> str:
-        """What is written before texts of this kind; "" names none. Raises: ValueError for a kind that has no prompt."""
-        name = self.default_prompt if name is None else name
-        if name and name not in self.prompts:
-            raise ValueError(f'prompt={name!r}; this model has {", ".join(map(repr, self.prompts)) or "no prompts"}: give one of these, or say what it is, '
-                             f'model.head.prompts = {{{name!r}: "..."}}')
-        return self.prompts[name] if name else ""
+        self.projections: Any = nn.ModuleList()                                  # of sentence.Projection, in order
+        self.prompts = Prompts()
 
     def use(self, problem: str) -> None:
         """Learn from pairs in another way. Raises: ValueError for one that does not exist."""

@@ -92,7 +92,7 @@ def read_ia3(model: Model, config: dict, tensors: dict[str, Tensor], note: dict)
 
 def prompt_config(model: Model, length: int, width: int) -> dict:
     c = model.config
-    return {"num_virtual_tokens": length, "token_dim": width, "num_layers": len(model.blocks), "num_attention_heads": c.kv_heads, "num_transformer_submodules": 1}
+    return {"num_virtual_tokens": length, "token_dim": width, "num_layers": c.n_layers, "num_attention_heads": c.kv_heads, "num_transformer_submodules": 1}
 
 
 def write_prefix(model: Model) -> Written:
@@ -122,7 +122,7 @@ def read_prefix(model: Model, config: dict, tensors: dict[str, Tensor], note: di
         for i, prefix in enumerate(prefixes(model).values()):
             prefix.keys.data.copy_(parts[2 * i])
             prefix.values.data.copy_(parts[2 * i + 1])
-    return read_prompt(model, tensors, 2 * len(model.blocks) * width, "2 blocks kv_heads d_head", insert)
+    return read_prompt(model, tensors, 2 * model.config.n_layers * width, "2 blocks kv_heads d_head", insert)
 
 
 def write_soft_prompt(model: Model) -> Written:

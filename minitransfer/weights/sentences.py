@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import save_file
 
 from ..config import choose
-from ..nn.heads import POOLINGS, EmbeddingHead, Projection
+from ..nn.heads import POOLINGS, EmbeddingHead
 from ..nn.model import Model
+from ..nn.sentence import Projection
 from .files import read_json, write_json
 from .tensors import SINGLE, check_finite, read_tensors
 
@@ -96,9 +97,9 @@ def read_sentences(model: Model, folder: Path) -> None:
             model.load_report.loaded += [at + name for name, _ in model.head.projections[-1].named_parameters()]
     if (folder / PROMPTS).is_file():
         told = read_json(folder / PROMPTS)
-        model.head.prompts = {str(name): str(text) for name, text in (told.get("prompts") or {}).items()}
-        model.head.default_prompt = told.get("default_prompt_name")
-        model.head.prompt(None)
+        model.head.prompts.update({str(name): str(text) for name, text in (told.get("prompts") or {}).items()})
+        model.head.prompts.default = told.get("default_prompt_name")
+        model.head.prompts.before(None)                                          # a default that is none of them is said now
 
 
 def write_sentences(head: EmbeddingHead, width: int, dtype: torch.dtype | None, folder: Path) -> None:
@@ -117,5 +118,5 @@ def write_sentences(head: EmbeddingHead, width: int, dtype: torch.dtype | None, 
             "activation_function": f"torch.nn.modules.{'linear' if name == 'Identity' else 'activation'}.{name}"})
         save_file({part: p.detach().to(device="cpu", dtype=dtype or p.dtype).contiguous() for part, p in made.named_parameters()}, folder / place / SINGLE,
                   metadata={"format": "pt"})
-    if head.prompts or head.default_prompt:
-        write_json(folder / PROMPTS, {"prompts": head.prompts, "default_prompt_name": head.default_prompt})
+    if head.prompts:
+        write_json(folder / PROMPTS, {"prompts": head.prompts, "default_prompt_name": head.prompts.default})

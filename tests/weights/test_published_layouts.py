@@ -205,7 +205,7 @@ def test_modules_out_of_order_and_outside_the_folder(tmp_path):
 def test_a_prompt_that_no_file_names(tmp_path):
     (tmp_path / "mini").mkdir()
     model, tok = build("all-MiniLM-L6-v2", tmp_path / "mini")
-    with pytest.raises(ValueError, match=r"prompt='query'; this model has no prompts: .* say what it is, model\.head\.prompts = \{'query'"):
+    with pytest.raises(ValueError, match=r"prompt='query'; this model has no prompts: .* say what it is, model\.head\.prompts\['query'\]"):
         embed(model, tok, "query")
-    model.head.prompts = {"query": "up "}
+    model.head.prompts["query"] = "up "
     assert np.abs(embed(model, tok, "query")[1] - mt.embed(model, tok, ["up " + TEXTS[1]]).numpy()[0]).max() < 1e-6

@@ -28,6 +28,6 @@ def last(k: int) -> Strategy:
         if not 1 <= k <= blocks:
             raise ValueError(f"strategy 'last:{k}' on a model of {blocks} blocks; it trains the last k of them: "
                              f"give 1 to {blocks}, or use 'head' or 'full'")
-        frozen = {"embed", *(f"blocks.{i}" for i in range(blocks - k))}
+        frozen = {"embed", "relative", *(f"blocks.{i}" for i in range(blocks - k))}
         return [name for group, names in layer_groups(model).items() if group not in frozen for name in names]
     return Strategy(f"last:{k}", trains)
