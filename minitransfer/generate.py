@@ -196,20 +196,26 @@ def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple
 
 
 @torch.no_grad()
-def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 32, max_length: int | None = None) -> Float[Tensor, "N D"]:
+def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 32, max_length: int | None = None, prompt: str | None = None) -> Float[Tensor, "N P"]:
     """One vector per text, in the order given; texts of like length are computed together.
 
-    Args:   max_length: in tokens; longer texts are cut (the tokenizer says how many).
-    Raises: ValueError for a model without an embedding head, or with an adapter for each row.
+    Args:   max_length: in tokens; longer texts are cut (default: what the tokenizer says, at most what the model reads).
+            prompt: the kind of these texts, one of `model.head.prompts` ("query", "passage"), whose words are written before each; None: the one
+            that the model's files name as default, usually none; "": none.
+    Raises: ValueError for a model without an embedding head, or with an adapter for each row, and for a prompt it does not have.
     """
     if not isinstance(model.head, EmbeddingHead):
         raise ValueError(f'a model with head "{model.head_name}"; vectors come from an embedding head: model.set_head("embedding", pooling="mean")')
     check_not_by_row(model, "embed")
+    if before := model.head.prompts.before(prompt):
+        texts = [before + text for text in texts]
+    length = max_length or min(model.longest, tok.max_len or model.longest)
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    out = torch.empty(len(texts), model.config.d_model)
+    widths = [project.linear.out_features for project in model.head.projections]
+    out = torch.empty(len(texts), widths[-1] if widths else model.config.d_model)
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = tok([texts[i] for i in rows], max_length=max_length or model.longest)
+            batch = tok([texts[i] for i in rows], max_length=length)
             out[rows] = model(**{name: t.to(model.device) for name, t in batch.items()}).embeddings.float().cpu()
     return out

@@ -4,6 +4,7 @@ Every size is a different number, so that no two axes can be confused.
 """
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import torch
@@ -51,3 +52,12 @@ def close(ours: torch.Tensor, theirs: torch.Tensor, bar: float = 1e-5, what: str
     assert ours.shape == theirs.shape, f"{what}: {tuple(ours.shape)} and {tuple(theirs.shape)}"
     error, limit = (ours - theirs).abs().max().item(), bar * max(1.0, theirs.abs().max().item())
     assert error <= limit, f"{what}: differs by {error:.2e}, allowed is {limit:.2e}"
+
+
+def let_peft_pass_prefixes(monkeypatch, *models: type) -> None:
+    """PEFT 0.21 asks the signature for `past_key_values`, which newer references call `cache` and take under either name."""
+    for model in models:
+        found = inspect.signature(model.forward)
+        if "past_key_values" not in found.parameters:
+            named = [one.replace(name="past_key_values") if one.name == "cache" else one for one in found.parameters.values()]
+            monkeypatch.setattr(model.forward, "__signature__", found.replace(parameters=named), raising=False)

@@ -15,7 +15,7 @@ DRY = {"rows": 24, "epochs": 1}
 
 
 def convert_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="a folder with pytorch_model.bin (or its shards and their index), or one .bin or .pt file; or weights of "
+    parser.add_argument("source", help="a folder with pytorch_model.bin (or its shards and their index), one .bin or .pt file, or a hub id; or weights of "
                         "llama2.c, with tok512.bin or tokenizer.bin beside them")
     parser.add_argument("out", nargs="?", help="the folder to write to [the folder of the source; the old file stays]")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

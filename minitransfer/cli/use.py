@@ -117,6 +117,7 @@ def embed_arguments(parser: argparse.ArgumentParser) -> None:
     add_texts(parser)
     parser.add_argument("--text", default="text", metavar="COLUMN", help="the column of --file that holds the text [text]")
     parser.add_argument("--out", metavar="FILE.npy", help="write one float32 array (texts, width) instead of printing")
+    parser.add_argument("--prompt", metavar="NAME", help="the kind of these texts, such as query or passage, if the model has a prompt for each [the model's default]")
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -125,7 +126,7 @@ def embed(args: argparse.Namespace) -> int:
     model, tok = load(args, head="embedding")
     kept = []
     for part in chunks((row[0] for row in rows(args, (args.text,))), args.batch_size):
-        vectors = vectors_of(model, tok, part, args.batch_size)
+        vectors = vectors_of(model, tok, part, args.batch_size, prompt=args.prompt)
         if args.out:
             kept.append(vectors)
             continue
@@ -136,7 +137,7 @@ def embed(args: argparse.Namespace) -> int:
                 print_tabbed(*(f"{x:.7g}" for x in vector))
     if args.out:
         import numpy as np
-        np.save(args.out, torch.cat(kept or [torch.empty(0, model.config.d_model)]).numpy())
+        np.save(args.out, torch.cat(kept or [vectors_of(model, tok, [])]).numpy())
     return 0
 
 

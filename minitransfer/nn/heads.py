@@ -16,9 +16,10 @@ from ..ops.linear_cross_entropy import linear_cross_entropy
 from .feedforward import ACTIVATIONS
 from .norms import make_norm
 from .pooling import first_token, last_token, mean_token
+from .sentence import Prompts
 
 IGNORE = -100  # a label with this value is no target
-POOLINGS = ("mean", "cls", "max")
+POOLINGS = ("mean", "cls", "max", "last")
 CLASSIFIES = ("sequence", "token")                                  # heads with named classes
 ONE_CLASS, ANY_CLASS, REGRESSION = PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")     # of a sequence head, as in config.json
 SIMILARITY, NEGATIVES = "cosine", "negatives"                        # what an embedding head learns from pairs
@@ -255,7 +256,8 @@ class SpanHead(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """One vector for the whole text: the mean or maximum over its tokens (none: zeros), or its first token; scaled to length 1 if `normalise`.
+    """One vector for the whole text: the mean or maximum over its tokens (none: zeros), or its first or last token; then the `projections`, if its files
+    have any; scaled to length 1 if `normalise`.
 
     problem: what pairs of texts teach it; rows 0 ... B - 1 of a batch are the first texts a_i, rows B ... 2 B - 1 the second ones b_i:
         "cosine"      (cos(a_i, b_i) - label_i)^2, labels in [-1, 1]
@@ -267,20 +269,24 @@ class EmbeddingHead(nn.Module):
         super().__init__()
         choose("pooling", pooling, POOLINGS)
         self.pooling, self.normalise, self.problem = pooling, normalise, SIMILARITY
+        self.projections: Any = nn.ModuleList()                                  # of sentence.Projection, in order
+        self.prompts = Prompts()
 
     def use(self, problem: str) -> None:
         """Learn from pairs in another way. Raises: ValueError for one that does not exist."""
         choose("problem", problem, (SIMILARITY, NEGATIVES))
         self.problem = problem
 
-    def forward(self, body: BodyOutput) -> Float[Tensor, "B D"]:
+    def forward(self, body: BodyOutput) -> Float[Tensor, "B P"]:
         x, keep = body.x, body.keep[..., None]                                   # (B, T, D), (B, T, 1)
         if self.pooling == "mean":
             pooled = mean_token(x, body.keep)
         elif self.pooling == "max":
             pooled = x.masked_fill(~keep, torch.finfo(x.dtype).min).amax(1) * keep.any(1)
         else:
-            pooled = first_token(x, body.keep)
+            pooled = (first_token if self.pooling == "cls" else last_token)(x, body.keep)
+        for project in self.projections:
+            pooled = project(pooled)
         return normalize(pooled, dim=-1) if self.normalise else pooled
 
     def loss(self, body: BodyOutput, labels: Tensor) -> LossAndCount:

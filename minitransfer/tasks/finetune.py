@@ -66,8 +66,8 @@ def tune_language(model: Model, tok: Tokenizer, texts: list[str], epochs: int | 
 
 
 def pooling_of(model: Model) -> dict[str, Any]:
-    """What an embedding head is made with: an adapter's file has no place for it."""
-    return {"head": {"pooling": model.head.pooling, "normalise": model.head.normalise}} if isinstance(model.head, EmbeddingHead) else {}
+    """What an embedding head is made with: an adapter's file has no place for it. Projections are those of the base."""
+    return {"head": {"pooling": model.head.pooling, "normalise": model.head.normalise, "projections": len(model.head.projections)}} if isinstance(model.head, EmbeddingHead) else {}
 
 
 def put_head(model: Model, task: Task, labels: list[str], seed: int) -> None:

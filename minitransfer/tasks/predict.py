@@ -38,8 +38,11 @@ def saved_adapter(folder: Path) -> tuple[str, dict[str, Any]]:
 
 def put_saved_head(model: Model, told: dict[str, Any]) -> None:
     """The head that a task.json tells of, still without its weights."""
-    task = task_from(told)
-    model.set_head(task.head, told["labels"], **told.get("head", {}))
+    task, made = task_from(told), dict(told.get("head", {}))
+    if made.pop("projections", 0):
+        model.head.pooling, model.head.normalise = made["pooling"], made["normalise"]
+    else:
+        model.set_head(task.head, told["labels"], **made)
     if task.problem is not None:
         model.head.use(task.problem)
 
@@ -54,7 +57,7 @@ def load_tuned(source: str | Path) -> tuple[Model, Tokenizer]:
         return Model.from_pretrained(folder), Tokenizer.from_pretrained(folder)
     base, told = saved_adapter(folder)
     try:
-        model = Model.from_pretrained(base, head="none")
+        model = Model.from_pretrained(base, head="embedding" if told.get("head", {}).get("projections") else "none")
         put_saved_head(model, told)
     except ValueError as e:
         raise ValueError(f"{folder} is an adapter for {base}, and needs it; it could not be loaded ({e}): put the base back, or write where it is now into {folder / CONFIG}, "

@@ -112,17 +112,18 @@ class SimilarityTask:
 
     def predict(self, model: Model, tok: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int,
                 max_length: int | None) -> list:
-        """The cosine of each pair, times `highest`. Raises: ValueError without pairs."""
+        """The cosine of each pair, times `highest`; texts are read as in tuning, without a prompt. Raises: ValueError without pairs."""
         if pairs is None:
             raise ValueError("texts without pairs; a similarity is that of two: give pairs=, or use embed for vectors")
-        a, b = (normalize(embed(model, tok, list(many), batch_size, max_length), dim=-1) for many in (texts, pairs))
+        a, b = (normalize(embed(model, tok, list(many), batch_size, max_length, prompt=""), dim=-1) for many in (texts, pairs))
         return [NumberPrediction(float(value) * self.highest) for value in (a * b).sum(1)]
 
 
 def search(queries: Float[Tensor, "Q D"], corpus: Float[Tensor, "N D"], k: int = 10, chunk: int = 65_536) -> tuple[Float[Tensor, "Q k"], Int[Tensor, "Q k"]]:
     """The k vectors of the corpus with the largest cosine to each query.
 
-    Args:    chunk: vectors of the corpus compared at a time: Q x chunk cosines are held, however large the corpus.
+    Args:    queries, corpus: as `embed` gives them; a model with prompts wants each side's own, prompt="query" and prompt="passage".
+             chunk: vectors of the corpus compared at a time: Q x chunk cosines are held, however large the corpus.
     Returns: cosines and row numbers, the nearest first; k is at most N.
     Raises:  ValueError for k < 1 or an empty corpus.
     """

@@ -26,7 +26,7 @@ from . import tokenizer_files
 from .pipelines import Format
 from .tokenizer_train import train
 
-PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt")
+PATTERNS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt", "sentence_bert_config.json")
 CHUNK = 1024                        # texts tokenised at a time where their encodings are not kept
 Texts = Sequence[Any]               # of str; checked here, since they often come from a file with empty cells
 Row = Sequence[int] | np.ndarray

@@ -4,6 +4,7 @@
     vocab.txt                 BERT: one piece a line, the line's number is the id
     vocab.json + merges.txt   GPT-2
     tokenizer_config.json     roles of the special tokens, the longest input, lower-casing; also special_tokens_map.json of old folders
+    sentence_bert_config.json the longest input and lower-casing that sentence-transformers adds
 """
 from __future__ import annotations
 
@@ -42,7 +43,10 @@ def read(folder: Path) -> tuple[Tokenizer, Format]:
         there = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
         raise ValueError(f"{folder} holds no tokenizer ({there}); it needs tokenizer.json, or vocab.txt, or vocab.json with merges.txt: "
                          "copy one of them there, or save a tokenizer with save_pretrained")
-    return backend, _format(backend, config)
+    sentences = _json(folder / "sentence_bert_config.json")
+    if sentences.get("do_lower_case") and not _state(backend.normalizer).get("lowercase"):
+        backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), *([] if backend.normalizer is None else [backend.normalizer])])
+    return backend, _format(backend, config | ({"model_max_length": sentences["max_seq_length"]} if sentences.get("max_seq_length") else {}))
 
 
 def write(backend: Tokenizer, format: Format, folder: Path) -> None:

@@ -161,7 +161,7 @@ def explain(model: Model) -> Explanation:
     """
     parts: dict[str, list[ReportRow]] = {"embed": [], "blocks": [], "head": []}
     for row in trainable_report(model).rows:
-        parts["embed" if row.group == "embed" else "blocks" if "blocks." in row.group else "head"].append(row)
+        parts["embed" if row.group == "embed" else "blocks" if "blocks." in row.group or row.group == "relative" else "head"].append(row)
 
     def now(part: str, rows: list[ReportRow]) -> str:
         trains = short_list([row.group for row in rows if row.trainable])

@@ -138,7 +138,7 @@ def read_soft_prompt(model: Model, config: dict, tensors: dict[str, Tensor], not
     def insert(whole: Tensor) -> None:
         insert_soft_prompt(model, len(whole))
         model.get_parameter("embed.prompt.vectors").data.copy_(whole)
-    return read_prompt(model, tensors, model.config.d_model, "d_model", insert)
+    return read_prompt(model, tensors, model.config.embed_width, "embedding width", insert)
 
 
 # ---- bottleneck adapters --------------------------------------------------------------------------------------------------------------------------

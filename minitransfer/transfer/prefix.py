@@ -75,20 +75,30 @@ def attentions(model: Model) -> Iterator[Any]:
             yield block.attn
 
 
+class Listener(nn.Module):
+    """Stands where a prefix would, adds nothing, and keeps the keys and values that it is given: normed and turned, where the model does that."""
+
+    length, active = 0, True
+    seen: tuple[Tensor, Tensor]
+
+    def forward(self, k: Float[Tensor, "1 K T Dh"], v: Float[Tensor, "1 K T Dh"]) -> tuple[Tensor, Tensor]:
+        self.seen = k, v
+        return k, v
+
+
 @torch.no_grad()
 def keys_and_values(model: Model, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What each block's projections give for these tokens, (T, K Dh) each; what they may be used for afterwards is not looked at."""
-    seen: dict[tuple[int, str], Tensor] = {}
-    hooks = [getattr(attn, part).register_forward_hook(lambda module, x, y, at=(i, part): seen.update({at: y[0], **seen}))
-             for i, attn in enumerate(attentions(model)) for part in ("k_proj", "v_proj")]
-    training = model.training
+    """The keys and values of these tokens in each block, (T, K Dh) each."""
+    every, training = list(attentions(model)), model.training
+    listeners = [Listener() for _ in every]
     try:
+        for attn, listener in zip(every, listeners, strict=True):
+            attn.prefix = listener
         model.eval().body(ids[None])
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return [(seen[i, "k_proj"], seen[i, "v_proj"]) for i in range(len(model.blocks))]
+        remove_prefix(model)
+    return [tuple(t[0].transpose(0, 1).flatten(1) for t in listener.seen) for listener in listeners]     # type: ignore[misc]
 
 
 def add_prefix(model: Model, length: int = 20, seed: int = 0) -> TrainableReport:

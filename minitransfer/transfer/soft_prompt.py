@@ -1,6 +1,6 @@
 """Prompt tuning: P learned vectors stand before the text, in the place of token vectors. The model itself is frozen.
 
-    x = [prompt; tokens(ids)] + positions(0 .. P + T - 1)        prompt: (P, D)
+    x = [prompt; tokens(ids)] + positions(0 .. P + T - 1)        prompt: (P, E)
 
 From the head's point of view the text is alone: a token head labels T tokens, a classifier reads the text's own first (or last) token.
 Source: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", section 2. Differs from PEFT on encoders: there the pooled
@@ -25,8 +25,8 @@ class SoftPrompt(nn.Module):
         self.length, self.active = length, True
         self.vectors = nn.Parameter(torch.zeros(length, width, device=device))
 
-    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B N D"]:
-        return torch.cat([self.vectors.to(x.dtype).expand(len(x), -1, -1), x], dim=1)          # (B, P + T, D)
+    def forward(self, x: Float[Tensor, "B T E"]) -> Float[Tensor, "B N E"]:
+        return torch.cat([self.vectors.to(x.dtype).expand(len(x), -1, -1), x], dim=1)          # (B, P + T, E)
 
     def extra_repr(self) -> str:
         return f"{self.length} learned vectors"
@@ -39,7 +39,7 @@ def soft_prompt_names(model: Model) -> list[str]:
 
 def insert_soft_prompt(model: Model, length: int) -> None:
     """Zeros before every text: the caller fills them."""
-    model.embed.prompt = SoftPrompt(length, model.config.d_model, model.device)
+    model.embed.prompt = SoftPrompt(length, model.config.embed_width, model.device)
 
 
 def add_soft_prompt(model: Model, length: int = 20, seed: int = 0) -> TrainableReport:
@@ -52,7 +52,7 @@ def add_soft_prompt(model: Model, length: int = 20, seed: int = 0) -> TrainableR
     check_room(model, length, "soft prompt")
     ids = torch.randint(model.config.vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).to(model.device)
     insert_soft_prompt(model, length)
-    model.get_parameter("embed.prompt.vectors").data.copy_(model.embed.tokens.weight[ids])
+    model.get_parameter("embed.prompt.vectors").data.copy_(model.embed.tokens.weight[ids] * model.embed.scale)
     set_trainable(model, {*soft_prompt_names(model), *fresh_names(model)})
     return trainable_report(model)
 

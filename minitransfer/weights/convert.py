@@ -5,6 +5,7 @@ Files of llama2.c (see llama2c.py) become the standard layout.
 from __future__ import annotations
 
 import pickle
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from .files import read_json, replace_files, write_json
 from .llama2c import convert_llama2c, model_file
+from .sentences import modules_of
+from .sources import HUB_ID, PATTERNS, resolve
 from .tensors import INDEX, SINGLE, check_finite
 
 OLD_SINGLE, OLD_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 DESCRIPTIONS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                "vocab.txt", "vocab.json", "merges.txt")
+                "vocab.txt", "vocab.json", "merges.txt", "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class Converted:
 def convert(source: str | Path, out: str | Path | None = None) -> Converted:
     """Write the weights of an old checkpoint as safetensors: every tensor, bit for bit, under its own name; one that has several names once.
 
-    Args:    source: a folder with pytorch_model.bin, or with its shards and their index; or one .bin or .pt file that holds a table of tensors;
-             or a file of weights of llama2.c, or a folder with one: its tokenizer is taken along if it is beside it.
+    Args:    source: a folder with pytorch_model.bin, or with its shards and their index; one .bin or .pt file that holds a table of tensors; the id
+             on the hub of an old repository; or weights of llama2.c, a file or a folder with one: its tokenizer is taken along if it is beside it.
              out: the folder to write to (default: the one of `source`). The old file stays; the configuration and the tokenizer are copied along.
     Raises:  ValueError if there is nothing to convert, if safetensors are already there, or for a file that holds more than tensors: what
              `torch.load(weights_only=True)` refuses could run code, and is not opened. On any error `out` is as it was.
     """
-    source = Path(source).expanduser()
+    source = fetched(source, out)
     folder = source if source.is_dir() else source.parent
     target = folder if out is None else Path(out).expanduser()
     other = model_file(source)
@@ -73,6 +76,16 @@ def convert(source: str | Path, out: str | Path | None = None) -> Converted:
         if len(files) > 1:
             write_json(aside / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
     return Converted(target, tuple(dict.fromkeys(weight_map.values())), len(weight_map), size, tied)
+
+
+def fetched(source: str | Path, out: str | Path | None) -> Path:
+    """Where the source lies on this machine. Raises: ValueError for an id without a folder to write to: the hub's cache is not ours to write in."""
+    path = Path(source).expanduser()
+    if path.exists() or "/" not in str(source) or not HUB_ID.fullmatch(str(source)):
+        return path
+    if out is None:
+        raise ValueError(f"no folder {source}; for a repository of the hub a folder to write to is needed: minitransfer convert {source} FOLDER")
+    return resolve(source, patterns=(*PATTERNS, "pytorch_model*.bin", "*/pytorch_model.bin"))
 
 
 def old_files(source: Path) -> list[Path]:
@@ -148,7 +161,10 @@ def unique(tensors: dict[str, Tensor], tied: dict[str, str]) -> Iterator[tuple[s
 
 
 def copy_descriptions(folder: Path, aside: Path) -> None:
-    """The configuration and the tokenizer belong to the weights."""
+    """The configuration and the tokenizer belong to the weights, and so do the modules of sentence-transformers."""
     for name in DESCRIPTIONS:
         if (folder / name).is_file():
             (aside / name).write_bytes((folder / name).read_bytes())
+    for place in (place for kind, place in modules_of(folder) if kind != "Transformer"):
+        if place.is_dir():
+            shutil.copytree(place, aside / place.name)

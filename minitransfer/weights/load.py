@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +12,12 @@ from ..config import RecurrentConfig, choose
 from ..families import Family, read_config
 from ..families.rules import Ignored, Rule, Tied, pattern
 from ..nn.fresh import initialise
-from ..nn.heads import CLASSIFIES, HEAD_NAMES, ONE_CLASS, POOLINGS, REGRESSION, SequenceHead
+from ..nn.heads import CLASSIFIES, HEAD_NAMES, ONE_CLASS, REGRESSION, SequenceHead
 from ..nn.model import Model
 from ..nn.recurrent import RecurrentModel
 from .files import read_json
 from .report import LoadReport
+from .sentences import pooling_of, read_sentences
 from .sources import resolve
 from .tensors import DTYPES, check_finite, read_tensors
 
@@ -50,6 +50,8 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     model.source_config = hf
     model.load_report = LoadReport(str(source))
     Filling(model, family, file_head, same_head, same_head and head == file_head, seed).run(read_tensors(folder))
+    if head == "embedding":
+        read_sentences(model, folder)
     return model.to(dtype).eval()
 
 
@@ -64,25 +66,6 @@ def labels_of(hf: dict) -> list[str]:
 def automatic(file_head: str, folder: Path) -> str:
     """A body saved by sentence-transformers (modules.json beside it) is meant to give embeddings."""
     return "embedding" if file_head == "none" and (folder / "modules.json").is_file() else file_head
-
-
-def pooling_of(folder: Path) -> dict:
-    """The pooling and normalisation that sentence-transformers' own files ask for.
-
-    Raises: ValueError for a pooling or a module (a Dense layer after it, say) that we do not have: without it the vectors would be others.
-    """
-    if not (folder / "1_Pooling" / "config.json").is_file():
-        return {}
-    modules = (folder / "modules.json").read_text(encoding="utf-8") if (folder / "modules.json").is_file() else "[]"
-    kinds = re.findall(r'"type":\s*"[^"]*?(\w+)"', modules)
-    if strangers := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
-        raise ValueError(f"{folder / 'modules.json'} has {', '.join(strangers)}; we compute Transformer, Pooling and Normalize only: "
-                         'use another checkpoint, or head="none" for its states')
-    wanted = read_json(folder / "1_Pooling" / "config.json")
-    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
-    chosen = [name for flag, name in flags.items() if wanted.get(flag)] or [str(wanted.get("pooling_mode", "mean"))]
-    choose("pooling", chosen[0] if len(chosen) == 1 else "+".join(chosen), POOLINGS)
-    return {"pooling": chosen[0], "normalise": "Normalize" in kinds}
 
 
 def place(parameter: torch.nn.Parameter, value: Tensor) -> None:

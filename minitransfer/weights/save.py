@@ -1,7 +1,6 @@
 """The same tables backwards: a model of ours becomes a standard checkpoint that transformers reads."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ..families.rules import spelled
 from ..nn.heads import ONE_CLASS, EmbeddingHead, SequenceHead
 from ..nn.model import Model
 from .files import replace_files, write_json
+from .sentences import write_sentences
 from .tensors import INDEX, SINGLE
 
 STALE = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -44,7 +44,7 @@ def write_checkpoint(folder: str | Path, config: dict, parts: list[dict[str, Ten
             else:
                 write_shards(parts, aside)
             if model is not None and isinstance(model.head, EmbeddingHead):
-                write_pooling(model.head, model.config.d_model, aside)
+                write_sentences(model.head, model.config.d_model, dtype, aside)
     except (OSError, SafetensorError) as e:
         raise ValueError(f"{folder} could not be written ({e}); what was there before is unchanged: free some space, or choose another folder") from e
 
@@ -82,7 +82,7 @@ def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
         if all(one in parameters for one in ours):
             used.update(ours)
             yield ("" if bare or ours[0].startswith("head.") else family.prefix(model.head_name)) + theirs, rule.op.write([parameters[one].detach() for one in ours])
-    if strangers := sorted(set(parameters) - used):
+    if strangers := sorted(name for name in set(parameters) - used if not name.startswith("head.projections.")):       # those have files of their own
         raise ValueError(f"{', '.join(strangers[:3])} ({len(strangers)} in all) have no name in {family.model_type} files; only the architecture's own "
                          "parameters can be saved: merge or remove adapters first, or save them with save_adapter")
 
@@ -114,14 +114,3 @@ def write_shards(parts: list[dict[str, Tensor]], folder: Path) -> None:
         weight_map |= dict.fromkeys(part, file)
     total = sum(tensor.nbytes for part in parts for tensor in part.values())
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def write_pooling(head: EmbeddingHead, width: int, folder: Path) -> None:
-    """The files sentence-transformers reads: which pooling, and whether to normalise."""
-    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if head.normalise else [])
-    rows = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(modules)]
-    (folder / "modules.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    for path, _ in modules[1:]:
-        (folder / path).mkdir()
-    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": width} | {flag: mode == head.pooling for mode, flag in modes.items()})

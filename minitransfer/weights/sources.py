@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .files import recover
 
-PATTERNS = ("*.json", "*.safetensors", "vocab.txt", "merges.txt", "1_Pooling/*")
+PATTERNS = ("*.json", "*.safetensors", "vocab.txt", "merges.txt")
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 

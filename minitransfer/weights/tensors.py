@@ -23,7 +23,8 @@ def shards(folder: Path) -> dict[Path, set[str] | None]:
         return {folder / SINGLE: None}
     if not (folder / INDEX).is_file():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
-        advice = f"convert {', '.join(pickled)} once with `minitransfer convert`" if pickled else "give a folder that has them"
+        advice = (f"convert {', '.join(pickled)} once with `minitransfer convert {folder}`" if pickled else
+                  "give a folder that has them, or convert an old repository of the hub once with `minitransfer convert ID FOLDER`")
         raise ValueError(f"{folder} has no {SINGLE} and no {INDEX}; weights are read from safetensors only: {advice}")
     promised: dict[Path, set[str] | None] = {}
     weight_map = read_json(folder / INDEX).get("weight_map")

@@ -1,7 +1,6 @@
 """Small reference models with every parameter moved, saved as files, and ours loaded from them."""
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import transformers
 from minitransfer.nn.model import Model
 from minitransfer.training import loop
 from minitransfer.training.optim import make_optimizer
-from tests.reference import HEADS, close, perturbed
+from tests.reference import HEADS, close, let_peft_pass_prefixes, perturbed
 
 from .small import tokenizer
 
@@ -50,12 +49,7 @@ class Twin:
 
 @pytest.fixture
 def peft_prefixes(monkeypatch):
-    """PEFT 0.21 asks the signature for `past_key_values`, which newer references call `cache` and take under either name."""
-    for model in (transformers.BertModel, transformers.GPT2Model, transformers.GPT2ForSequenceClassification):
-        found = inspect.signature(model.forward)
-        if "past_key_values" not in found.parameters:
-            named = [one.replace(name="past_key_values") if one.name == "cache" else one for one in found.parameters.values()]
-            monkeypatch.setattr(model.forward, "__signature__", found.replace(parameters=named), raising=False)
+    let_peft_pass_prefixes(monkeypatch, transformers.BertModel, transformers.GPT2Model, transformers.GPT2ForSequenceClassification)
 
 
 @pytest.fixture

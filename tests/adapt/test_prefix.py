@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minitransfer import Cache, Model, generate
-from minitransfer.config import ModelConfig
+from minitransfer.config import ModelConfig, Rotary
 from minitransfer.nn.masks import Mask
 from minitransfer.transfer import adapters_off, add_prefix, add_soft_prompt, load_adapter, remove_adapters, save_adapter
 from minitransfer.transfer.peft_files import carried
@@ -289,3 +289,24 @@ def test_a_published_count():
         assert add_soft_prompt(bert).trainable == 15_360
         remove_adapters(bert)
         assert add_prefix(bert).trainable == 368_640
+
+
+@pytest.mark.parametrize("facts", [{"rotary": Rotary(theta=50.0), "positions": "none"}, {"rotary": Rotary(share=0.5), "positions": "none", "qk_norm": True, "n_kv_heads": 2}])
+def test_a_prefix_starts_as_the_keys_and_values_that_its_tokens_would_have(facts):
+    """With keys normed and turned as attention does it, a text behind the prefix is the text behind the tokens."""
+    model = causal(**facts, head_width=8)
+    drawn = torch.randint(model.config.vocab_size, (5,), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(0, 101, (2, 7))
+    want = model(torch.cat([drawn.expand(2, -1), ids], dim=1)).logits[:, 5:]
+    add_prefix(model, length=5, seed=3)
+    torch.testing.assert_close(model(ids).logits, want, atol=1e-5, rtol=0)
+
+
+def test_a_soft_prompt_starts_as_the_vectors_that_its_tokens_would_have():
+    """In a body whose token table is narrower than its stream, and scaled."""
+    model = causal("none", d_embed=24, embed_scale=3.0)
+    drawn = torch.randint(model.config.vocab_size, (5,), generator=torch.Generator().manual_seed(3))
+    ids = torch.randint(0, 101, (2, 7))
+    want = model(torch.cat([drawn.expand(2, -1), ids], dim=1)).last_hidden_state[:, 5:]
+    add_soft_prompt(model, length=5, seed=3)
+    torch.testing.assert_close(model(ids).last_hidden_state, want, atol=1e-5, rtol=0)

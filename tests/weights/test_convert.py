@@ -2,16 +2,20 @@
 import pickle
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaForMaskedLM
 
 from minitransfer.nn.model import Model
 from minitransfer.weights.convert import convert
 
 BERT = BertConfig(vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, max_position_embeddings=19)
 GPT2 = GPT2Config(vocab_size=61, n_embd=24, n_layer=2, n_head=3, n_positions=19)
+
+ROBERTA = RobertaConfig(vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=40, max_position_embeddings=19)
+LLAMA = LlamaConfig(vocab_size=61, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, intermediate_size=40, max_position_embeddings=19)
 
 
 def old_checkpoint(folder: Path, model) -> dict[str, torch.Tensor]:
@@ -26,7 +30,12 @@ def old_checkpoint(folder: Path, model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("model, copies", [(BertForMaskedLM(BERT), {"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
                                                                     "cls.predictions.decoder.bias": "cls.predictions.bias"}),
-                                           (GPT2LMHeadModel(GPT2), {"lm_head.weight": "transformer.wte.weight"})], ids=["bert", "gpt2"])
+                                           (GPT2LMHeadModel(GPT2), {"lm_head.weight": "transformer.wte.weight"}),
+                                           (RobertaForMaskedLM(ROBERTA), {"lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+                                                                          "lm_head.decoder.bias": "lm_head.bias"}),
+                                           (LlamaForCausalLM(LLAMA), {}),
+                                           (LlamaForCausalLM(LlamaConfig(**LLAMA.to_dict() | {"tie_word_embeddings": True})), {"lm_head.weight": "model.embed_tokens.weight"})],
+                         ids=["bert", "gpt2", "roberta", "llama", "llama-tied"])
 def test_every_tensor_is_kept_bit_for_bit_and_tied_copies_once(tmp_path, model, copies):
     state = old_checkpoint(tmp_path / "old", model)
     done = convert(tmp_path / "old", tmp_path / "new")
@@ -36,7 +45,7 @@ def test_every_tensor_is_kept_bit_for_bit_and_tied_copies_once(tmp_path, model, 
     for name, tensor in written.items():
         assert torch.equal(tensor, state[name]), name
     assert done.tensors == len(written) and done.bytes == sum(t.nbytes for t in written.values())
-    ids = torch.arange(7)[None]
+    ids = torch.arange(3, 10)[None]
     ours = Model.from_pretrained(tmp_path / "new")
     with torch.no_grad():
         torch.testing.assert_close(ours(ids).logits, model.eval()(ids).logits, atol=1e-5, rtol=0)
@@ -52,8 +61,10 @@ def test_in_place_by_default_and_only_once(tmp_path):
         convert(tmp_path / "old")
 
 
-def test_shards_and_their_index(tmp_path):
-    state = old_checkpoint(tmp_path / "old", GPT2LMHeadModel(GPT2))
+@pytest.mark.parametrize("model", [GPT2LMHeadModel(GPT2), RobertaForMaskedLM(ROBERTA), LlamaForCausalLM(LLAMA)], ids=["gpt2", "roberta", "llama"])
+def test_shards_and_their_index(tmp_path, model):
+    """Shards were written one by one, so that a tied copy in another shard than its twin is a tensor of its own."""
+    state = old_checkpoint(tmp_path / "old", model)
     (tmp_path / "old" / "pytorch_model.bin").unlink()
     names = sorted(state)
     parts = {"pytorch_model-00001-of-00002.bin": names[:5], "pytorch_model-00002-of-00002.bin": names[5:]}
@@ -65,10 +76,34 @@ def test_shards_and_their_index(tmp_path):
     assert done.files == ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     written = load_file(tmp_path / "new" / done.files[0]) | load_file(tmp_path / "new" / done.files[1])
     assert set(written) == set(state) and all(torch.equal(written[name], state[name]) for name in state)
-    Model.from_pretrained(tmp_path / "new")
+    ids = torch.arange(3, 10)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(Model.from_pretrained(tmp_path / "new")(ids).logits, model.eval()(ids).logits, atol=1e-5, rtol=0)
     (tmp_path / "old" / "pytorch_model.bin.index.json").write_text(index.replace("pytorch_model-00001-of-00002.bin", "../secret.bin"))
     with pytest.raises(ValueError, match=r"names '\.\./secret\.bin'; a shard is a file in the same folder"):
         convert(tmp_path / "old", tmp_path / "other")
+
+
+def test_the_loader_says_how(tmp_path):
+    old_checkpoint(tmp_path / "old", LlamaForCausalLM(LLAMA))
+    with pytest.raises(ValueError, match=r"read from safetensors only: convert pytorch_model\.bin once with `minitransfer convert .*old`") as error:
+        Model.from_pretrained(tmp_path / "old")
+    convert(*str(error.value).split("`")[1].split()[2:])
+    assert Model.from_pretrained(tmp_path / "old").head_name == "causal"
+
+
+def test_a_repository_of_the_hub(tmp_path, monkeypatch):
+    """By its id, from the hub's cache here; it needs a folder to write to, since the cache is not ours."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    repository = tmp_path / "cache" / "models--some--old"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    state = old_checkpoint(repository / "snapshots" / ("0" * 40), GPT2LMHeadModel(GPT2))
+    with pytest.raises(ValueError, match=r"no folder some/old; .* a folder to write to is needed: minitransfer convert some/old FOLDER"):
+        convert("some/old")
+    convert("some/old", tmp_path / "new")
+    assert torch.equal(Model.from_pretrained(tmp_path / "new").embed.tokens.weight, state["transformer.wte.weight"])
 
 
 class Evil:

@@ -66,12 +66,12 @@ def test_a_pooling_we_do_not_have(config, message, folder):
     assert mt.Model.from_pretrained(folder, head="masked").load_report.new        # another head does not ask
 
 
-def test_a_layer_after_the_pooling_is_not_left_out_in_silence(folder):
+def test_a_module_we_do_not_have_is_not_left_out_in_silence(folder):
     moved(mt.Model(bert(), "embedding")).save_pretrained(folder)
     modules = json.loads((folder / "modules.json").read_text())
-    modules.append({"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"})
+    modules.append({"idx": 3, "name": "3", "path": "3_LayerNorm", "type": "sentence_transformers.models.LayerNorm"})
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(ValueError, match=r"modules.json has Dense; we compute Transformer, Pooling and Normalize only: use another checkpoint, or head=\"none\""):
+    with pytest.raises(ValueError, match=r"modules.json has LayerNorm; we compute Transformer, Pooling, Dense, Normalize only: use another checkpoint, or head=\"none\""):
         mt.Model.from_pretrained(folder)
 
 

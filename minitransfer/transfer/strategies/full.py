@@ -29,6 +29,6 @@ def last(k: int) -> Strategy:
             shared = f" ({model.config.n_layers} layers share it)" if model.config.shared_blocks else ""
             raise ValueError(f"strategy 'last:{k}' on a model of {blocks} block{'s' if blocks > 1 else ''}{shared}; it trains the last k of them: "
                              f"give {f'1 to {blocks}' if blocks > 1 else 1}, or use 'head' or 'full'")
-        frozen = {"embed", *(f"blocks.{i}" for i in range(blocks - k))}
+        frozen = {"embed", "relative", *(f"blocks.{i}" for i in range(blocks - k))}
         return [name for group, names in layer_groups(model).items() if group not in frozen for name in names]
     return Strategy(f"last:{k}", trains)
