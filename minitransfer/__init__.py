@@ -10,6 +10,7 @@ from .checks import inspect
 from .config import ModelConfig
 from .generate import embed, fill, generate
 from .nn.cache import Cache
+from .nn.encoder_decoder import EncoderDecoder
 from .nn.model import Model, ModelOutput
 from .tasks import Prediction, finetune, predict
 from .text import Tokenizer
@@ -31,6 +32,6 @@ from .transfer import (
 from .weights.convert import convert
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to",
-           "generate", "inspect", "layer_groups", "load_adapter", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "trainable_report",
+__all__ = ["Cache", "EncoderDecoder", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "explain", "fill", "finetune", "freeze",
+           "freeze_to", "generate", "inspect", "layer_groups", "load_adapter", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "trainable_report",
            "unfreeze", "unmerge_lora"]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from .nn.attention import Attention
+from .nn.attention import Attention, CrossAttention
 from .nn.cache import Cache
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
@@ -78,7 +78,7 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
     keep_freed_memory()
     for module in list(fast.modules()):
         linears = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
-        if isinstance(module, Attention) and linears.keys() >= set(QKV):
+        if isinstance(module, Attention) and not isinstance(module, CrossAttention) and linears.keys() >= set(QKV):
             module.joined = packed([linears.pop(name) for name in QKV], dtype)
         for name, child in linears.items():
             setattr(module, name, packed([child], dtype))

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from ..ops.linear import Linear
+from .attention import Memory
 from .block import Block
 from .cache import Cache
 from .embeddings import Embeddings, resized
@@ -40,6 +41,11 @@ class ModelOutput:
     attentions: tuple[Tensor, ...] | None = None      # (B, H, T, S) each: probabilities
     scores: tuple[Tensor, ...] | None = None          # (B, H, T, S) each: before the softmax, -inf where the mask forbids
     cache: Cache | None = None
+    # of an encoder-decoder, whose other fields are the decoder's
+    encoder_last_hidden_state: Float[Tensor, "B M D"] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Trace:
     states: list[Tensor] = field(default_factory=list)
     probs: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
+    crossed: list[Tensor] = field(default_factory=list)      # probabilities of the cross-attention
 
 
 class Model(nn.Module):
@@ -75,6 +82,8 @@ class Model(nn.Module):
                  seed: int | None = 0):
         super().__init__()
         c = self.config = config
+        if c.n_decoder_layers:
+            raise ValueError(f"n_decoder_layers={c.n_decoder_layers} for a Model, which is one stack; an encoder-decoder is two: make an EncoderDecoder of this config")
         with Unfilled():
             self.embed = Embeddings(c)
             self.relative = RelativeBias(c) if c.relative_buckets else None
@@ -101,6 +110,8 @@ class Model(nn.Module):
         block: Any
         for block in self.blocks:
             block.attn.use(backend)
+            if block.cross_attn is not None:
+                block.cross_attn.use(backend)
 
     @property
     def ahead(self) -> tuple[int, int]:
@@ -109,6 +120,11 @@ class Model(nn.Module):
         learned: tuple[Any, Any] = first.attn.prefix, self.embed.prompt
         prefix, prompt = (one.length if one is not None and one.active else 0 for one in learned)
         return prefix, prompt
+
+    @property
+    def head_config(self) -> ModelConfig:
+        """The architecture of the stack that the head reads."""
+        return self.config
 
     @property
     def longest(self) -> int:
@@ -121,7 +137,7 @@ class Model(nn.Module):
 
     def set_head(self, head: str, labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True, seed: int = 0) -> Model:
         """Put a fresh head on the same body; the pooler stays if the new head uses it. What is fresh no longer counts as loaded."""
-        c, generator, fresh = self.config, torch.Generator().manual_seed(seed), []
+        c, generator, fresh = self.head_config, torch.Generator().manual_seed(seed), []
         with Unfilled():
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
             fresh += [self.head] if self.head is not None else []
@@ -156,28 +172,35 @@ class Model(nn.Module):
 
     def body(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
              position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, cache: Cache | None = None,
-             trace: Trace | None = None) -> BodyOutput:
-        """Everything below the head. See `forward` for the arguments."""
+             trace: Trace | None = None, memory: Memory | None = None) -> BodyOutput:
+        """Everything below the head. See `forward` for the arguments; memory: what blocks with cross-attention look at.
+
+        Raises: ValueError for a stack with cross-attention that is given nothing to look at.
+        """
+        if self.config.cross_attention and memory is None:
+            raise ValueError("a decoder with cross-attention on its own; it looks at what an encoder has read: run the encoder-decoder, or pass memory")
         (B, T), c = input_ids.shape, self.config
         mask, keep, positions, soft = self.sight(input_ids, attention_mask, document_ids, cache)
         if position_ids is not None:
             prompt = torch.arange(soft, device=position_ids.device).expand(len(position_ids), -1) + self.ahead[0]
             positions = torch.cat([prompt, position_ids + sum(self.ahead)], dim=1)
         x = self.embed(input_ids, positions, token_type_ids)                     # (B, soft + T, D)
+        if c.wide_stream and x.dtype == torch.float16:
+            x = x.float()
         if trace is not None:
             trace.states.append(x)
         show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
         for i, view in enumerate(views):
             block, layer = self.blocks[0 if c.shared_blocks else i], None if cache is None else cache.layers[i]
             if self.checkpointing and torch.is_grad_enabled() and layer is None:
-                x, (probs, scores) = checkpoint(block, x, view.mask, None, show, view.turn, view.relative, use_reentrant=False)
+                x, seen = checkpoint(block, x, view.mask, None, show, view.turn, view.relative, memory, use_reentrant=False)
             else:
-                x, (probs, scores) = block(x, view.mask, layer, show, view.turn, view.relative)
+                x, seen = block(x, view.mask, layer, show, view.turn, view.relative, memory)
             if trace is not None:
                 trace.states.append(x)
             if trace is not None and trace.attention:
-                trace.probs.append(probs)
-                trace.scores.append(scores)
+                for kept, new in zip((trace.probs, trace.scores, trace.crossed), seen, strict=False):
+                    kept.append(new)
         if self.norm is not None:
             x = self.norm(x)
             if trace is not None:
