@@ -32,6 +32,6 @@ from .transfer import (
 from .weights.convert import convert
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "EncoderDecoder", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "explain", "fill", "finetune", "freeze",
-           "freeze_to", "generate", "inspect", "layer_groups", "load_adapter", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "trainable_report",
-           "unfreeze", "unmerge_lora"]
+__all__ = ["Cache", "EncoderDecoder", "Model", "ModelConfig", "ModelOutput", "Prediction", "Tokenizer", "adapt", "add_lora", "convert", "embed", "explain", "fill", "finetune",
+           "freeze", "freeze_to", "generate", "inspect", "layer_groups", "load_adapter", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter",
+           "trainable_report", "unfreeze", "unmerge_lora"]
