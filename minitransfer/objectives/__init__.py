@@ -4,5 +4,6 @@ from .causal import Causal
 from .distillation import Distilled
 from .masked import Masked
 from .preference import Preference
+from .span import Span, with_sentinels
 
-__all__ = ["Causal", "Distilled", "Masked", "Objective", "Preference"]
+__all__ = ["Causal", "Distilled", "Masked", "Objective", "Preference", "Span", "with_sentinels"]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..nn.model import Model
-from ..objectives import Causal, Masked, Objective
+from ..objectives import Causal, Masked, Objective, Span
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep, check_keep
@@ -26,6 +26,7 @@ from .run import TrainResult
 from .settings import LIMITS, TrainSettings
 from .tune import as_it_is, tune
 
+HEADS = {"masked": "masked", "causal": "causal", "span": "seq2seq"}      # objective -> the head it trains
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 2000   # of the rows, when no validation text is given
 HELD_OUT_SEED = 20                           # the same rows are held out whatever the seed of the run, so that runs can be compared
 
@@ -38,7 +39,7 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          f"use the tokenizer the model was made with, or model.resize_vocabulary({tok.vocab_size})")
     if length > (most := model.longest - ahead):
         raise ValueError(f"length={length}; this model reads at most {most} tokens: choose a length up to that")
-    head = "causal" if isinstance(objective, Causal) else "masked"
+    head = HEADS["causal" if isinstance(objective, Causal) else "span" if isinstance(objective, Span) else "masked"]
     if not model.head_name.startswith(head):
         raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), '
                          f'or load the checkpoint with head="{head}"')
@@ -47,13 +48,18 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          "use a bidirectional body, or the causal objective")
 
 
+def own_objective(model: Model) -> str:
+    """The name of the objective that a body like this is pretrained with."""
+    return "span" if model.config.n_decoder_layers else "causal" if model.config.causal else "masked"
+
+
 def make_objective(objective: str | Objective, tok: Tokenizer) -> Objective:
     """An objective by its name, or as it is."""
     if not isinstance(objective, str):
         return objective
-    if objective not in ("masked", "causal"):
-        raise ValueError(f'objective={objective!r}; it is "masked", "causal", or an object such as Masked(tok, whole_word=True): choose one')
-    return Masked(tok) if objective == "masked" else Causal()
+    if objective not in HEADS:
+        raise ValueError(f'objective={objective!r}; it is "masked", "causal", "span", or an object such as Masked(tok, whole_word=True): choose one')
+    return Masked(tok) if objective == "masked" else Span(tok) if objective == "span" else Causal()
 
 
 def hold_out(packed: PackedBatches) -> tuple[Rows, Rows]:
@@ -89,7 +95,7 @@ class Corpus:
                  seed: int, general: Any = None, mix: int | float = 0.0, ahead: int = 0):
         self.objective = make_objective(objective, tok)
         check_pairing(model, tok, self.objective, length, ahead)
-        causal = isinstance(self.objective, Causal)
+        causal = isinstance(self.objective, Causal | Span)                       # documents of these rows end with eos
 
         def pack(source: Any) -> PackedBatches:
             cache = source if isinstance(source, TokenCache) else tokenize_corpus(tok, source)
@@ -137,7 +143,7 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
 
     Args:    corpus, validation: anything `read_texts` reads, or a TokenCache. Without validation a fixed 1 % of the rows, at most 2,000, is held out:
              never trained on, and the same whatever the seed.
-             objective: "masked", "causal", or an objective object.
+             objective: "masked", "causal", "span", or an objective object.
              out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer. resume: go on from its last save.
              length: tokens per row; batch_size: rows per batch, of which an optimizer step takes `micro_batches`.
              general: other text whose loss is reported beside, as general_loss.
@@ -162,7 +168,7 @@ def put_vocabulary_head(model: Model, seed: int) -> None:
     """
     if (was := model.head_name) not in ("none", "embedding"):
         return
-    head = "causal" if model.config.causal else "masked"
+    head = HEADS[own_objective(model)]
     model.set_head(head, seed=seed)
     dropped = model.load_report.dropped if model.load_report is not None else []
     own = f" (the checkpoint has a head of its own, {', '.join(dropped[:2])}: if that is one, load it with head=\"{head}\")" if dropped else ""
@@ -195,7 +201,7 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     check_weights(model)
     put_vocabulary_head(model, chosen.seed)
     if objective is None:
-        objective = "causal" if model.config.causal else "masked"
+        objective = own_objective(model)
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general, mix, plan.ahead)
     evaluate, precision = texts.evaluation(), Precision(chosen.precision, model)
     before = measure(model, evaluate, precision)

@@ -6,6 +6,7 @@ import transformers
 import minitransfer as mt
 from minitransfer.checks.parity import batch, compare_outputs, targets
 from minitransfer.families import read_config
+from minitransfer.nn.encoder_decoder import make_model
 from minitransfer.nn.heads import IGNORE
 
 from .cases import CASES
@@ -16,11 +17,12 @@ FULL = {                                                        # class, sizes t
     "bert-base": ("bert", "BertForMaskedLM", {}),
     "gpt2": ("gpt2", "GPT2LMHeadModel", {}),
     "roberta-base": ("roberta", "RobertaForMaskedLM", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "t5-small": ("t5", "T5ForConditionalGeneration", {"decoder_start_token_id": 0}),
     "qwen2-0.5b": ("qwen2", "Qwen2ForCausalLM", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
                                                  "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
                                                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
 }
-PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "qwen2-0.5b": 494_032_768}     # with the head
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "t5-small": 60_506_624, "qwen2-0.5b": 494_032_768}     # with the head
 
 
 @pytest.mark.slow
@@ -42,7 +44,7 @@ def test_full_size(name, tmp_path):
 def test_parameter_counts(name):
     model_type, class_name, changes = FULL[name]
     family, config = read_config(transformers.AutoConfig.for_model(model_type, **changes).to_dict())
-    assert sum(p.numel() for p in mt.Model(config, family.heads[class_name], seed=None).parameters()) == PUBLISHED[name]
+    assert sum(p.numel() for p in make_model(config, family.heads[class_name], seed=None).parameters()) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name, class_name", [("bert", "BertForMaskedLM"), ("gpt2", "GPT2LMHeadModel")])
