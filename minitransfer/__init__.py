@@ -10,6 +10,7 @@ from .checks import inspect, verify
 from .config import ModelConfig, RecurrentConfig
 from .generate import embed, fill, generate
 from .nn.cache import Cache
+from .nn.encoder_decoder import EncoderDecoder
 from .nn.model import Model, ModelOutput
 from .nn.recurrent import RecurrentModel
 from .nn.two_towers import TwoTowers
@@ -34,7 +35,7 @@ from .weights.convert import convert
 from .weights.two_towers import load_two_towers, save_two_towers
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt", "add_lora",
-           "classify_images", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect", "layer_groups", "load_adapter", "load_two_towers",
-           "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "train_vectors", "trainable_report", "unfreeze", "unmerge_lora",
-           "verify"]
+__all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
+           "add_lora", "classify_images", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect", "layer_groups", "load_adapter",
+           "load_two_towers", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "train_vectors", "trainable_report",
+           "unfreeze", "unmerge_lora", "verify"]

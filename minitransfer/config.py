@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 ACTIVATION_NAMES = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "quick_gelu")
@@ -138,6 +138,14 @@ class ModelConfig:
     window: int | None = None           # keys at a distance >= window are out of sight; None: all are in sight
     global_layers: tuple[int, ...] = () # numbers of the blocks that see everything in spite of `window`
     convolution: Convolution | None = None      # of the embeddings, added to what the first block gives
+    wide_stream: bool = False           # in float16 the stream x, and what the feed-forward part adds to it, are float32: its numbers outgrow float16
+    # a second stack of blocks, which writes while it looks at what the first one has read
+    n_decoder_layers: int = 0           # 0: there is none
+    n_decoder_heads: int | None = None  # None: as n_heads
+    d_decoder_ff: int | None = None     # None: as d_ff
+    cross_attention: bool = False       # blocks look at the states of another stack too: `decoder_side` sets it
+    start_id: int = 0                   # the token a text that is written begins with
+    pad_id: int = 0                     # the token read in the place of a label that is no target
     # the ends
     embed_scale: float = 1.0            # token vectors are multiplied by it
     embed_norm: bool = True             # norm after the embeddings
@@ -158,6 +166,7 @@ class ModelConfig:
     # training; every probability is in [0, 1)
     dropout: float = 0.1                # on the output of every sub-layer
     attn_dropout: float | None = None   # on the attention probabilities; None: as `dropout`
+    mlp_dropout: float = 0.0            # inside the feed-forward part, before its last matrix
     embed_dropout: float | None = None  # on the embeddings; None: as `dropout`
     head_dropout: float | None = None   # before a classifier; None: as `dropout`
     transform_dropout: float | None = None  # before the dense layer of a "dense" classifier; None: as `head_dropout`
@@ -171,10 +180,10 @@ class ModelConfig:
         whole_number("vocab_size", self.vocab_size, 1 if self.patch_size is None else 0)
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "max_len", "relative_distance"):
             whole_number(name, getattr(self, name), 1)
-        for name in ("n_token_types", "position_offset", "relative_buckets"):
+        for name in ("n_token_types", "position_offset", "relative_buckets", "n_decoder_layers", "start_id", "pad_id"):
             whole_number(name, getattr(self, name), 0)
         whole_number("n_kv_heads", self.kv_heads, 1)
-        for name in ("head_width", "d_embed", "d_project", "patch_size", "image_size", "channels"):
+        for name in ("head_width", "d_embed", "d_project", "patch_size", "image_size", "channels", "n_decoder_heads", "d_decoder_ff"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1)
         if self.head_width is None and self.d_model % self.n_heads:
@@ -208,6 +217,15 @@ class ModelConfig:
             choose(name, getattr(self, name), options)
         if self.head_activation is not None:
             choose("head_activation", self.head_activation, ACTIVATION_NAMES)
+
+    def encoder_side(self) -> ModelConfig:
+        """The stack that reads, alone."""
+        return replace(self, n_decoder_layers=0, n_decoder_heads=None, d_decoder_ff=None)
+
+    def decoder_side(self) -> ModelConfig:
+        """The stack that writes: causal, with cross-attention to what was read."""
+        return replace(self, n_layers=self.n_decoder_layers, n_heads=self.n_decoder_heads or self.n_heads, d_ff=self.d_decoder_ff or self.d_ff, causal=True,
+                       cross_attention=True, n_decoder_layers=0, n_decoder_heads=None, d_decoder_ff=None)
 
     @property
     def d_head(self) -> int:

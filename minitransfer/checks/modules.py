@@ -52,7 +52,7 @@ def module_pairs(reference: nn.Module, model: Model) -> list[Pair]:
 
     def full(name: str) -> str:
         return family.prefix(model.head_name) + name if family.prefix(model.head_name) + name in known else name
-    for theirs, rule, ours in spelled(family.weights(model.config), model.head_name, model.config.n_layers):
+    for theirs, rule, ours in spelled(family.weights(model.config), model.head_name, model.config):
         if any(one not in ours_by_name for one in ours):
             continue
         module = full(theirs.rpartition(".")[0])

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..families.rules import spelled
+from ..nn.encoder_decoder import READS_TWICE, EncoderDecoder
 from ..nn.heads import IGNORE
 from ..nn.model import Model, ModelOutput
 from ..weights.save import family_of
@@ -73,27 +74,57 @@ def outputs_of(head: str, reference: Any, ours: ModelOutput, row: int, keep: Boo
         yield "pooled", ours.pooled[row], reference.pooler_output[0]
 
 
+def inputs_of(model: Model, ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"], token_type_ids: Int[Tensor, "B T"] | None = None) -> dict[str, Tensor]:
+    """What the model reads; an encoder-decoder also gets texts for its decoder, padded on the same side, or, where it is to classify, texts that end with eos."""
+    given = {"input_ids": ids, "attention_mask": keep} | ({} if token_type_ids is None else {"token_type_ids": token_type_ids})
+    if isinstance(model, EncoderDecoder) and model.head_name == "sequence":
+        last = torch.where(keep, torch.arange(ids.shape[1]), -1).amax(1, keepdim=True)
+        given["input_ids"] = ids.scatter(1, last, model.source_config["eos_token_id"])
+    elif isinstance(model, EncoderDecoder) and model.head_name not in READS_TWICE:
+        written, kept = batch(model.config.vocab_size, [7 + 5 * row % 11 for row in range(len(ids))], left=not bool(keep[:, 0].all()), seed=1)
+        given |= {"decoder_input_ids": written, "decoder_attention_mask": kept}
+    return given
+
+
+def alone(given: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """One row without its padding, and without a mask."""
+    masks = {name: given["decoder_attention_mask" if name.startswith("decoder") else "attention_mask"][row] for name in given}
+    return {name: value[row][masks[name]][None] for name, value in given.items() if not name.endswith("attention_mask")}
+
+
+def layers_of(ours: ModelOutput, theirs: Any, row: int, read: Bool[Tensor, "T"], written: Bool[Tensor, "U"]) -> Iterator[Difference]:
+    """Every hidden state and attention map of a row; `written` is another mask than `read` in a decoder that looks at an encoder."""
+    two = ours.encoder_last_hidden_state is not None
+    side = "decoder_" if two else ""
+    stacks = [("state", ours.hidden_states, getattr(theirs, side + "hidden_states"), written, None),
+              ("attention", ours.attentions, getattr(theirs, side + "attentions"), written, written)]
+    if two:
+        stacks += [("encoder state", ours.encoder_hidden_states, theirs.encoder_hidden_states, read, None),
+                   ("encoder attention", ours.encoder_attentions, theirs.encoder_attentions, read, read),
+                   ("cross-attention", ours.cross_attentions, theirs.cross_attentions, written, read)]
+    for what, mine, other, rows, keys in stacks:
+        if len(mine or ()) != len(other):
+            raise ValueError(f"{len(mine or ())} of {what} here and {len(other)} in the reference: compare the configs")
+        for i, (a, b) in enumerate(zip(mine or (), other, strict=True)):
+            yield difference(f"{what} {i}", a[row][rows] if keys is None else a[row][:, rows][:, :, keys], b[0])
+
+
 @torch.no_grad()
 def compare_outputs(reference: torch.nn.Module, model: Model, ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"],
                     token_type_ids: Int[Tensor, "B T"] | None = None) -> list[Difference]:
     """Every hidden state, attention map and output; the model's fast path (attention "auto") is compared beside the one that shows its attention."""
-    shown = model(ids, attention_mask=keep, token_type_ids=token_type_ids, output_hidden_states=True, output_attentions=True)
-    fast = model(ids, attention_mask=keep, token_type_ids=token_type_ids)
-    found = []
+    given = inputs_of(model, ids, keep, token_type_ids)
+    found: list[Difference] = []
+    shown, fast = model(**given, output_hidden_states=True, output_attentions=True), model(**given)
     for row in range(len(ids)):
-        here = keep[row]
-        own = {"input_ids": ids[row][here][None]} | ({} if token_type_ids is None else {"token_type_ids": token_type_ids[row][here][None]})
+        own, read, written = alone(given, row), keep[row], given.get("decoder_attention_mask", keep)[row]
         if model.head_name == "choice":
             own = {name: value[None] for name, value in own.items()}             # one question with one choice
         want: Any = reference(**own, output_hidden_states=True, output_attentions=True)
-        states, maps = want.hidden_states, want.attentions
-        if len(states) != len(shown.hidden_states or ()) or len(maps) != len(shown.attentions or ()):
-            raise ValueError(f"{len(shown.hidden_states or ())} states here and {len(states)} in the reference: compare the configs")
-        found += [difference(f"state {i}", ours[row][here], theirs[0]) for i, (ours, theirs) in enumerate(zip(shown.hidden_states or (), states, strict=True))]
-        found += [difference(f"attention {i}", ours[row][:, here][:, :, here], theirs[0]) for i, (ours, theirs) in enumerate(zip(shown.attentions or (), maps, strict=True))]
+        found += layers_of(shown, want, row, read, written)
         for path, said in (("", shown), (" (fast)", fast)):
-            found += [difference(what + path, ours, theirs) for what, ours, theirs in outputs_of(model.head_name, want, said, row, here)]
-        found.append(difference("last state (fast)", fast.last_hidden_state[row][here], shown.last_hidden_state[row][here]))
+            found += [difference(what + path, ours, theirs) for what, ours, theirs in outputs_of(model.head_name, want, said, row, written)]
+        found.append(difference("last state (fast)", fast.last_hidden_state[row][written], shown.last_hidden_state[row][written]))
     return found
 
 
@@ -112,6 +143,8 @@ def targets(head: str, ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"], n_lab
         return torch.stack([first + 1, first + 3], dim=1)
     if head == "causal":
         return ids.masked_fill(~keep, IGNORE)
+    if head == "seq2seq":
+        ids, keep = ids[:, 2:], keep[:, 2:]                                      # another length than the text's
     return ids.masked_fill((torch.rand(ids.shape, generator=generator) > 0.4) | ~keep, IGNORE)
 
 
@@ -135,17 +168,20 @@ def compare_gradients(reference: torch.nn.Module, model: Model, ids: Int[Tensor,
     """
     head, keep = model.head_name, torch.ones_like(ids, dtype=torch.bool)
     labels, next_labels = targets(head, ids, keep, len(model.labels or ()) or 1), torch.arange(len(ids)) % 2
+    if isinstance(model, EncoderDecoder):
+        ids = inputs_of(model, ids, keep)["input_ids"]
     reference.zero_grad()
     model.zero_grad()
     want = reference_loss(reference, head, ids, labels, token_type_ids, next_labels)
     want.backward()
-    got = model(ids, token_type_ids=token_type_ids, labels=labels, next_labels=next_labels if head == "masked+next" else None)
+    more: dict[str, Any] = {"next_labels": next_labels} if head == "masked+next" else {}
+    got = model(ids, labels=labels, **more, **({} if token_type_ids is None else {"token_type_ids": token_type_ids}))
     assert got.loss is not None
     got.loss.backward()
     found, seen = [difference("loss", got.loss, want)], set()
     family, parameters = family_of(model), dict(model.named_parameters())
     theirs_by_name = {family.current(name): parameter for name, parameter in reference.named_parameters(remove_duplicate=False)}
-    for theirs, rule, ours in spelled(family.weights(model.config), head, model.config.n_layers):
+    for theirs, rule, ours in spelled(family.weights(model.config), head, model.config):
         parameter: Any = theirs_by_name.get(family.prefix(head) + theirs, theirs_by_name.get(theirs))
         if parameter is None or any(one not in parameters for one in ours):
             continue

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from ..config import ModelConfig, choose
+from ..nn.encoder_decoder import make_model
 from ..nn.model import Model
-from ..objectives import Replaced
+from ..objectives import Replaced, with_sentinels
 from ..objectives.replaced import smaller
 from ..tasks import FinetuneResult, Seeds, compare_seeds, finetune_seeds, load_tuned, predict
 from ..tasks import finetune as tune
@@ -24,6 +25,7 @@ from ..training import TrainResult, TrainSettings
 from ..training import adapt as go_on
 from ..training import pretrain as start
 from ..training.evaluate import refuse_test_split
+from ..training.pretrain import HEADS
 from ..training.run import refuse_another_run
 from ..transfer import load_adapter, strategy
 from ..transfer.peft_files import CONFIG as ADAPTER
@@ -36,7 +38,10 @@ from .verb import UsageError, Verb
 CAUSAL = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False,
           "final_norm": True, "pooler": False}
 REPLACED = {"pooler": False, "head_activation": "gelu", "classifier": "dense", "classifier_activation": "gelu"}
-CHOSEN: dict[str, dict[str, Any]] = {"masked": {}, "causal": CAUSAL, "replaced": REPLACED}      # objective -> what its model chooses
+SPAN = {"n_token_types": 0, "positions": "none", "relative_buckets": 32, "norm_position": "pre", "norm": "rms", "norm_eps": 1e-6, "qkv_bias": False, "o_bias": False,
+        "mlp_bias": False, "attn_scale": 1.0, "activation": "relu", "wide_stream": True, "embed_norm": False, "final_norm": True, "pooler": False, "classifier": "dense",
+        "head_dropout": 0.0}                                                    # T5's maths
+CHOSEN: dict[str, dict[str, Any]] = {"masked": {}, "causal": CAUSAL, "replaced": REPLACED, "span": SPAN}      # objective -> what its model chooses
 DRY = {"steps": 2, "epochs": None, "tokens": None, "minutes": None, "eval_every": 1, "save_every": 1, "log_every": 1, "tensorboard": False}
 DRY_DOCUMENTS, DRY_CHARACTERS, DRY_ROWS = 500, 200_000, 64
 RESULT = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory")
@@ -157,6 +162,8 @@ def longest(job: Job) -> int:
 def make_config(job: Job, vocab_size: int) -> ModelConfig:
     shape: dict[str, Any] = {"vocab_size": vocab_size, "d_ff": 4 * job["d_model"] if job["d_ff"] is None else job["d_ff"], "max_len": longest(job),
                              **{name: job[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}}
+    if job["objective"] == "span":
+        shape |= {"n_decoder_layers": job["n_layers"], "logit_scale": job["d_model"] ** -0.5, "mlp_dropout": job["dropout"]}
     return ModelConfig.from_dict(shape | CHOSEN[job["objective"]])
 
 
@@ -175,7 +182,8 @@ def pretrain(args: argparse.Namespace) -> int:
         device = job.ready()
         smaller(make_config(job, job["vocab_size"]), job["generator"])      # a tokenizer may take minutes: what is wrong with the rest is said before
         tok = make_tokenizer(job)
-        model = Model(make_config(job, tok.vocab_size), job["objective"], seed=job["seed"]).to(device)
+        tok = with_sentinels(tok) if job["objective"] == "span" else tok
+        model = make_model(make_config(job, tok.vocab_size), HEADS[job["objective"]], seed=job["seed"]).to(device)
         result = start(model, tok, job.corpus(tok, "corpus"), make_objective(job, tok, model), job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:

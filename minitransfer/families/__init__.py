@@ -7,6 +7,8 @@ A page has
     REQUIRED        facts a config must have for our maths to be its maths
     RENAMED         endings of old files, or in the reference's memory -> endings of today's files
     LORA_TARGETS    module names that PEFT files use -> ours
+    ENCODER_HEADS   of encoder-decoders: as HEADS, for classes that are the encoder alone
+    OUTPUT          names of an output matrix and a token table of which only the file says whether they are one
     config_from_hf, config_to_hf    a config.json as ModelConfig, and back for one of the model types
     weights         the table of names for a config
 """
@@ -17,10 +19,11 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from ..config import ModelConfig, RecurrentConfig
-from . import albert, bert, clip, deberta, distilbert, electra, gpt2, gpt_neox, llama, modernbert, mpnet, recurrent, roberta
+from ..nn.heads import AFTER_READING
+from . import albert, bert, clip, deberta, distilbert, electra, gpt2, gpt_neox, llama, modernbert, mpnet, recurrent, roberta, t5
 from .rules import Table
 
-PAGES = (bert, gpt2, roberta, distilbert, electra, albert, mpnet, deberta, modernbert, llama, gpt_neox, clip, recurrent)
+PAGES = (bert, gpt2, roberta, distilbert, electra, albert, mpnet, deberta, modernbert, llama, gpt_neox, t5, clip, recurrent)
 SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "attn_scale": "score_scale", "d_project": "project_width"}  # None stands for a value
 
 
@@ -34,7 +37,23 @@ class Family:
     @property
     def heads(self) -> dict[str, str]:
         """Class name in a config.json -> head."""
-        return {self.page.MODEL_TYPES[self.model_type] + ending: head for ending, head in self.page.HEADS.items()}
+        return {self.page.MODEL_TYPES[self.model_type] + ending: head for ending, head in (self.page.HEADS | self.encoder_heads).items()}
+
+    @property
+    def encoder_heads(self) -> dict[str, str]:
+        """What class names end with -> head, of classes that are the encoder of an encoder-decoder alone."""
+        return getattr(self.page, "ENCODER_HEADS", {})
+
+    def class_of(self, c: ModelConfig, head: str) -> str | None:
+        """The class in a config.json of this architecture with this head; None: there is none."""
+        alone = self.encoder_heads and not c.n_decoder_layers
+        endings = self.encoder_heads if alone else self.page.HEADS
+        return next((self.page.MODEL_TYPES[self.model_type] + ending for ending, one in endings.items() if one == head), None)
+
+    def needed(self, c: ModelConfig, head: str) -> ModelConfig:
+        """The stacks that a head needs: for one that only encoders carry, the encoder alone."""
+        alone = c.n_decoder_layers and head not in AFTER_READING and (head == "embedding" or head in self.encoder_heads.values())
+        return c.encoder_side() if alone else c
 
     def prefix(self, head: str) -> str:
         """What stands before the names of the body in the files of a model with this head."""
@@ -57,14 +76,17 @@ class Family:
             if hf.get(name, value) != value:
                 raise ValueError(f"{name}={hf[name]!r} in config.json; our {self.model_type} computes {name}={value!r} only: use another checkpoint")
         try:
-            return self.page.config_from_hf({"model_type": self.model_type} | hf)
+            c = self.page.config_from_hf({"model_type": self.model_type} | hf)
         except KeyError as e:
             raise KeyError(f"config.json of a {self.model_type} model without {e}; needed are the fields transformers writes: "
                            "take the config.json that belongs to the weights") from None
+        ending = (hf.get("architectures") or [""])[0].removeprefix(self.page.MODEL_TYPES[self.model_type])
+        return c.encoder_side() if c.n_decoder_layers and (ending in self.encoder_heads or hf.get("is_encoder_decoder") is False) else c
 
     def write(self, c: ModelConfig) -> dict:
         """The config.json of this family that comes nearest to `c`."""
-        return {"model_type": self.model_type, **self.page.config_to_hf(c, self.model_type), **self.page.REQUIRED}
+        sides = {"is_encoder_decoder": c.n_decoder_layers > 0} if self.encoder_heads else {}
+        return {"model_type": self.model_type, **self.page.config_to_hf(c, self.model_type), **sides, **self.page.REQUIRED}
 
     def differences(self, c: ModelConfig) -> list[str]:
         """What is lost when `c` is written as a config.json of this family and read again."""

@@ -12,6 +12,8 @@ from functools import cache
 
 from torch import Tensor, cat, stack
 
+from ..config import ModelConfig
+
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu",
                "tanh": "tanh", "quick_gelu": "quick_gelu"}                         # name in a config.json -> ours; of two with one meaning the first is written
 
@@ -89,11 +91,11 @@ def spelling(ours: str) -> str:
 Table = list[Rule | Tied | Ignored]
 
 
-def spelled(table: Table, head: str, n_blocks: int) -> Iterator[tuple[str, Rule, list[str]]]:
+def spelled(table: Table, head: str, c: ModelConfig) -> Iterator[tuple[str, Rule, list[str]]]:
     """Each rule that is for this head, once for every block: their name, the rule, our names. A block may lack what another has."""
     for rule in table:
         if isinstance(rule, Rule) and (not rule.heads or head in rule.heads):
-            for i in range(n_blocks) if "{i}" in rule.theirs else [None]:
+            for i in range(max(c.n_layers, c.n_decoder_layers)) if "{i}" in rule.theirs else [None]:
                 theirs, ours = rule.names(i)
                 yield theirs, rule, ours
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .masks import Mask
 from .norms import RMSNorm
 from .positions import Rotation, rotate
 
+Mixed = tuple[Tensor, Tensor | None, Tensor | None]     # mixed values (B, T, D); probabilities and scores (B, H, T, S), if they were asked for
 BACKENDS = ("auto", "reference", "tiled", "sdpa")
 
 
@@ -92,7 +94,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)                # (B, H or K, T, Dh)
 
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
-                relative: Any = None) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B H T S"] | None, Float[Tensor, "B H T S"] | None]:
+                relative: Any = None) -> Mixed:
         """Mixed values; with `show` also probabilities and scores, which only the reference path has.
 
         turn: the angles of these T positions, for queries and keys; relative: what is added to the scores for the distance, (1, H, T, S), or is made of (`bias`).
@@ -110,6 +112,10 @@ class Attention(nn.Module):
         if self.prefix is not None:
             k, v = self.prefix(k, v)                                             # (B, K, P + S, Dh)
             bias = None if bias is None else pad(bias, (k.shape[2] - bias.shape[-1], 0))    # a prefix is at no distance
+        return self.output(q, k, v, mask, show, bias)
+
+    def output(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], v: Float[Tensor, "B K S Dh"], mask: Mask, show: bool,
+               bias: Tensor | None = None) -> Mixed:
         if self.shared_by > 1:
             k, v = (t.repeat_interleave(self.shared_by, dim=1) for t in (k, v))  # (B, H, S, Dh)
         out, probs, scores = self.mix(q, k, v, mask, show, bias)
@@ -136,3 +142,30 @@ class Attention(nn.Module):
     def use(self, backend: str) -> None:
         choose("attention", backend, BACKENDS)
         self.backend = backend
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What another stack has read: its last states, and which of them are tokens."""
+
+    x: Float[Tensor, "B M D"]
+    mask: Mask
+
+
+class CrossAttention(Attention):
+    """Queries come from the text that is written, keys and values from the memory of what was read; nothing tells of distances.
+
+    Source: Vaswani et al. 2017, section 3.2.3.
+    """
+
+    def look(self, x: Float[Tensor, "B T D"], memory: Memory, cache: LayerCache | None = None, show: bool = False) -> Mixed:
+        """As Attention; a cache keeps the memory's keys and values after the first time."""
+        q = self.heads(self.q_proj(x))
+        if self.stretch is not None:
+            q = q * self.stretch
+        crossed = None if cache is None else cache.crossed
+        if crossed is None:
+            crossed = self.heads(self.k_proj(memory.x)), self.heads(self.v_proj(memory.x))
+        if cache is not None:
+            cache.crossed = crossed
+        return self.output(q, *crossed, memory.mask, show)

@@ -8,6 +8,7 @@
     └───────────────────┘                 └────────────────────────────┘
 
     parallel (GPT-NeoX): x + attention(norm(x)) + mlp(norm'(x))
+    a decoder beside an encoder (T5, BART): cross-attention to what the encoder has read is a third part, between the two
 """
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..ops.dropout import Dropout
-from .attention import Attention
+from .attention import Attention, CrossAttention, Memory
 from .cache import LayerCache
 from .convolution import NeighbourConvolution
 from .disentangled import DisentangledAttention, Distances
@@ -25,7 +26,7 @@ from .masks import Mask
 from .norms import make_norm
 from .positions import Rotation
 
-Seen = tuple[Tensor | None, Tensor | None]      # probabilities and scores of the attention, when asked for
+Seen = tuple[Tensor | None, ...]    # probabilities and scores of the attention, and probabilities of the cross-attention, when asked for
 
 
 class Block(nn.Module):
@@ -36,20 +37,26 @@ class Block(nn.Module):
         self.attn: Attention = Attention(c) if c.disentangled is None else DisentangledAttention(c)
         self.mlp = FeedForward(c)
         self.norm_attn = make_norm(c) if number or c.first_norm else nn.Identity()
+        self.cross_attn = CrossAttention(c) if c.cross_attention else None
+        self.norm_cross = make_norm(c) if c.cross_attention else None
         self.norm_mlp = make_norm(c)
         self.near = NeighbourConvolution(c, c.convolution) if c.convolution is not None and number == 0 else None
         self.dropout = Dropout(c.dropout)
         self.pre_norm, self.parallel = c.norm_position == "pre", c.parallel
 
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
-                relative: Tensor | Distances | None = None) -> tuple[Float[Tensor, "B T D"], Seen]:
-        """turn, relative: what attention knows of positions beyond the mask (see Attention)."""
+                relative: Tensor | Distances | None = None, memory: Memory | None = None) -> tuple[Float[Tensor, "B T D"], Seen]:
+        """turn, relative: what attention knows of positions beyond the mask (see Attention); memory: what cross-attention looks at."""
         mixed, *seen = self.attn(self.norm_attn(x) if self.pre_norm else x, mask, cache, show, turn, relative)
         if self.parallel:
             return x + self.dropout(mixed) + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
         given, x = x, x + self.dropout(mixed)
+        x = x if self.pre_norm else self.norm_attn(x)
+        if self.cross_attn is not None and self.norm_cross is not None and memory is not None:
+            crossed, probs, _ = self.cross_attn.look(self.norm_cross(x) if self.pre_norm else x, memory, cache, show)
+            x, seen = x + self.dropout(crossed), [*seen, probs]
+            x = x if self.pre_norm else self.norm_cross(x)
         if self.pre_norm:
             return x + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
-        x = self.norm_attn(x)
         x = self.norm_mlp(x + self.dropout(self.mlp(x)))
         return x if self.near is None else self.near(given, x, mask), tuple(seen)

@@ -7,12 +7,13 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one block, in buffers that grow by doubling."""
+    """Keys and values of one block, in buffers that grow by doubling; and those of its cross-attention, which are computed once."""
 
     def __init__(self) -> None:
         self.k: Tensor | None = None
         self.v: Tensor | None = None
         self.length = 0
+        self.crossed: tuple[Tensor, Tensor] | None = None   # (B, K, M, Dh) each, of the M states that were read
 
     def append(self, k: Float[Tensor, "B K T Dh"], v: Float[Tensor, "B K T Dh"]) -> tuple[Float[Tensor, "B K S Dh"], Float[Tensor, "B K S Dh"]]:
         """Add T positions and return all S of them."""
@@ -53,3 +54,5 @@ class Cache:
         for layer in self.layers:
             if layer.k is not None and layer.v is not None:
                 layer.k, layer.v = layer.k[rows], layer.v[rows]
+            if layer.crossed is not None:
+                layer.crossed = layer.crossed[0][rows], layer.crossed[1][rows]

@@ -4,11 +4,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn, sigmoid, tanh
 from torch.nn.functional import gelu, relu, silu
 
 from ..config import ModelConfig
+from ..ops.dropout import Dropout
 from ..ops.linear import Linear
 
 
@@ -32,8 +34,16 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(c.d_model, c.d_ff, bias=c.mlp_bias)
         self.gate_proj = Linear(c.d_model, c.d_ff, bias=c.mlp_bias) if c.gated else None
         self.down_proj = Linear(c.d_ff, c.d_model, bias=c.mlp_bias)
-        self.activation = ACTIVATIONS[c.activation]
+        self.activation, self.wide = ACTIVATIONS[c.activation], c.wide_stream
+        self.dropout = Dropout(c.mlp_dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        up = self.up_proj(x)
-        return self.down_proj(self.activation(up) if self.gate_proj is None else self.activation(self.gate_proj(x)) * up)
+        up, gate = self.up_proj(x), None if self.gate_proj is None else self.gate_proj(x)
+        if not self.wide or up.dtype != torch.float16:
+            return self.down_proj(self.bent(up, gate))
+        with torch.autocast(x.device.type, enabled=False):                       # products and sums of thousands of numbers outgrow float16
+            inner = self.bent(up.float(), None if gate is None else gate.float())
+            return self.down_proj(inner.to(self.down_proj.weight.dtype))
+
+    def bent(self, up: Float[Tensor, "B T F"], gate: Float[Tensor, "B T F"] | None) -> Float[Tensor, "B T F"]:
+        return self.dropout(self.activation(up) if gate is None else self.activation(gate) * up)

@@ -24,8 +24,9 @@ CLASSIFIES = ("sequence", "token")                                  # heads with
 ONE_CLASS, ANY_CLASS, REGRESSION = PROBLEMS = ("single_label_classification", "multi_label_classification", "regression")     # of a sequence head, as in config.json
 SIMILARITY, NEGATIVES = "cosine", "negatives"                        # what an embedding head learns from pairs
 CONTRAST = 20                                                       # a cosine is at most 1: without this the softmax would be nearly flat
-HEAD_NAMES = ("none", "masked", "masked+next", "causal", "causal+back", "replaced", "sequence", "choice", "token", "span", "embedding", "projection")
+HEAD_NAMES = ("none", "masked", "masked+next", "causal", "causal+back", "seq2seq", "replaced", "sequence", "choice", "token", "span", "embedding", "projection")
 READS_IDS = ("masked", "masked+next", "causal", "causal+back", "replaced", "choice", "token", "span")     # no head for images
+AFTER_READING = ("none", "seq2seq", "sequence", "span")               # heads of an encoder-decoder
 LossAndCount = tuple[Tensor, int]
 
 
@@ -138,7 +139,7 @@ class SequenceHead(nn.Module):
         self.dropout = Dropout(c.rate("head_dropout"))
         self.transform = classifier_transform(c, "dense", "transform")
         self.dropout_first = Dropout(c.rate("transform_dropout") if c.classifier == "dense" else 0.0)
-        self.classifier = Linear(c.d_model, n_labels, bias=not c.causal)
+        self.classifier = Linear(c.d_model, n_labels, bias=not c.causal or self.transform is not None)
 
     def use(self, problem: str) -> None:
         """Read the outputs in another way. Raises: ValueError for one that does not exist."""
@@ -155,7 +156,7 @@ class SequenceHead(nn.Module):
         read = self.reads(body)
         if self.transform is not None:
             read = self.transform(self.dropout_first(read))
-        return self.classifier(read if self.pooling == "last" else self.dropout(read))
+        return self.classifier(read if self.pooling == "last" and self.transform is None else self.dropout(read))
 
     def loss(self, body: BodyOutput, labels: Shaped[Tensor, "B *n"]) -> LossAndCount:
         if self.problem != ONE_CLASS:
@@ -327,6 +328,11 @@ def check_head(name: str, c: ModelConfig, labels: list[str] | None) -> None:
         raise ValueError(f'labels={list(labels)} for head="{name}"; only {" and ".join(CLASSIFIES)} heads have classes: choose one of these, or leave labels out')
     if labels and len(set(labels)) < len(labels):
         raise ValueError(f"labels={list(labels)} name a class twice; each class needs a name of its own: remove the repeated one")
+    if c.cross_attention and name not in AFTER_READING:
+        raise ValueError(f'head="{name}" on an encoder-decoder, which carries {", ".join(AFTER_READING)}: choose one of these, or load the checkpoint with this head, '
+                         "for which the encoder is enough")
+    if name == "seq2seq" and not c.cross_attention:
+        raise ValueError('head="seq2seq" on a body that is one stack; what is written follows from what an encoder has read: use an encoder-decoder, or another head')
     if name == "causal" and not c.causal:
         raise ValueError('head="causal" on a body with causal=False; each token would see the one it has to predict: use head="masked", or causal=True')
     if name in READS_IDS and c.patch_size is not None:
@@ -350,6 +356,7 @@ def make_head(name: str, c: ModelConfig, tokens: Any, labels: list[str] | None, 
         "masked+next": lambda: VocabularyHead(c, tokens, transform=True, shift=False, next_sentence=True),
         "causal": lambda: VocabularyHead(c, tokens, transform=False, shift=True),
         "causal+back": lambda: BothWaysHead(c, tokens),
+        "seq2seq": lambda: VocabularyHead(c, tokens, transform=False, shift=False),
         "replaced": lambda: ReplacedHead(c),
         "sequence": lambda: (ConcatHead if c.classifier_pooling == "concat" else SequenceHead)(c, n_labels),
         "choice": lambda: ChoiceHead(c),

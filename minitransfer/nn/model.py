@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
+from .attention import Memory
 from .block import Block
 from .cache import Cache
 from .disentangled import Distances, DistanceVectors
@@ -42,6 +43,11 @@ class ModelOutput:
     attentions: tuple[Tensor, ...] | None = None      # (B, H, T, S) each: probabilities
     scores: tuple[Tensor, ...] | None = None          # (B, H, T, S) each: before the softmax, -inf where the mask forbids
     cache: Cache | None = None
+    # of an encoder-decoder, whose other fields are the decoder's
+    encoder_last_hidden_state: Float[Tensor, "B M D"] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_attentions: tuple[Tensor, ...] | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Trace:
     states: list[Tensor] = field(default_factory=list)
     probs: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
+    crossed: list[Tensor] = field(default_factory=list)      # probabilities of the cross-attention
 
 
 class Model(nn.Module):
@@ -78,6 +85,8 @@ class Model(nn.Module):
                  seed: int | None = 0):
         super().__init__()
         c = self.config = config
+        if c.n_decoder_layers:
+            raise ValueError(f"n_decoder_layers={c.n_decoder_layers} for a Model, which is one stack; an encoder-decoder is two: make an EncoderDecoder of this config")
         with Unfilled():
             self.make_body(c)
             self.pooler = make_pooler(c) if reads_pooler(head, c) else None
@@ -107,6 +116,8 @@ class Model(nn.Module):
         block: Any
         for block in self.blocks:
             block.attn.use(backend)
+            if block.cross_attn is not None:
+                block.cross_attn.use(backend)
 
     @property
     def ahead(self) -> tuple[int, int]:
@@ -115,6 +126,11 @@ class Model(nn.Module):
         learned: tuple[Any, Any] = first.attn.prefix, self.embed.prompt
         prefix, prompt = (one.length if one is not None and one.active else 0 for one in learned)
         return prefix, prompt
+
+    @property
+    def head_config(self) -> ModelConfig:
+        """The architecture of the stack that the head reads."""
+        return self.config
 
     @property
     def longest(self) -> int:
@@ -127,7 +143,7 @@ class Model(nn.Module):
 
     def set_head(self, head: str, labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True, seed: int = 0) -> Model:
         """Put a fresh head on the same body; the pooler stays if the new head uses it. What is fresh no longer counts as loaded."""
-        c, generator, fresh = self.config, torch.Generator().manual_seed(seed), []
+        c, generator, fresh = self.head_config, torch.Generator().manual_seed(seed), []
         with Unfilled():
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
             fresh += [self.head] if self.head is not None else []
@@ -162,8 +178,13 @@ class Model(nn.Module):
 
     def body(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
              position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, cache: Cache | None = None,
-             trace: Trace | None = None, pixel_values: Float[Tensor, "B C Y X"] | None = None) -> BodyOutput:
-        """Everything below the head. See `forward` for the arguments."""
+             trace: Trace | None = None, pixel_values: Float[Tensor, "B C Y X"] | None = None, memory: Memory | None = None) -> BodyOutput:
+        """Everything below the head. See `forward` for the arguments; memory: what blocks with cross-attention look at.
+
+        Raises: ValueError for a stack with cross-attention that is given nothing to look at.
+        """
+        if self.config.cross_attention and memory is None:
+            raise ValueError("a decoder with cross-attention on its own; it looks at what an encoder has read: run the encoder-decoder, or pass memory")
         c, places = self.config, self.places(input_ids, pixel_values)
         B, T = places.shape
         mask, keep, positions, soft = self.sight(places, attention_mask, document_ids, cache)
@@ -171,20 +192,22 @@ class Model(nn.Module):
             prompt = torch.arange(soft, device=position_ids.device).expand(len(position_ids), -1) + self.ahead[0]
             positions = torch.cat([prompt, position_ids + sum(self.ahead)], dim=1)
         x = self.embed(input_ids if pixel_values is None else pixel_values, positions, token_type_ids)     # (B, soft + T, D)
+        if c.wide_stream and x.dtype == torch.float16:
+            x = x.float()
         if trace is not None:
             trace.states.append(x)
         show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
         for i, view in enumerate(views):
             block, layer = self.blocks[0 if c.shared_blocks else i], None if cache is None else cache.layers[i]
             if self.checkpointing and torch.is_grad_enabled() and layer is None:
-                x, (probs, scores) = checkpoint(block, x, view.mask, None, show, view.turn, view.relative, use_reentrant=False)
+                x, seen = checkpoint(block, x, view.mask, None, show, view.turn, view.relative, memory, use_reentrant=False)
             else:
-                x, (probs, scores) = block(x, view.mask, layer, show, view.turn, view.relative)
+                x, seen = block(x, view.mask, layer, show, view.turn, view.relative, memory)
             if trace is not None:
                 trace.states.append(x)
             if trace is not None and trace.attention:
-                trace.probs.append(probs)
-                trace.scores.append(scores)
+                for kept, new in zip((trace.probs, trace.scores, trace.crossed), seen, strict=False):
+                    kept.append(new)
         if self.norm is not None:
             x = self.norm(x)
             if trace is not None:

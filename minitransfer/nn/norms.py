@@ -21,7 +21,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        return self.weight * scaled.to(self.weight.dtype)
 
 
 def make_norm(c: ModelConfig, width: int | None = None) -> nn.Module:

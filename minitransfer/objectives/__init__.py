@@ -6,6 +6,7 @@ from .distillation import Distilled
 from .masked import Masked
 from .preference import Preference
 from .replaced import Replaced
+from .span import Span, with_sentinels
 from .word2vec import NegativeSampling
 
-__all__ = ["Carried", "Causal", "Distilled", "Masked", "NegativeSampling", "Objective", "Preference", "Replaced"]
+__all__ = ["Carried", "Causal", "Distilled", "Masked", "NegativeSampling", "Objective", "Preference", "Replaced", "Span", "with_sentinels"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..nn.model import Model
-from ..objectives import Causal, Masked, Objective, Replaced
+from ..objectives import Causal, Masked, Objective, Replaced, Span
 from ..objectives.replaced import smaller
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..transfer.base import Strategy, nothing_else
@@ -29,6 +29,7 @@ from .run import TrainResult
 from .settings import LIMITS, TrainSettings
 from .tune import as_it_is, tune
 
+HEADS = {"masked": "masked", "causal": "causal", "replaced": "replaced", "span": "seq2seq"}      # objective -> the head it trains
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 2000   # of the rows, when no validation text is given
 HELD_OUT_SEED = 20                           # the same rows are held out whatever the seed of the run, so that runs can be compared
 
@@ -41,7 +42,7 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          f"use the tokenizer the model was made with, or model.resize_vocabulary({tok.vocab_size})")
     if length > (most := model.longest - ahead):
         raise ValueError(f"length={length}; this model reads at most {most} tokens: choose a length up to that")
-    head = objective.name if isinstance(objective, Causal | Replaced) else "masked"
+    head = HEADS[objective.name if isinstance(objective, Causal | Replaced | Span) else "masked"]
     if not model.head_name.startswith(head):
         raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), '
                          f'or load the checkpoint with head="{head}"')
@@ -50,15 +51,21 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          "use a bidirectional body, or the causal objective")
 
 
+def own_objective(model: Model) -> str:
+    """The name of the objective that a body like this is pretrained with."""
+    return "span" if model.config.n_decoder_layers else "causal" if model.config.causal else "masked"
+
+
 def make_objective(objective: str | Objective, tok: Tokenizer, model: Model, seed: int) -> Objective:
     """An objective by its name, or as it is."""
     if not isinstance(objective, str):
         return objective
-    if objective not in ("masked", "causal", "replaced"):
-        raise ValueError(f'objective={objective!r}; it is "masked", "causal", "replaced", or an object such as Masked(tok, whole_word=True): choose one')
-    if objective == "replaced":
-        return Replaced(tok, Model(smaller(model.config), "masked", seed=seed))
-    return Masked(tok) if objective == "masked" else Causal()
+    makers: dict[str, Callable[[], Objective]] = {
+        "masked": lambda: Masked(tok), "causal": Causal, "span": lambda: Span(tok),
+        "replaced": lambda: Replaced(tok, Model(smaller(model.config), "masked", seed=seed))}
+    if objective not in makers:
+        raise ValueError(f'objective={objective!r}; it is one of {", ".join(makers)}, or an object such as Masked(tok, whole_word=True): choose one')
+    return makers[objective]()
 
 
 def hold_out(packed: PackedBatches) -> tuple[Rows, Rows]:
@@ -94,7 +101,7 @@ class Corpus:
                  seed: int, general: Any = None, mix: int | float = 0.0, ahead: int = 0):
         self.objective = make_objective(objective, tok, model, seed)
         check_pairing(model, tok, self.objective, length, ahead)
-        causal = isinstance(self.objective, Causal)
+        causal = isinstance(self.objective, Causal | Span)                       # documents of these rows end with eos
 
         def pack(source: Any) -> PackedBatches:
             cache = source if isinstance(source, TokenCache) else tokenize_corpus(tok, source)
@@ -143,8 +150,8 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
 
     Args:    corpus, validation: anything `read_texts` reads, or a TokenCache. Without validation a fixed 1 % of the rows, at most 2,000, is held out:
              never trained on, and the same whatever the seed.
-             objective: "masked", "causal", "replaced", or an objective object. "replaced" trains a generator beside the model, a quarter as wide unless
-             it is given, as in Replaced(tok, generator); it is saved in `generator`, a folder inside the model's.
+             objective: "masked", "causal", "span", "replaced", or an objective object. "replaced" trains a generator beside the model, a quarter as wide
+             unless it is given, as in Replaced(tok, generator); it is saved in `generator`, a folder inside the model's.
              out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer. resume: go on from its last save.
              length: tokens per row; batch_size: rows per batch, of which an optimizer step takes `micro_batches`.
              general: other text whose loss is reported beside, as general_loss.
@@ -179,7 +186,7 @@ def put_vocabulary_head(model: Model, seed: int) -> None:
     """
     if (was := model.head_name) not in ("none", "embedding"):
         return
-    head = "causal" if model.config.causal else "masked"
+    head = HEADS[own_objective(model)]
     model.set_head(head, seed=seed)
     dropped = model.load_report.dropped if model.load_report is not None else []
     own = f" (the checkpoint has a head of its own, {', '.join(dropped[:2])}: if that is one, load it with head=\"{head}\")" if dropped else ""
@@ -212,7 +219,7 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     check_weights(model)
     put_vocabulary_head(model, chosen.seed)
     if objective is None:
-        objective = "causal" if model.config.causal else "masked"
+        objective = own_objective(model)
     if objective == "replaced" or isinstance(objective, Replaced):
         raise ValueError('objective="replaced" in adapt; it trains a generator beside the model, and adapt trains the model alone: '
                          'use pretrain(model, ..., objective="replaced"), which goes on from the weights the model has')

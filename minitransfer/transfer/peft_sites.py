@@ -87,7 +87,7 @@ class Site:
 
 def rules(model: Model) -> Iterator[tuple[str, Rule, list[str]]]:
     """Every parameter the model's family has a name for: their name, the rule, our names."""
-    return spelled(family_of(model).weights(model.config), model.head_name, model.config.n_layers)
+    return spelled(family_of(model).weights(model.config), model.head_name, model.config)
 
 
 def sites(model: Model) -> dict[str, Site]:

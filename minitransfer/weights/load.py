@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..config import RecurrentConfig, choose
+from ..config import ModelConfig, RecurrentConfig, choose
 from ..families import Family, read_config
 from ..families.rules import Ignored, Rule, Tied, pattern
+from ..nn.encoder_decoder import make_model
+from ..nn.feedforward import FeedForward
 from ..nn.fresh import initialise
 from ..nn.heads import CLASSIFIES, HEAD_NAMES, ONE_CLASS, REGRESSION, SequenceHead
 from ..nn.model import Model
@@ -42,9 +44,11 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     file_head = family.heads.get((hf.get("architectures") or [""])[0], "none")
     head = automatic(file_head, folder) if head == "auto" else head
     choose("head", head, ("auto", *HEAD_NAMES))
+    config = family.needed(told_by_file(family, config, folder), head)
     classes = labels_of(hf) if head in CLASSIFIES and labels is None else labels
     same_head = (head == file_head or {head, file_head} == SHARED) and (head not in CLASSIFIES or classes == labels_of(hf))
-    model = (RecurrentModel if isinstance(config, RecurrentConfig) else Model)(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}), seed=None)
+    make = RecurrentModel if isinstance(config, RecurrentConfig) else make_model
+    model: Model = make(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}), seed=None)
     if isinstance(model.head, SequenceHead) and same_head:
         model.head.use(hf.get("problem_type") or (REGRESSION if len(classes or ()) == 1 else ONE_CLASS))      # what transformers takes it for
     model.source_config = hf
@@ -52,7 +56,24 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     Filling(model, family, file_head, same_head, same_head and head == file_head, seed).run(read_tensors(folder))
     if head == "embedding":
         read_sentences(model, folder)
-    return model.to(dtype).eval()
+    return cast(model, dtype).eval()
+
+
+def told_by_file(family: Family, c: ModelConfig, folder: Path) -> ModelConfig:
+    """The architecture with what the config.json of some families leaves open: whether the output matrix is the token table."""
+    names = getattr(family.page, "OUTPUT", ())
+    output, table = (dict(read_tensors(folder, names)).get(name) for name in names) if names else (None, None)
+    return c if table is None else replace(c, tied=output is None or torch.equal(output, table))
+
+
+def cast(model: Model, dtype: torch.dtype) -> Model:
+    """The model in another precision. Where the stream is too wide for float16, the matrices that write the largest numbers into it stay as they are."""
+    wide = [m.down_proj for m in model.modules() if isinstance(m, FeedForward) and m.wide and dtype == torch.float16]
+    kept = [m.weight.data for m in wide]
+    model.to(dtype)
+    for module, weight in zip(wide, kept, strict=True):
+        module.weight.data = weight
+    return model
 
 
 def labels_of(hf: dict) -> list[str]:

@@ -53,7 +53,7 @@ def config_json(model: Model, dtype: torch.dtype | None) -> dict:
     """The config.json: what the file had before, with what the model is now."""
     family = family_of(model)
     head = "none" if model.head_name == "embedding" else model.head_name
-    architecture = next((name for name, one in family.heads.items() if one == head), None)
+    architecture = family.class_of(model.config, head)
     if architecture is None:
         known = [model_type for model_type, other in FAMILIES.items() if head in other.heads.values()]
         raise ValueError(f'a {family.model_type} with head="{head}"; its files know {", ".join(dict.fromkeys(family.heads.values()))}: '
@@ -78,7 +78,7 @@ def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     """
     family, parameters, used = family_of(model), dict(model.named_parameters()), set()
     bare = model.head_name in ("none", "embedding")
-    for theirs, rule, ours in spelled(family.weights(model.config), model.head_name, model.config.n_layers):
+    for theirs, rule, ours in spelled(family.weights(model.config), model.head_name, model.config):
         if all(one in parameters for one in ours):
             used.update(ours)
             yield ("" if bare or ours[0].startswith("head.") else family.prefix(model.head_name)) + theirs, rule.op.write([parameters[one].detach() for one in ours])

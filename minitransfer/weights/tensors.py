@@ -1,7 +1,7 @@
 """Tensors from safetensors files, one at a time: a single file, or shards with an index. Nothing is trusted before it was checked."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 import torch
@@ -40,8 +40,8 @@ def shards(folder: Path) -> dict[Path, set[str] | None]:
     return promised
 
 
-def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the checkpoint in `folder`, mapped from the file and not yet copied.
+def read_tensors(folder: Path, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the checkpoint in `folder`, or `only` those of these names, mapped from the file and not yet copied.
 
     Raises: ValueError for a file that is cut off, is not safetensors, or does not hold what the index promises.
     """
@@ -53,7 +53,8 @@ def read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
                     wrong = sorted(names ^ promised)
                     raise ValueError(f"{path.name} and {INDEX} in {folder} disagree about {', '.join(wrong[:5])}: fetch the checkpoint again")
                 for name in sorted(names):
-                    yield name, file.get_tensor(name)
+                    if only is None or name in only:
+                        yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as e:
             raise ValueError(f"{path} cannot be read as safetensors ({e}); it is cut off, damaged or another kind of file: fetch it again") from None
 

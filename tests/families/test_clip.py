@@ -151,7 +151,7 @@ def test_loss_and_every_gradient(towers):
     theirs, found = dict(reference.named_parameters()), [difference("loss", got, want), difference("scale", model.logit_scale.grad, reference.logit_scale.grad)]
     for tower, prefix in ((model.text, "text_model."), (model.image, "vision_model.")):
         parameters = dict(tower.named_parameters())
-        for name, rule, ours in spelled(FAMILIES[tower.source_config["model_type"]].weights(tower.config), "projection", tower.config.n_layers):
+        for name, rule, ours in spelled(FAMILIES[tower.source_config["model_type"]].weights(tower.config), "projection", tower.config):
             gradient = theirs.get(prefix + name, theirs.get(name)).grad
             found += [difference(one, parameters.pop(one).grad, value) for one, value in zip(ours, rule.op.read(gradient, len(ours)), strict=True)]
         assert not parameters

@@ -6,6 +6,7 @@ import transformers
 import minitransfer as mt
 from minitransfer.checks.parity import batch, compare_outputs, targets
 from minitransfer.families import read_config
+from minitransfer.nn.encoder_decoder import make_model
 from minitransfer.nn.heads import IGNORE
 
 from .cases import CASES
@@ -19,6 +20,7 @@ FULL = {                                                        # class, sizes t
     "deberta-v3-base": ("deberta-v2", "DebertaV2ForMaskedLM", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
                                                                "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
                                                                "pos_att_type": "p2c|c2p", "position_biased_input": False}),
+    "t5-small": ("t5", "T5ForConditionalGeneration", {"decoder_start_token_id": 0}),
     "qwen2-0.5b": ("qwen2", "Qwen2ForCausalLM", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
                                                  "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
                                                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
@@ -30,9 +32,9 @@ FULL = {                                                        # class, sizes t
     "albert-base-v2": ("albert", "AlbertModel", {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}),
     "mpnet-base": ("mpnet", "MPNetModel", {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}),
 }
-PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "deberta-v3-base": 184_551_780, "qwen2-0.5b": 494_032_768,
-             "ModernBERT-base": 149_655_232, "pythia-160m": 162_322_944, "distilbert-base": 66_985_530, "electra-small": 13_483_008,
-             "albert-base-v2": 11_683_584, "mpnet-base": 109_486_464}     # with the head
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "deberta-v3-base": 184_551_780, "t5-small": 60_506_624,
+             "qwen2-0.5b": 494_032_768, "ModernBERT-base": 149_655_232, "pythia-160m": 162_322_944, "distilbert-base": 66_985_530,
+             "electra-small": 13_483_008, "albert-base-v2": 11_683_584, "mpnet-base": 109_486_464}     # with the head
 
 
 @pytest.mark.slow
@@ -54,7 +56,7 @@ def test_full_size(name, tmp_path):
 def test_parameter_counts(name):
     model_type, class_name, changes = FULL[name]
     family, config = read_config(transformers.AutoConfig.for_model(model_type, **changes).to_dict())
-    assert sum(p.numel() for p in mt.Model(config, family.heads[class_name], seed=None).parameters()) == PUBLISHED[name]
+    assert sum(p.numel() for p in make_model(config, family.heads[class_name], seed=None).parameters()) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name, class_name", [("bert", "BertForMaskedLM"), ("gpt2", "GPT2LMHeadModel")])

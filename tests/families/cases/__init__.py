@@ -29,6 +29,7 @@ class Case:
     bar: float = 1e-5
     scale: float = 0.1                                          # what every parameter of the reference is moved by, standard deviation
     without: dict[str, str] = field(default_factory=dict)
+    untied: bool = False                                        # the reference's output matrix is given values of its own, which only the file tells
     heads: tuple[str, ...] = ()                                 # test these only (a variant of a case that has them all)
 
     @property
@@ -47,6 +48,8 @@ class Case:
         """The reference's model in eval mode, with N(0, scale) added to every parameter: at their own init most norms and biases are constants."""
         torch.manual_seed(seed)
         model = getattr(transformers, class_name)(self.config(class_name, **changes)).eval()
+        if self.untied and hasattr(model, "lm_head"):
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(torch.randn_like(parameter) * (self.scale if scale is None else scale))
