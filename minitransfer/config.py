@@ -85,7 +85,7 @@ class ModelConfig:
     n_decoder_heads: int | None = None  # None: as n_heads
     d_decoder_ff: int | None = None     # None: as d_ff
     cross_attention: bool = False       # blocks look at the states of another stack too: `decoder_side` sets it
-    start_id: int = 0                   # the token a text that is written begins with
+    start_id: int | None = 0            # the token a text that is written begins with; None: its own last one, which names its language
     pad_id: int = 0                     # the token read in the place of a label that is no target
     # the ends
     embed_scale: float = 1.0            # token vectors are multiplied by it
@@ -93,6 +93,7 @@ class ModelConfig:
     final_norm: bool = False            # norm after the last block
     pooler: bool = True                 # tanh layer on the first token, for the heads that read it
     tied: bool = True                   # the output matrix of a vocabulary head is the token table
+    output_bias: bool = False           # a causal or seq2seq head adds a number to each logit
     logit_scale: float = 1.0            # what a vocabulary head reads is multiplied by it
     transform_bias: bool = True         # of the dense layer in front of a head's last matrix
     head_activation: str | None = None  # of the dense layer of a masked head; None: as `activation`
@@ -111,12 +112,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len", "relative_distance"):
             whole_number(name, getattr(self, name), 1)
-        for name in ("n_token_types", "position_offset", "relative_buckets", "n_decoder_layers", "start_id", "pad_id"):
+        for name in ("n_token_types", "position_offset", "relative_buckets", "n_decoder_layers", "pad_id"):
             whole_number(name, getattr(self, name), 0)
         whole_number("n_kv_heads", self.kv_heads, 1)
         for name in ("head_width", "d_embed", "n_decoder_heads", "d_decoder_ff"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1)
+        if self.start_id is not None:
+            whole_number("start_id", self.start_id, 0)
         if self.head_width is None and self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: choose a width every head can share equally")
         if self.n_heads % self.kv_heads:

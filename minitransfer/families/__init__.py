@@ -20,10 +20,10 @@ from types import ModuleType
 
 from ..config import ModelConfig
 from ..nn.heads import AFTER_READING
-from . import bert, gpt2, llama, roberta, t5
+from . import bart, bert, gpt2, llama, pegasus, roberta, t5
 from .rules import Table
 
-PAGES = (bert, gpt2, roberta, llama, t5)
+PAGES = (bert, gpt2, roberta, llama, t5, bart, pegasus)
 SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale"}     # fields where None stands for a value
 
 

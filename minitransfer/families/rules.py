@@ -24,11 +24,13 @@ class Op:
 
     read: Callable[[Tensor, int], Iterable[Tensor]]     # their tensor, number of our tensors -> ours
     write: Callable[[list[Tensor]], Tensor]             # ours -> theirs
+    axes: int = 0                                       # theirs has so many more than ours
 
 
 copy = Op(lambda t, n: [t], lambda ours: ours[0])
 transpose = Op(lambda t, n: [t.T], lambda ours: ours[0].T)
 split = Op(lambda t, n: t.chunk(n, dim=0), lambda ours: cat(ours, dim=0))
+first_row = Op(lambda t, n: [t[0]], lambda ours: ours[0][None], axes=1)
 transpose_split = Op(lambda t, n: t.T.chunk(n, dim=0), lambda ours: cat(ours, dim=0).T)
 
 

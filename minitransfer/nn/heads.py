@@ -71,7 +71,7 @@ class Transform(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
-def last_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+def last_token(x: Shaped[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Shaped[Tensor, "B D"]:
     """The last token of each text, right for either padding side."""
     T = x.shape[1]
     last = (torch.arange(T, device=x.device) * keep).argmax(-1)                  # (B,)
@@ -94,7 +94,7 @@ class VocabularyHead(nn.Module):
         super().__init__()
         self.transform = Transform(c, c.embed_width, c.head_activation or c.activation, norm=True) if transform else None
         self.unembed = None if c.tied else nn.Embedding(c.vocab_size, c.embed_width)
-        self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if transform else None
+        self.bias = nn.Parameter(torch.zeros(c.vocab_size), requires_grad=transform) if transform or c.output_bias else None
         self.next_sentence = Linear(c.d_model, 2) if next_sentence else None
         self.shift, self.scale = shift, c.logit_scale
         self.tokens = [tokens]  # in a list: shared with the body, registered there only

@@ -172,7 +172,7 @@ class Filling:
         if any(one not in parameters for one in ours):
             self.faults.append(f"unexpected: {key} (the config has no {', '.join(ours)})")
             return
-        usable = tensor.dtype in DTYPES and tensor.ndim == parameters[ours[0]].ndim
+        usable = tensor.dtype in DTYPES and tensor.ndim == parameters[ours[0]].ndim + rule.op.axes
         values = list(rule.op.read(tensor, len(ours))) if usable else []
         if len(values) != len(ours):
             self.faults.append(f"shape: {key} is {tuple(tensor.shape)} of {tensor.dtype}, needed is {' + '.join(ours)} in a floating-point type")

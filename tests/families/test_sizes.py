@@ -12,15 +12,18 @@ from .cases import CASES
 from .test_parity import check, loaded
 
 BY_NAME = {case.name: case for case in CASES}
+BART_BASE = {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 12, "decoder_attention_heads": 12, "encoder_ffn_dim": 3072,
+             "decoder_ffn_dim": 3072}
 FULL = {                                                        # class, sizes that differ from the reference's defaults
     "bert-base": ("bert", "BertForMaskedLM", {}),
     "gpt2": ("gpt2", "GPT2LMHeadModel", {}),
+    "bart-base": ("bart", "BartModel", BART_BASE),
     "roberta-base": ("roberta", "RobertaForMaskedLM", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
     "qwen2-0.5b": ("qwen2", "Qwen2ForCausalLM", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
                                                  "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
                                                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
 }
-PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "qwen2-0.5b": 494_032_768}     # with the head
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "bart-base": 139_420_416, "roberta-base": 124_697_433, "qwen2-0.5b": 494_032_768}     # with the head
 
 
 @pytest.mark.slow
