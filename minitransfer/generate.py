@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from .beam import beam_search
+from .config import choose
 from .nn.attention import Attention, CrossAttention
-from .nn.cache import Cache
+from .nn.encoder_decoder import EncoderDecoder
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
+from .nn.writing import Writing
 from .ops.packed_linear import PackedLinear, available
 from .text import Tokenizer
 from .training.memory import keep_freed_memory
@@ -123,46 +126,55 @@ def left_padded(ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> tuple[Int
 @torch.no_grad()
 def generate(model: Model, ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, max_new_tokens: int = 50, temperature: float = 0.0,
              top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0, stop: Sequence[int] = (),
-             generator: torch.Generator | None = None, use_cache: bool = True, precision: str = "auto") -> Int[Tensor, "B N"]:
-    """Continue each text, token by token.
+             generator: torch.Generator | None = None, use_cache: bool = True, precision: str = "auto", num_beams: int = 1, length_penalty: float = 1.0,
+             early_stopping: bool | str = False) -> Int[Tensor, "B N"]:
+    """Continue each text, token by token; an encoder-decoder writes a new one about it.
 
     Args:    attention_mask: (B, T), nonzero = token; either padding side is right; temperature 0: always the most likely token, else sampling;
-             stop: ids that end a text; generator: of the samples; precision: "auto" uses bf16 where the CPU or GPU is faster with it, "fp32" is exact.
+             stop: ids that end a text; generator: of the samples; precision: "auto" uses bf16 where the CPU or GPU is faster with it, "fp32" is exact;
+             num_beams: above 1 the text that is most likely as a whole is searched for; length_penalty, early_stopping: see beam.py.
     Returns: (B, T + new): padding (if any) moved to the left, the texts, the new tokens; after a stop token the row is filled with that token.
-    Raises:  ValueError for a model without a causal head, settings out of range, or more tokens than the model can read.
+             Of an encoder-decoder (B, 1 + new): its start id and the new tokens.
+    Raises:  ValueError for a model without a head that writes, settings out of range, or more tokens than the model can read.
     """
-    check_settings(model, ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty)
+    check_settings(model, ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty, num_beams, early_stopping)
     keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     ids, keep = left_padded(ids, keep)
     if empty := (~keep.any(1)).nonzero()[:, 0].tolist():
         raise ValueError(f"text {empty[0]} of {len(ids)} (counted from 0) has no tokens; {NO_TOKENS}")
-    longest = int(keep.sum(1).max())
-    if longest + max_new_tokens > model.longest:
+    longest = 0 if isinstance(model, EncoderDecoder) else int(keep.sum(1).max())
+    if not model.config.endless and longest + max_new_tokens > model.longest:
         raise ValueError(f"{longest} tokens and {max_new_tokens} new ones; this model reads at most {model.longest}: "
                          f"ask for at most {max(model.longest - longest, 0)}, or shorten the text")
     stops, done = torch.tensor(list(stop), dtype=torch.long, device=ids.device), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    cache, new = Cache(model.config.n_layers) if use_cache else None, ids
     with evaluating(model), quick(model, precision) as fast:
+        writing = Writing(fast, ids, keep, use_cache)
+
+        def unrepeated(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+            return logits if repetition_penalty == 1.0 else penalised(logits, writing.ids, writing.keep, repetition_penalty)
+        if num_beams > 1:
+            return beam_search(writing, num_beams, max_new_tokens, lambda w: unrepeated(w.logits().log_softmax(-1)), stop, length_penalty, early_stopping)
         for _ in range(max_new_tokens):
-            body = fast.body(new, keep[:, -new.shape[1] :], cache=cache)
-            logits = fast.head.logits(body.x[:, -1]).float()                        # (B, V): only the last position is asked
-            if repetition_penalty != 1.0:
-                logits = penalised(logits, ids, keep, repetition_penalty)
+            logits = unrepeated(writing.logits())                                   # (B, V): only the last position is asked
             if temperature == 0:
                 chosen = logits.argmax(-1, keepdim=True)
             else:
                 chosen = torch.multinomial(filtered_probs(logits, temperature, top_k, top_p), 1, generator=generator)
-            chosen = torch.where(done[:, None], ids[:, -1:], chosen)                # (B, 1)
-            ids, keep = torch.cat([ids, chosen], 1), torch.cat([keep, torch.ones_like(chosen, dtype=torch.bool)], 1)
-            new = chosen if use_cache else ids
+            writing.add(chosen := torch.where(done[:, None], writing.ids[:, -1:], chosen))      # (B, 1)
             if len(stops) and bool((done := done | torch.isin(chosen[:, 0], stops)).all()):
                 break
-    return ids
+    return writing.ids
 
 
-def check_settings(model: Model, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, penalty: float) -> None:
-    if not (isinstance(model.head, VocabularyHead) and model.head.shift):
-        raise ValueError(f'a model with head "{model.head_name}"; text is continued by a causal head: load it with head="causal"')
+def check_settings(model: Model, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, penalty: float,
+                   num_beams: int, early_stopping: bool | str) -> None:
+    writes = "seq2seq" if isinstance(model, EncoderDecoder) else "causal"
+    if not isinstance(model.head, VocabularyHead) or model.head_name != writes:
+        raise ValueError(f'a model with head "{model.head_name}"; text is continued by a {writes} head: load it with head="{writes}"')
+    if num_beams < 1 or (num_beams > 1 and temperature != 0):
+        raise ValueError(f"num_beams={num_beams} with temperature={temperature}; beams are 1 or more and look for the likeliest text, nothing is sampled: "
+                         "leave temperature at 0, or num_beams at 1")
+    choose("early_stopping", early_stopping, (True, False, "never"))
     if ids.shape[1] == 0:
         raise ValueError(f"a text of no tokens; {NO_TOKENS}")
     wrong = {"max_new_tokens": max_new_tokens if max_new_tokens < 1 else None, "temperature": temperature if temperature != 0 and not 1e-6 <= temperature < math.inf else None,
@@ -179,7 +191,7 @@ def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple
 
     Raises: ValueError for a model without a masked head, or a text without a mask.
     """
-    if not isinstance(model.head, VocabularyHead) or model.head.shift:
+    if not isinstance(model.head, VocabularyHead) or not model.head_name.startswith("masked"):
         raise ValueError(f'a model with head "{model.head_name}"; masks are filled by a masked head: load it with head="masked"')
     batch = tok([text])
     if tok.mask_id is None:
