@@ -4,7 +4,7 @@ Lewis et al. 2020, "BART: Denoising Sequence-to-Sequence Pre-training"; mBART (L
 
 Differs from BERT: a decoder beside the encoder, each with a position table of its own (two rows of it stand before position 0), one table of tokens for both;
 a number is added to each logit (zeros in published files). mBART: pre-norm with a norm after the last block; the target text begins with the token of its language,
-which is the last one of its labels.
+which is the last one of its labels, and is given to `generate` as `decoder_input_ids`.
 Differs from the reference library: a classifier reads the last token of a text, which is `</s>` where texts end with it (there: the last `</s>`); that number for each
 logit is a parameter (there: a buffer), which starts frozen; no block is left out in training (layerdrop).
 """

@@ -5,7 +5,7 @@ Machine Translation"; NLLB Team 2022, "No Language Left Behind".
 
 Differs from BART: pre-norm with a norm after the last block, no norm after the embeddings; positions are sines and cosines. Pegasus keeps them as a table in its files,
 which is read like any other (there: it never trains; freeze `encoder.embed` and `decoder.embed` for that). M2M-100 computes them, counting from the padding id + 1, and
-has no number for each logit; a target text begins with `</s>` and the token of its language, which is given to `generate` as the first token.
+has no number for each logit; a target text begins with `</s>` and the token of its language, which are given to `generate` as `decoder_input_ids`.
 Differs from the reference library: the vector of the padding id trains if it is read (there it never does; Pegasus begins a text with it).
 """
 from ..config import ModelConfig

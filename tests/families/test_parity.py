@@ -64,12 +64,13 @@ def test_greedy_text_is_identical(case, name, tmp_path):
     """With a cache and without, rows padded on either side and past the window: the ids of each row alone."""
     reference, model = loaded(case, name, tmp_path)
     new, want = 19, []
+    begin = {"decoder_input_ids": torch.tensor([[reference.config.decoder_start_token_id]])} if model.config.start_id is None else {}
     for left in (False, True):
         ids, keep = batch(case.vocab, [13, 4, 9], left)
         rows = [row[kept] for row, kept in zip(ids, keep, strict=True)]             # the same texts on either side
         want = want or [reference.generate(row[None], do_sample=False, max_new_tokens=new, min_new_tokens=new, eos_token_id=None)[0] for row in rows]
         for use_cache in (True, False):
-            got = mt.generate(model, ids, attention_mask=keep, max_new_tokens=new, use_cache=use_cache, precision="fp32")
+            got = mt.generate(model, ids, attention_mask=keep, max_new_tokens=new, use_cache=use_cache, precision="fp32", **begin)
             for row, alone, text in zip(rows, got, want, strict=True):
                 assert alone[0 if model.head_name == "seq2seq" else 13 - len(row) :].tolist() == text.tolist()
 

@@ -6,6 +6,7 @@ import transformers
 import minitransfer as mt
 from minitransfer.checks.parity import batch, compare_outputs, targets
 from minitransfer.families import read_config
+from minitransfer.nn.encoder_decoder import make_model
 from minitransfer.nn.heads import IGNORE
 
 from .cases import CASES
@@ -45,7 +46,7 @@ def test_full_size(name, tmp_path):
 def test_parameter_counts(name):
     model_type, class_name, changes = FULL[name]
     family, config = read_config(transformers.AutoConfig.for_model(model_type, **changes).to_dict())
-    assert sum(p.numel() for p in mt.Model(config, family.heads[class_name], seed=None).parameters()) == PUBLISHED[name]
+    assert sum(p.numel() for p in make_model(config, family.heads[class_name], seed=None).parameters()) == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name, class_name", [("bert", "BertForMaskedLM"), ("gpt2", "GPT2LMHeadModel")])
