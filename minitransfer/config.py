@@ -148,8 +148,16 @@ class ModelConfig:
 
     def decoder_side(self) -> ModelConfig:
         """The stack that writes: causal, with cross-attention to what was read."""
-        return replace(self, n_layers=self.n_decoder_layers, n_heads=self.n_decoder_heads or self.n_heads, d_ff=self.d_decoder_ff or self.d_ff, causal=True,
+        return replace(self, n_layers=self.n_decoder_layers, n_heads=self.decoder_heads, d_ff=self.decoder_ff, causal=True,
                        cross_attention=True, n_decoder_layers=0, n_decoder_heads=None, d_decoder_ff=None)
+
+    @property
+    def decoder_heads(self) -> int:
+        return self.n_heads if self.n_decoder_heads is None else self.n_decoder_heads
+
+    @property
+    def decoder_ff(self) -> int:
+        return self.d_ff if self.d_decoder_ff is None else self.d_decoder_ff
 
     @property
     def d_head(self) -> int:

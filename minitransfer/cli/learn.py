@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from ..config import ModelConfig, choose
+from ..nn.encoder_decoder import make_model
 from ..nn.model import Model
+from ..objectives import with_sentinels
 from ..tasks import FinetuneResult, Seeds, compare_seeds, finetune_seeds, load_tuned, predict
 from ..tasks import finetune as tune
 from ..tasks.named import named_task
@@ -22,6 +24,7 @@ from ..training import TrainResult, TrainSettings
 from ..training import adapt as go_on
 from ..training import pretrain as start
 from ..training.evaluate import refuse_test_split
+from ..training.pretrain import HEADS
 from ..training.run import refuse_another_run
 from ..transfer import load_adapter, strategy
 from ..transfer.peft_files import CONFIG as ADAPTER
@@ -33,6 +36,11 @@ from .verb import UsageError, Verb
 # what a causal model chooses; the defaults of ModelConfig are those of a bidirectional one
 CAUSAL = {"norm_position": "pre", "norm_eps": 1e-5, "activation": "gelu_tanh", "causal": True, "n_token_types": 0, "embed_norm": False,
           "final_norm": True, "pooler": False}
+# what encoder-decoders choose: T5's maths, and BART's
+SPAN = {"n_token_types": 0, "positions": "none", "relative_buckets": 32, "norm_position": "pre", "norm": "rms", "norm_eps": 1e-6, "qkv_bias": False, "o_bias": False,
+        "mlp_bias": False, "attn_scale": 1.0, "activation": "relu", "wide_stream": True, "embed_norm": False, "final_norm": True, "pooler": False, "classifier": "dense",
+        "head_dropout": 0.0}
+DENOISE = {"n_token_types": 0, "position_offset": 2, "norm_eps": 1e-5, "pooler": False, "classifier": "dense", "output_bias": True}
 DRY = {"steps": 2, "epochs": None, "tokens": None, "minutes": None, "eval_every": 1, "save_every": 1, "log_every": 1, "tensorboard": False}
 DRY_DOCUMENTS, DRY_CHARACTERS, DRY_ROWS = 500, 200_000, 64
 RESULT = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory")
@@ -137,7 +145,7 @@ def make_tokenizer(job: Job) -> Tokenizer:
     """The tokenizer of a pretraining run: that of the run it goes on with, a finished one, or a new one for the corpus."""
     if job["resume"] and job["out"] and (Path(job["out"]) / "last").is_dir():
         return Tokenizer.from_pretrained(Path(job["out"]) / "last")
-    kind = job["tokenizer"] or ("wordpiece" if job["objective"] == "masked" else "byte_bpe")
+    kind = job["tokenizer"] or ("wordpiece" if job["objective"] in ("masked", "denoise") else "byte_bpe")
     if kind not in settings.KINDS:
         return Tokenizer.from_pretrained(kind)
     print(f"minitransfer: training a {kind} tokenizer of at most {job['vocab_size']:,} tokens", file=sys.stderr)
@@ -150,20 +158,25 @@ def longest(job: Job) -> int:
     return job["length"] if job["max_len"] is None else job["max_len"]
 
 
-def make_config(job: Job, vocab_size: int) -> ModelConfig:
+def make_config(job: Job, vocab_size: int, tok: Tokenizer | None = None) -> ModelConfig:
     shape: dict[str, Any] = {"vocab_size": vocab_size, "d_ff": 4 * job["d_model"] if job["d_ff"] is None else job["d_ff"], "max_len": longest(job),
                              **{name: job[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}}
+    if job["objective"] == "span":
+        shape |= SPAN | {"n_decoder_layers": job["n_layers"], "logit_scale": job["d_model"] ** -0.5, "mlp_dropout": job["dropout"]}
+    if job["objective"] == "denoise":
+        shape |= DENOISE | {"n_decoder_layers": job["n_layers"]} | ({} if tok is None else {"start_id": tok.sep_id, "pad_id": tok.filler})
     return ModelConfig.from_dict(shape | (CAUSAL if job["objective"] == "causal" else {}))
 
 
 def pretrain(args: argparse.Namespace) -> int:
     with ExitStack() as stack:
         job = Job(args, ("corpus",), settings.PRETRAIN | settings.SHAPE | settings.TRAINING["pretrain"], stack)
-        choose("objective", job["objective"], ("masked", "causal"))
+        choose("objective", job["objective"], tuple(HEADS))
         device = job.ready()
         make_config(job, job["vocab_size"])                 # a tokenizer may take minutes: what is wrong with the rest is said before
         tok = make_tokenizer(job)
-        model = Model(make_config(job, tok.vocab_size), job["objective"], seed=job["seed"]).to(device)
+        tok = with_sentinels(tok) if job["objective"] == "span" else tok
+        model = make_model(make_config(job, tok.vocab_size, tok), HEADS[job["objective"]], seed=job["seed"]).to(device)
         result = start(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:

@@ -33,8 +33,8 @@ STRATEGIES = ("full, head, features (as head, the body runs once), last:2 (the h
               "lora:16 (of rank 16), ia3, adapter, prefix, soft_prompt")
 PRETRAIN = {
     **CORPUS,
-    "objective": Key("str", "masked", "masked (a bidirectional model) or causal"),
-    "tokenizer": Key("str | None", None, f"a folder, name or hub id, or one to train: {', '.join(KINDS)}; none: wordpiece, or byte_bpe if causal"),
+    "objective": Key("str", "masked", "masked (a bidirectional model), causal, span (an encoder-decoder as T5) or denoise (as BART)"),
+    "tokenizer": Key("str | None", None, f"a folder, name or hub id, or one to train: {', '.join(KINDS)}; none: wordpiece if masked or denoise, else byte_bpe"),
     **RUN}
 SHAPE = {
     "vocab_size": Key("int", 8192, "tokens of a tokenizer that is trained"),
@@ -46,7 +46,7 @@ SHAPE = {
     "dropout": Key("float", 0.1, "on the output of every sub-layer")}
 ADAPT = {
     **MODEL, **CORPUS,
-    "objective": Key("str | None", None, "masked or causal; none: that of the model"),
+    "objective": Key("str | None", None, "masked, causal, span or denoise; none: that of the model"),
     "mix": Key("float", 0.0, "the share of the rows that come from `general`, from 0 (it is only measured) to below 1"),
     "strategy": Key("str | None", None, "what trains: full (as none), last:2, discriminative, bitfit, lora, lora:16 (of rank 16), ia3, adapter, prefix; out/model "
                                         "is then the adapter if there is one"),

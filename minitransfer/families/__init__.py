@@ -24,7 +24,8 @@ from . import bart, bert, gpt2, llama, pegasus, roberta, t5
 from .rules import Table
 
 PAGES = (bert, gpt2, roberta, llama, t5, bart, pegasus)
-SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale"}     # fields where None stands for a value
+SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "d_embed": "embed_width", "attn_scale": "score_scale", "n_decoder_heads": "decoder_heads",
+        "d_decoder_ff": "decoder_ff"}                                                                       # fields where None stands for a value
 
 
 @dataclass(frozen=True)

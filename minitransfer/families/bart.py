@@ -37,8 +37,8 @@ def sizes_from_hf(hf: dict) -> dict[str, Any]:
 def sizes_to_hf(c: ModelConfig) -> dict[str, Any]:
     return {
         "vocab_size": c.vocab_size, "d_model": c.d_model, "encoder_layers": c.n_layers, "num_hidden_layers": c.n_layers, "encoder_attention_heads": c.n_heads,
-        "encoder_ffn_dim": c.d_ff, "max_position_embeddings": c.max_len, "decoder_layers": c.n_decoder_layers, "decoder_attention_heads": c.decoder_side().n_heads,
-        "decoder_ffn_dim": c.decoder_side().d_ff, "pad_token_id": c.pad_id, "scale_embedding": c.embed_scale != 1, "activation_function": spelling(c.activation),
+        "encoder_ffn_dim": c.d_ff, "max_position_embeddings": c.max_len, "decoder_layers": c.n_decoder_layers, "decoder_attention_heads": c.decoder_heads,
+        "decoder_ffn_dim": c.decoder_ff, "pad_token_id": c.pad_id, "scale_embedding": c.embed_scale != 1, "activation_function": spelling(c.activation),
         "dropout": c.dropout, "attention_dropout": c.rate("attn_dropout"), "activation_dropout": c.mlp_dropout, "classifier_dropout": c.rate("head_dropout"),
         "init_std": c.init_std, "is_encoder_decoder": True}
 

@@ -66,6 +66,12 @@ class EncoderDecoder(Model):
         return self.encoder.embed
 
     @property
+    def blocks(self) -> Any:                    # type: ignore[override]
+        """Raises: ValueError: what asks for the blocks of one stack has to say which."""
+        raise ValueError("the blocks of an encoder-decoder; it has two stacks of them, encoder.blocks and decoder.blocks, and this way of training knows one: "
+                         "choose another strategy (full, lora, bitfit, adapter), or freeze by address")
+
+    @property
     def head_config(self) -> ModelConfig:
         return self.decoder.config
 

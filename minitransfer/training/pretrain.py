@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..nn.model import Model
-from ..objectives import Causal, Masked, Objective
+from ..objectives import Causal, Denoising, Masked, Objective, Span
+from ..objectives.span import SENTINEL
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep, check_keep
@@ -26,6 +27,7 @@ from .run import TrainResult
 from .settings import LIMITS, TrainSettings
 from .tune import as_it_is, tune
 
+HEADS = {"masked": "masked", "causal": "causal", "span": "seq2seq", "denoise": "seq2seq"}      # objective -> the head it trains
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 2000   # of the rows, when no validation text is given
 HELD_OUT_SEED = 20                           # the same rows are held out whatever the seed of the run, so that runs can be compared
 
@@ -38,7 +40,7 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          f"use the tokenizer the model was made with, or model.resize_vocabulary({tok.vocab_size})")
     if length > (most := model.longest - ahead):
         raise ValueError(f"length={length}; this model reads at most {most} tokens: choose a length up to that")
-    head = "causal" if isinstance(objective, Causal) else "masked"
+    head = HEADS.get(getattr(objective, "name", ""), "masked")
     if not model.head_name.startswith(head):
         raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), '
                          f'or load the checkpoint with head="{head}"')
@@ -47,13 +49,20 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          "use a bidirectional body, or the causal objective")
 
 
+def own_objective(model: Model, tok: Tokenizer) -> str:
+    """The name of the objective that a body like this is pretrained with; of an encoder-decoder its tokenizer tells."""
+    if model.config.n_decoder_layers:
+        return "span" if SENTINEL.format(0) in tok.vocab else "denoise"
+    return "causal" if model.config.causal else "masked"
+
+
 def make_objective(objective: str | Objective, tok: Tokenizer) -> Objective:
     """An objective by its name, or as it is."""
     if not isinstance(objective, str):
         return objective
-    if objective not in ("masked", "causal"):
-        raise ValueError(f'objective={objective!r}; it is "masked", "causal", or an object such as Masked(tok, whole_word=True): choose one')
-    return Masked(tok) if objective == "masked" else Causal()
+    if objective not in HEADS:
+        raise ValueError(f'objective={objective!r}; it is {", ".join(map(repr, HEADS))}, or an object such as Masked(tok, whole_word=True): choose one')
+    return Causal() if objective == "causal" else {"masked": Masked, "span": Span, "denoise": Denoising}[objective](tok)
 
 
 def hold_out(packed: PackedBatches) -> tuple[Rows, Rows]:
@@ -89,7 +98,7 @@ class Corpus:
                  seed: int, general: Any = None, mix: int | float = 0.0, ahead: int = 0):
         self.objective = make_objective(objective, tok)
         check_pairing(model, tok, self.objective, length, ahead)
-        causal = isinstance(self.objective, Causal)
+        causal = isinstance(self.objective, Causal | Span)                       # documents of these rows end with eos
 
         def pack(source: Any) -> PackedBatches:
             cache = source if isinstance(source, TokenCache) else tokenize_corpus(tok, source)
@@ -137,7 +146,7 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
 
     Args:    corpus, validation: anything `read_texts` reads, or a TokenCache. Without validation a fixed 1 % of the rows, at most 2,000, is held out:
              never trained on, and the same whatever the seed.
-             objective: "masked", "causal", or an objective object.
+             objective: "masked", "causal", "span", "denoise", or an objective object.
              out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer. resume: go on from its last save.
              length: tokens per row; batch_size: rows per batch, of which an optimizer step takes `micro_batches`.
              general: other text whose loss is reported beside, as general_loss.
@@ -155,14 +164,14 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
     return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(), resume=resume, save=save, data=texts.data)
 
 
-def put_vocabulary_head(model: Model, seed: int) -> None:
+def put_vocabulary_head(model: Model, tok: Tokenizer, seed: int) -> None:
     """On a model without a head, or with one that has no weights to lose, a fresh one that predicts tokens, tied to the token table.
 
     Warns: that it was put on.
     """
     if (was := model.head_name) not in ("none", "embedding"):
         return
-    head = "causal" if model.config.causal else "masked"
+    head = HEADS[own_objective(model, tok)]
     model.set_head(head, seed=seed)
     dropped = model.load_report.dropped if model.load_report is not None else []
     own = f" (the checkpoint has a head of its own, {', '.join(dropped[:2])}: if that is one, load it with head=\"{head}\")" if dropped else ""
@@ -193,9 +202,9 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     chosen = TrainSettings.from_dict(defaults({"lr": 1e-4, **plan.settings, **settings}))
     refuse_test_split(validation, chosen.best)
     check_weights(model)
-    put_vocabulary_head(model, chosen.seed)
+    put_vocabulary_head(model, tok, chosen.seed)
     if objective is None:
-        objective = "causal" if model.config.causal else "masked"
+        objective = own_objective(model, tok)
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general, mix, plan.ahead)
     evaluate, precision = texts.evaluation(), Precision(chosen.precision, model)
     before = measure(model, evaluate, precision)

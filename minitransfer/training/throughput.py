@@ -7,6 +7,7 @@ import time
 import torch
 from torch import nn
 
+from ..nn.encoder_decoder import EncoderDecoder
 from ..nn.heads import VocabularyHead
 from ..nn.model import Model
 
@@ -27,14 +28,17 @@ def flops(model: Model, tokens: int, targets: int, length: float) -> float:
     N counts the matrices of the blocks, 6 N their products and 12 L D length the attention scores and sums, over whole rows even where a mask makes a
     part of them needless. N_head counts the matrices of the head with the vocabulary; only targets reach it.
     Source: Chowdhery et al. 2022 (PaLM), appendix B. Deviations: embeddings are looked up, not multiplied, and are not counted; the head is counted
-            per target; frozen matrices count 4 instead of 6, even below the last trainable block, where backward stops.
+            per target, and so is a decoder beside an encoder; frozen matrices count 4 instead of 6, even below the last trainable block, where backward stops.
     """
-    c = model.config
-    body = operations(model.blocks) * (c.n_layers if c.shared_blocks else 1) + 12 * c.n_layers * c.n_heads * c.d_head * length
+    def stack(one: Model) -> float:
+        c = one.config
+        return operations(one.blocks) * (c.n_layers if c.shared_blocks else 1) + 12 * c.n_layers * c.n_heads * c.d_head * length
     head = 0 if model.head is None else operations(model.head)
     if isinstance(model.head, VocabularyHead) and model.head.unembed is None:
         head += operations(model.embed.tokens)
-    return float(tokens * body + targets * head)
+    if isinstance(model, EncoderDecoder):
+        return float(tokens * stack(model.encoder) + targets * (stack(model.decoder) + head))
+    return float(tokens * stack(model) + targets * head)
 
 
 @functools.cache

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..nn.encoder_decoder import EncoderDecoder
 from ..nn.model import Model
 from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
 
@@ -52,6 +53,8 @@ def prefix_names(model: nn.Module) -> list[str]:
 
 def check_room(model: Model, length: int, what: str) -> None:
     """Raises: ValueError for a length below 1, or one that leaves the texts no position; or a model that has such a thing already."""
+    if isinstance(model, EncoderDecoder):
+        raise ValueError(f"a {what} for an encoder-decoder; it would stand before two kinds of text, and is made for one stack: use add_lora, or another strategy")
     if sum(model.ahead):
         raise ValueError(f"this model has a {'prefix' if model.ahead[0] else 'soft prompt'} already; it has one at a time: call remove_adapters(model) first")
     if not 1 <= length < model.config.max_len:

@@ -20,11 +20,13 @@ FULL = {                                                        # class, sizes t
     "gpt2": ("gpt2", "GPT2LMHeadModel", {}),
     "bart-base": ("bart", "BartModel", BART_BASE),
     "roberta-base": ("roberta", "RobertaForMaskedLM", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "t5-small": ("t5", "T5ForConditionalGeneration", {"decoder_start_token_id": 0}),
     "qwen2-0.5b": ("qwen2", "Qwen2ForCausalLM", {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
                                                  "num_key_value_heads": 2, "max_position_embeddings": 32768, "tie_word_embeddings": True,
                                                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
 }
-PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "bart-base": 139_420_416, "roberta-base": 124_697_433, "qwen2-0.5b": 494_032_768}     # with the head
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "bart-base": 139_420_416, "roberta-base": 124_697_433, "t5-small": 60_506_624,     # with the head
+             "qwen2-0.5b": 494_032_768}
 
 
 @pytest.mark.slow

@@ -69,9 +69,9 @@ def test_errors(models):
     _, ours = models
     ids = torch.full((1, 3), 5)
     assert torch.equal(mt.generate(ours, ids, max_new_tokens=5, num_beams=1), mt.generate(ours, ids, max_new_tokens=5))
-    with pytest.raises(ValueError, match="num_beams=3 with temperature=0.7; beams are 1 or more and look for the likeliest text, nothing is sampled: leave"):
+    with pytest.raises(ValueError, match=r"num_beams=3 with temperature=0.7; beams are 1 or more and look for the likeliest text, nothing is sampled: leave"):
         mt.generate(ours, ids, num_beams=3, temperature=0.7)
-    with pytest.raises(ValueError, match="num_beams=0 with"):
+    with pytest.raises(ValueError, match=r"num_beams=0 with"):
         mt.generate(ours, ids, num_beams=0)
-    with pytest.raises(ValueError, match="early_stopping='soon'; it is one of True, False, 'never': choose one"):
+    with pytest.raises(ValueError, match=r"early_stopping='soon'; it is one of True, False, 'never': choose one"):
         mt.generate(ours, ids, num_beams=2, early_stopping="soon")
