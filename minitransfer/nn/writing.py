@@ -21,9 +21,9 @@ class Writing:
     """
 
     def __init__(self, model: Any, ids: Int[Tensor, "N T"], keep: Bool[Tensor, "N T"], use_cache: bool = True, begin: Int[Tensor, "#N U"] | None = None):
-        self.head, self.ids, self.keep, self.write, self.memory = model.head, ids, keep, model.body, None
+        self.head, self.ids, self.keep, self.write = model.head, ids, keep, model.body
+        self.memory: Memory | None = None if begin is None else model.read(ids, keep)
         if begin is not None:
-            self.memory: Memory | None = model.read(ids, keep)
             self.ids = begin.expand(len(ids), -1)
             self.keep, self.write = torch.ones_like(self.ids, dtype=torch.bool), model.decoder.body
         self.cache = Cache(model.config.n_decoder_layers or model.config.n_layers) if use_cache else None

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,10 @@ def make_objective(objective: str | Objective, tok: Tokenizer) -> Objective:
         return objective
     if objective not in HEADS:
         raise ValueError(f'objective={objective!r}; it is {", ".join(map(repr, HEADS))}, or an object such as Masked(tok, whole_word=True): choose one')
-    return Causal() if objective == "causal" else {"masked": Masked, "span": Span, "denoise": Denoising}[objective](tok)
+    if objective == "causal":
+        return Causal()
+    made: dict[str, Callable[[Tokenizer], Objective]] = {"masked": Masked, "span": Span, "denoise": Denoising}
+    return made[objective](tok)
 
 
 def hold_out(packed: PackedBatches) -> tuple[Rows, Rows]:
