@@ -21,9 +21,10 @@ class Writing:
     """
 
     def __init__(self, model: Any, ids: Int[Tensor, "N T"], keep: Bool[Tensor, "N T"], use_cache: bool = True):
-        self.head, self.ids, self.keep, self.write, self.memory = model.head, ids, keep, model.body, None
+        self.head, self.ids, self.keep, self.write = model.head, ids, keep, model.body
+        self.memory: Memory | None = None
         if isinstance(model, EncoderDecoder):
-            self.memory: Memory | None = model.read(ids, keep)
+            self.memory = model.read(ids, keep)
             self.ids = ids.new_full((len(ids), 1), model.config.start_id)
             self.keep, self.write = torch.ones_like(self.ids, dtype=torch.bool), model.decoder.body
         self.cache = Cache(model.config.n_decoder_layers or model.config.n_layers) if use_cache else None
