@@ -144,7 +144,7 @@ class ModelConfig:
     n_decoder_heads: int | None = None  # None: as n_heads
     d_decoder_ff: int | None = None     # None: as d_ff
     cross_attention: bool = False       # blocks look at the states of another stack too: `decoder_side` sets it
-    start_id: int = 0                   # the token a text that is written begins with
+    start_id: int | None = 0            # the token a text that is written begins with; None: its own last one, which names its language
     pad_id: int = 0                     # the token read in the place of a label that is no target
     # the ends
     embed_scale: float = 1.0            # token vectors are multiplied by it
@@ -155,6 +155,7 @@ class ModelConfig:
     end_id: int | None = None           # of "end": the id of that token; None: it has the largest id of the text
     d_project: int | None = None        # width of a "projection" head; None: d_model
     tied: bool = True                   # the output matrix of a vocabulary head is the token table
+    output_bias: bool = False           # a causal or seq2seq head adds a number to each logit
     logit_scale: float = 1.0            # what a vocabulary head reads is multiplied by it
     unembed_bias: bool = True           # a number for each token beside a masked head's output matrix
     transform_bias: bool = True         # of the dense layer in front of a head's last matrix
@@ -180,12 +181,14 @@ class ModelConfig:
         whole_number("vocab_size", self.vocab_size, 1 if self.patch_size is None else 0)
         for name in ("d_model", "n_layers", "n_heads", "d_ff", "max_len", "relative_distance"):
             whole_number(name, getattr(self, name), 1)
-        for name in ("n_token_types", "position_offset", "relative_buckets", "n_decoder_layers", "start_id", "pad_id"):
+        for name in ("n_token_types", "position_offset", "relative_buckets", "n_decoder_layers", "pad_id"):
             whole_number(name, getattr(self, name), 0)
         whole_number("n_kv_heads", self.kv_heads, 1)
         for name in ("head_width", "d_embed", "d_project", "patch_size", "image_size", "channels", "n_decoder_heads", "d_decoder_ff"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name), 1)
+        if self.start_id is not None:
+            whole_number("start_id", self.start_id, 0)
         if self.head_width is None and self.d_model % self.n_heads:
             raise ValueError(f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}: choose a width every head can share equally")
         if self.n_heads % self.kv_heads:
@@ -224,8 +227,16 @@ class ModelConfig:
 
     def decoder_side(self) -> ModelConfig:
         """The stack that writes: causal, with cross-attention to what was read."""
-        return replace(self, n_layers=self.n_decoder_layers, n_heads=self.n_decoder_heads or self.n_heads, d_ff=self.d_decoder_ff or self.d_ff, causal=True,
+        return replace(self, n_layers=self.n_decoder_layers, n_heads=self.decoder_heads, d_ff=self.decoder_ff, causal=True,
                        cross_attention=True, n_decoder_layers=0, n_decoder_heads=None, d_decoder_ff=None)
+
+    @property
+    def decoder_heads(self) -> int:
+        return self.n_heads if self.n_decoder_heads is None else self.n_decoder_heads
+
+    @property
+    def decoder_ff(self) -> int:
+        return self.d_ff if self.d_decoder_ff is None else self.d_decoder_ff
 
     @property
     def d_head(self) -> int:

@@ -123,32 +123,55 @@ def left_padded(ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"]) -> tuple[Int
     return ids.gather(1, order), keep.gather(1, order)
 
 
+def beginning(model: Model, ids: Int[Tensor, "B T"], given: Tensor | None) -> Int[Tensor, "#B U"] | None:
+    """What each text of an encoder-decoder begins with; a decoder goes on from `ids`.
+
+    Raises: ValueError if it is not known, or does not fit.
+    """
+    if not isinstance(model, EncoderDecoder):
+        if given is not None:
+            raise ValueError("decoder_input_ids for a model that has one stack of blocks; it goes on from the ids it is given: leave decoder_input_ids out")
+        return None
+    if given is None:
+        if model.config.start_id is None:
+            raise ValueError("no decoder_input_ids for a model whose start_id is None; its texts begin with the token of their language: "
+                             "give decoder_input_ids=torch.tensor([[id of that token]])")
+        return ids.new_tensor([[model.config.start_id]])
+    if given.dim() != 2 or len(given) not in (1, len(ids)) or not given.shape[1]:
+        raise ValueError(f"decoder_input_ids of shape {tuple(given.shape)} for {len(ids)} texts; there is one row for all or one for each, of one token or more: "
+                         "pass (1, U) or (B, U)")
+    return given
+
+
 @torch.no_grad()
 def generate(model: Model, ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, max_new_tokens: int = 50, temperature: float = 0.0,
              top_k: int | None = None, top_p: float | None = None, repetition_penalty: float = 1.0, stop: Sequence[int] = (),
              generator: torch.Generator | None = None, use_cache: bool = True, precision: str = "auto", num_beams: int = 1, length_penalty: float = 1.0,
-             early_stopping: bool | str = False) -> Int[Tensor, "B N"]:
+             early_stopping: bool | str = False, decoder_input_ids: Tensor | None = None) -> Int[Tensor, "B N"]:
     """Continue each text, token by token; an encoder-decoder writes a new one about it.
 
     Args:    attention_mask: (B, T), nonzero = token; either padding side is right; temperature 0: always the most likely token, else sampling;
              stop: ids that end a text; generator: of the samples; precision: "auto" uses bf16 where the CPU or GPU is faster with it, "fp32" is exact;
-             num_beams: above 1 the text that is most likely as a whole is searched for; length_penalty, early_stopping: see beam.py.
+             num_beams: above 1 the text that is most likely as a whole is searched for; length_penalty, early_stopping: see beam.py;
+             decoder_input_ids: (B or 1, U), what an encoder-decoder's text begins with; absent: its start id. Models of many languages are told the one to write in
+             by it: [[language]] (mBART of 25 languages), [[eos, language]] (of 50, M2M-100, NLLB).
     Returns: (B, T + new): padding (if any) moved to the left, the texts, the new tokens; after a stop token the row is filled with that token.
-             Of an encoder-decoder (B, 1 + new): its start id and the new tokens.
-    Raises:  ValueError for a model without a head that writes, settings out of range, or more tokens than the model can read.
+             Of an encoder-decoder (B, U + new): what it began with and the new tokens.
+    Raises:  ValueError for a model without a head that writes, one that is told by nothing what to begin with, settings out of range, or more tokens than the model can read.
     """
     check_settings(model, ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty, num_beams, early_stopping)
     keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     ids, keep = left_padded(ids, keep)
     if empty := (~keep.any(1)).nonzero()[:, 0].tolist():
         raise ValueError(f"text {empty[0]} of {len(ids)} (counted from 0) has no tokens; {NO_TOKENS}")
-    longest = 0 if isinstance(model, EncoderDecoder) else int(keep.sum(1).max())
+    begin = beginning(model, ids, decoder_input_ids)
+    longest = int(keep.sum(1).max()) if begin is None else begin.shape[1] - 1       # the last new token is not read, which makes room for the start id
     if not model.config.endless and longest + max_new_tokens > model.longest:
         raise ValueError(f"{longest} tokens and {max_new_tokens} new ones; this model reads at most {model.longest}: "
                          f"ask for at most {max(model.longest - longest, 0)}, or shorten the text")
     stops, done = torch.tensor(list(stop), dtype=torch.long, device=ids.device), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     with evaluating(model), quick(model, precision) as fast:
-        writing = Writing(fast, ids, keep, use_cache)
+        writing = Writing(fast, ids, keep, use_cache, begin)
 
         def unrepeated(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
             return logits if repetition_penalty == 1.0 else penalised(logits, writing.ids, writing.keep, repetition_penalty)

@@ -144,7 +144,8 @@ def targets(head: str, ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"], n_lab
     if head == "causal":
         return ids.masked_fill(~keep, IGNORE)
     if head == "seq2seq":
-        ids, keep = ids[:, 2:], keep[:, 2:]                                      # another length than the text's
+        ends = torch.arange(ids.shape[1] - 2) + 3 * torch.arange(B)[:, None]     # another length than the text's, and targets end at different places
+        return ids[:, 2:].masked_fill((ends >= ids.shape[1] - 2) | ~keep[:, 2:], IGNORE)
     return ids.masked_fill((torch.rand(ids.shape, generator=generator) > 0.4) | ~keep, IGNORE)
 
 
@@ -180,10 +181,13 @@ def compare_gradients(reference: torch.nn.Module, model: Model, ids: Int[Tensor,
     got.loss.backward()
     found, seen = [difference("loss", got.loss, want)], set()
     family, parameters = family_of(model), dict(model.named_parameters())
-    theirs_by_name = {family.current(name): parameter for name, parameter in reference.named_parameters(remove_duplicate=False)}
+    theirs_by_name = {family.current(name): one for name, one in (*reference.named_parameters(remove_duplicate=False), *reference.named_buffers())}
     for theirs, rule, ours in spelled(family.weights(model.config), head, model.config):
         parameter: Any = theirs_by_name.get(family.prefix(head) + theirs, theirs_by_name.get(theirs))
         if parameter is None or any(one not in parameters for one in ours):
+            continue
+        if not parameter.requires_grad:                                          # a constant of theirs
+            seen.update(ours)
             continue
         whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         for one, gradient in zip(ours, rule.op.read(whole, len(ours)), strict=True):

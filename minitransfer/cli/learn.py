@@ -41,7 +41,8 @@ REPLACED = {"pooler": False, "head_activation": "gelu", "classifier": "dense", "
 SPAN = {"n_token_types": 0, "positions": "none", "relative_buckets": 32, "norm_position": "pre", "norm": "rms", "norm_eps": 1e-6, "qkv_bias": False, "o_bias": False,
         "mlp_bias": False, "attn_scale": 1.0, "activation": "relu", "wide_stream": True, "embed_norm": False, "final_norm": True, "pooler": False, "classifier": "dense",
         "head_dropout": 0.0}                                                    # T5's maths
-CHOSEN: dict[str, dict[str, Any]] = {"masked": {}, "causal": CAUSAL, "replaced": REPLACED, "span": SPAN}      # objective -> what its model chooses
+DENOISE = {"n_token_types": 0, "position_offset": 2, "norm_eps": 1e-5, "pooler": False, "classifier": "dense", "output_bias": True}      # BART's
+CHOSEN: dict[str, dict[str, Any]] = {"masked": {}, "causal": CAUSAL, "replaced": REPLACED, "span": SPAN, "denoise": DENOISE}    # objective -> what its model chooses
 DRY = {"steps": 2, "epochs": None, "tokens": None, "minutes": None, "eval_every": 1, "save_every": 1, "log_every": 1, "tensorboard": False}
 DRY_DOCUMENTS, DRY_CHARACTERS, DRY_ROWS = 500, 200_000, 64
 RESULT = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory")
@@ -146,7 +147,7 @@ def make_tokenizer(job: Job) -> Tokenizer:
     """The tokenizer of a pretraining run: that of the run it goes on with, a finished one, or a new one for the corpus."""
     if job["resume"] and job["out"] and (Path(job["out"]) / "last").is_dir():
         return Tokenizer.from_pretrained(Path(job["out"]) / "last")
-    kind = job["tokenizer"] or ("byte_bpe" if job["objective"] == "causal" else "wordpiece")
+    kind = job["tokenizer"] or ("byte_bpe" if job["objective"] in ("causal", "span") else "wordpiece")
     if kind not in settings.KINDS:
         return Tokenizer.from_pretrained(kind)
     print(f"minitransfer: training a {kind} tokenizer of at most {job['vocab_size']:,} tokens", file=sys.stderr)
@@ -159,11 +160,13 @@ def longest(job: Job) -> int:
     return job["length"] if job["max_len"] is None else job["max_len"]
 
 
-def make_config(job: Job, vocab_size: int) -> ModelConfig:
+def make_config(job: Job, vocab_size: int, tok: Tokenizer | None = None) -> ModelConfig:
     shape: dict[str, Any] = {"vocab_size": vocab_size, "d_ff": 4 * job["d_model"] if job["d_ff"] is None else job["d_ff"], "max_len": longest(job),
                              **{name: job[name] for name in ("d_model", "n_layers", "n_heads", "dropout")}}
     if job["objective"] == "span":
         shape |= {"n_decoder_layers": job["n_layers"], "logit_scale": job["d_model"] ** -0.5, "mlp_dropout": job["dropout"]}
+    if job["objective"] == "denoise":
+        shape |= {"n_decoder_layers": job["n_layers"]} | ({} if tok is None else {"start_id": tok.sep_id, "pad_id": tok.filler})
     return ModelConfig.from_dict(shape | CHOSEN[job["objective"]])
 
 
@@ -183,7 +186,7 @@ def pretrain(args: argparse.Namespace) -> int:
         smaller(make_config(job, job["vocab_size"]), job["generator"])      # a tokenizer may take minutes: what is wrong with the rest is said before
         tok = make_tokenizer(job)
         tok = with_sentinels(tok) if job["objective"] == "span" else tok
-        model = make_model(make_config(job, tok.vocab_size), HEADS[job["objective"]], seed=job["seed"]).to(device)
+        model = make_model(make_config(job, tok.vocab_size, tok), HEADS[job["objective"]], seed=job["seed"]).to(device)
         result = start(model, tok, job.corpus(tok, "corpus"), make_objective(job, tok, model), job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:

@@ -33,7 +33,7 @@ STRATEGIES = ("full, head, features (as head, the body runs once), last:2 (the h
               "lora:16 (of rank 16), ia3, adapter, prefix, soft_prompt")
 PRETRAIN = {
     **CORPUS,
-    "objective": Key("str", "masked", "masked (a bidirectional model), causal, replaced (ELECTRA: a bidirectional model and a generator beside it), or span (an encoder-decoder)"),
+    "objective": Key("str", "masked", "masked (a bidirectional model), causal, replaced (as ELECTRA: a generator beside it), span (an encoder-decoder as T5), denoise (as BART)"),
     "generator": Key("float", 0.25, "replaced: the width of the generator, as a share of the model's"),
     "tokenizer": Key("str | None", None, f"a folder, name or hub id, or one to train: {', '.join(KINDS)}; none: wordpiece, or byte_bpe if causal or span"),
     **RUN}
@@ -47,7 +47,7 @@ SHAPE = {
     "dropout": Key("float", 0.1, "on the output of every sub-layer")}
 ADAPT = {
     **MODEL, **CORPUS,
-    "objective": Key("str | None", None, "masked, causal or span; none: that of the model"),
+    "objective": Key("str | None", None, "masked, causal, span or denoise; none: that of the model"),
     "mix": Key("float", 0.0, "the share of the rows that come from `general`, from 0 (it is only measured) to below 1"),
     "strategy": Key("str | None", None, "what trains: full (as none), last:2, discriminative, bitfit, lora, lora:16 (of rank 16), ia3, adapter, prefix; out/model "
                                         "is then the adapter if there is one"),

@@ -84,8 +84,8 @@ def generate(args: argparse.Namespace) -> int:
         out = continued(model, ids, keep, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty,
                         stop=() if tok.eos_id is None else (tok.eos_id,), generator=dice)
         for prompt, row, n in zip(part, out, keep.sum(1), strict=True):
-            start = ids.shape[1]                                                   # padding is on the left: what is new starts here in every row
-            text = tok.decode(row[start - int(n):])
+            start = ids.shape[1] - int(n)                                          # padding is on the left: the prompt starts here
+            text = tok.decode(row if model.head_name == "seq2seq" else row[start:])
             if args.json:
                 print_json({"prompt": prompt, "text": text})
             else:

@@ -20,11 +20,12 @@ from types import ModuleType
 
 from ..config import ModelConfig, RecurrentConfig
 from ..nn.heads import AFTER_READING
-from . import albert, bert, clip, deberta, distilbert, electra, gpt2, gpt_neox, llama, modernbert, mpnet, recurrent, roberta, t5
+from . import albert, bart, bert, clip, deberta, distilbert, electra, gpt2, gpt_neox, llama, modernbert, mpnet, pegasus, recurrent, roberta, t5
 from .rules import Table
 
-PAGES = (bert, gpt2, roberta, distilbert, electra, albert, mpnet, deberta, modernbert, llama, gpt_neox, t5, clip, recurrent)
-SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "attn_scale": "score_scale", "d_project": "project_width"}  # None stands for a value
+PAGES = (bert, gpt2, roberta, distilbert, electra, albert, mpnet, deberta, modernbert, llama, gpt_neox, t5, bart, pegasus, clip, recurrent)
+SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "attn_scale": "score_scale", "d_project": "project_width", "n_decoder_heads": "decoder_heads",
+        "d_decoder_ff": "decoder_ff"}                                            # fields where None stands for a value
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Op:
 copy = Op(lambda t, n: [t], lambda ours: ours[0])
 transpose = Op(lambda t, n: [t.T], lambda ours: ours[0].T, transposed=True)
 split = Op(lambda t, n: t.chunk(n, dim=0), lambda ours: cat(ours, dim=0))
+first_row = Op(lambda t, n: [t[0]], lambda ours: ours[0][None], folds=1)
 transpose_split = Op(lambda t, n: t.T.chunk(n, dim=0), lambda ours: cat(ours, dim=0).T, transposed=True)
 
 

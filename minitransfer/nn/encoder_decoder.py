@@ -16,24 +16,27 @@ from ..config import ModelConfig
 from .attention import Memory
 from .cache import Cache
 from .fresh import Unfilled, initialise
-from .heads import IGNORE, BodyOutput, make_head
+from .heads import IGNORE, BodyOutput, last_token, make_head
 from .masks import Mask
 from .model import Model, ModelOutput, Trace
 
 READS_TWICE = ("sequence", "span")      # heads that ask the decoder while it reads the encoder's text once more
 
 
-def shifted(ids: Int[Tensor, "B U"], start: int, filler: int, keep: Bool[Tensor, "B U"] | None = None) -> Int[Tensor, "B U"]:
-    """What a decoder reads while it is asked for `ids`: each a position later, after `start`; `filler` in the place of what is no target.
+def shifted(ids: Int[Tensor, "B U"], start: int | None, filler: int, keep: Bool[Tensor, "B U"] | None = None) -> Int[Tensor, "B U"]:
+    """What a decoder reads while it is asked for `ids`: each a position later, after `start`, or after its own last one if that is None;
+    `filler` in the place of what is no target.
 
-    keep: which of them are tokens: `start` then stands where each row's first one is, whichever side the padding is on.
+    keep: which of them are tokens: the first one read stands where each row's first token is, whichever side the padding is on.
     """
+    there = (ids != IGNORE) & (ids != filler) if keep is None else keep
     moved, first = ids.roll(1, dims=1), torch.zeros_like(ids, dtype=torch.bool)
     if keep is None:
         first[:, 0] = True
     else:
         first = keep & (keep.cumsum(1) == 1)
-    return moved.masked_fill(moved == IGNORE, filler).masked_fill(first, start)
+    begin = last_token(ids[..., None], there) if start is None else ids.new_tensor([[start]])        # (B or 1, 1)
+    return torch.where(first, begin, moved.masked_fill(moved == IGNORE, filler))
 
 
 class EncoderDecoder(Model):
@@ -117,7 +120,7 @@ class EncoderDecoder(Model):
         if decoder_input_ids is None:
             if self.head_name not in READS_TWICE:
                 raise ValueError(f'no decoder_input_ids for a model with head="{self.head_name}"; the decoder goes on from what was written so far: pass it, beginning with '
-                                 f"the id {self.config.start_id}, or labels to a seq2seq head")
+                                 f"{'the token of a language' if self.config.start_id is None else f'the id {self.config.start_id}'}, or labels to a seq2seq head")
             keep = None if attention_mask is None else attention_mask.bool()
             decoder_input_ids, decoder_attention_mask = shifted(input_ids, self.config.start_id, self.config.pad_id, keep), attention_mask
         reading, writing = (None, None) if trace is None else trace

@@ -81,7 +81,8 @@ class VocabularyHead(nn.Module):
         super().__init__()
         self.transform = Transform(c, c.embed_width, c.head_activation or c.activation, norm=True) if transform else None
         self.unembed = None if c.tied else nn.Embedding(c.vocab_size, c.embed_width)
-        self.bias = nn.Parameter(torch.zeros(c.vocab_size)) if transform and c.unembed_bias else None
+        biased = c.unembed_bias if transform else c.output_bias
+        self.bias = nn.Parameter(torch.zeros(c.vocab_size), requires_grad=transform) if biased else None
         self.next_sentence = Linear(c.d_model, 2) if next_sentence else None
         self.next_dropout = Dropout(c.next_dropout)
         self.shift, self.scale = shift, c.logit_scale

@@ -11,21 +11,20 @@ from torch import Tensor
 
 from .attention import Memory
 from .cache import Cache
-from .encoder_decoder import EncoderDecoder
 
 
 class Writing:
-    """A decoder goes on from the texts it is given; an encoder-decoder reads them first, and begins with its start id.
+    """A decoder goes on from the texts it is given; an encoder-decoder reads them first, and goes on from `begin`.
 
-    Args:   model: with a vocabulary head; ids, keep: (N, T), the texts with their padding on the left; use_cache: whether keys and values are kept.
+    Args:   model: with a vocabulary head; ids, keep: (N, T), the texts with their padding on the left; use_cache: whether keys and values are kept;
+            begin: of an encoder-decoder, (N or 1, U): what the texts begin with.
     """
 
-    def __init__(self, model: Any, ids: Int[Tensor, "N T"], keep: Bool[Tensor, "N T"], use_cache: bool = True):
+    def __init__(self, model: Any, ids: Int[Tensor, "N T"], keep: Bool[Tensor, "N T"], use_cache: bool = True, begin: Int[Tensor, "#N U"] | None = None):
         self.head, self.ids, self.keep, self.write = model.head, ids, keep, model.body
-        self.memory: Memory | None = None
-        if isinstance(model, EncoderDecoder):
-            self.memory = model.read(ids, keep)
-            self.ids = ids.new_full((len(ids), 1), model.config.start_id)
+        self.memory: Memory | None = None if begin is None else model.read(ids, keep)
+        if begin is not None:
+            self.ids = begin.expand(len(ids), -1)
             self.keep, self.write = torch.ones_like(self.ids, dtype=torch.bool), model.decoder.body
         self.cache = Cache(model.config.n_decoder_layers or model.config.n_layers) if use_cache else None
         self.unread = self.ids.shape[1]                                          # so many ids at the end are not in the cache yet

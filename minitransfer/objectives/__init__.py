@@ -2,6 +2,7 @@
 from .base import Objective
 from .carried import Carried
 from .causal import Causal
+from .denoising import Denoising
 from .distillation import Distilled
 from .masked import Masked
 from .preference import Preference
@@ -9,4 +10,4 @@ from .replaced import Replaced
 from .span import Span, with_sentinels
 from .word2vec import NegativeSampling
 
-__all__ = ["Carried", "Causal", "Distilled", "Masked", "NegativeSampling", "Objective", "Preference", "Replaced", "Span", "with_sentinels"]
+__all__ = ["Carried", "Causal", "Denoising", "Distilled", "Masked", "NegativeSampling", "Objective", "Preference", "Replaced", "Span", "with_sentinels"]

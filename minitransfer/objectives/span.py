@@ -10,13 +10,10 @@ import torch
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer as Backend
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from ..nn.encoder_decoder import EncoderDecoder
-from ..nn.heads import IGNORE
 from ..nn.model import Model
 from ..text.tokenizer import Tokenizer
-from .base import tokens_of
+from .base import ask_writer, padded, tokens_of
 
 SENTINEL = "<extra_id_{}>"
 
@@ -90,12 +87,8 @@ class Span:
             noise = noise_spans(len(ids), self.rate, self.mean_length, generator, device) if len(ids) > 1 else torch.zeros_like(ids, dtype=torch.bool)
             inputs.append(torch.cat([with_places(ids, noise, sentinels), eos]))
             targets.append(torch.cat([with_places(ids, ~noise, sentinels), eos]))
-        there = pad_sequence([torch.ones_like(one, dtype=torch.bool) for one in inputs], batch_first=True)
-        return pad_sequence(inputs, batch_first=True), there, pad_sequence(targets, batch_first=True, padding_value=IGNORE)
+        return padded(inputs, targets)
 
     def __call__(self, model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
         """Raises: ValueError for a model that is no encoder-decoder with a seq2seq head."""
-        if not isinstance(model, EncoderDecoder) or model.head_name != "seq2seq":
-            raise ValueError(f'span corruption for a model with head="{model.head_name}"; what was cut out is written by an encoder-decoder: load one with head="seq2seq"')
-        inputs, keep, labels = self.draw(batch["input_ids"], tokens_of(batch), generator)
-        return model.head.loss(model.body(inputs, keep, model.starts(labels)), labels)
+        return ask_writer(model, *self.draw(batch["input_ids"], tokens_of(batch), generator))

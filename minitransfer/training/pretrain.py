@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..nn.model import Model
-from ..objectives import Causal, Masked, Objective, Replaced, Span
+from ..objectives import Causal, Denoising, Masked, Objective, Replaced, Span
 from ..objectives.replaced import smaller
+from ..objectives.span import SENTINEL
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep, check_keep
@@ -29,7 +30,7 @@ from .run import TrainResult
 from .settings import LIMITS, TrainSettings
 from .tune import as_it_is, tune
 
-HEADS = {"masked": "masked", "causal": "causal", "replaced": "replaced", "span": "seq2seq"}      # objective -> the head it trains
+HEADS = {"masked": "masked", "causal": "causal", "replaced": "replaced", "span": "seq2seq", "denoise": "seq2seq"}      # objective -> the head it trains
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.01, 2000   # of the rows, when no validation text is given
 HELD_OUT_SEED = 20                           # the same rows are held out whatever the seed of the run, so that runs can be compared
 
@@ -42,7 +43,7 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          f"use the tokenizer the model was made with, or model.resize_vocabulary({tok.vocab_size})")
     if length > (most := model.longest - ahead):
         raise ValueError(f"length={length}; this model reads at most {most} tokens: choose a length up to that")
-    head = HEADS[objective.name if isinstance(objective, Causal | Replaced | Span) else "masked"]
+    head = HEADS.get(getattr(objective, "name", ""), "masked")
     if not model.head_name.startswith(head):
         raise ValueError(f'a model with head="{model.head_name}"; this objective trains a {head} head: model.set_head("{head}"), '
                          f'or load the checkpoint with head="{head}"')
@@ -51,9 +52,11 @@ def check_pairing(model: Model, tok: Tokenizer, objective: Objective, length: in
                          "use a bidirectional body, or the causal objective")
 
 
-def own_objective(model: Model) -> str:
-    """The name of the objective that a body like this is pretrained with."""
-    return "span" if model.config.n_decoder_layers else "causal" if model.config.causal else "masked"
+def own_objective(model: Model, tok: Tokenizer) -> str:
+    """The name of the objective that a body like this is pretrained with; of an encoder-decoder its tokenizer tells."""
+    if model.config.n_decoder_layers:
+        return "span" if SENTINEL.format(0) in tok.vocab else "denoise"
+    return "causal" if model.config.causal else "masked"
 
 
 def make_objective(objective: str | Objective, tok: Tokenizer, model: Model, seed: int) -> Objective:
@@ -61,7 +64,7 @@ def make_objective(objective: str | Objective, tok: Tokenizer, model: Model, see
     if not isinstance(objective, str):
         return objective
     makers: dict[str, Callable[[], Objective]] = {
-        "masked": lambda: Masked(tok), "causal": Causal, "span": lambda: Span(tok),
+        "masked": lambda: Masked(tok), "causal": Causal, "span": lambda: Span(tok), "denoise": lambda: Denoising(tok),
         "replaced": lambda: Replaced(tok, Model(smaller(model.config), "masked", seed=seed))}
     if objective not in makers:
         raise ValueError(f'objective={objective!r}; it is one of {", ".join(makers)}, or an object such as Masked(tok, whole_word=True): choose one')
@@ -150,8 +153,8 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
 
     Args:    corpus, validation: anything `read_texts` reads, or a TokenCache. Without validation a fixed 1 % of the rows, at most 2,000, is held out:
              never trained on, and the same whatever the seed.
-             objective: "masked", "causal", "span", "replaced", or an objective object. "replaced" trains a generator beside the model, a quarter as wide
-             unless it is given, as in Replaced(tok, generator); it is saved in `generator`, a folder inside the model's.
+             objective: "masked", "causal", "span", "denoise", "replaced", or an objective object. "replaced" trains a generator beside the model, a
+             quarter as wide unless it is given, as in Replaced(tok, generator); it is saved in `generator`, a folder inside the model's.
              out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer. resume: go on from its last save.
              length: tokens per row; batch_size: rows per batch, of which an optimizer step takes `micro_batches`.
              general: other text whose loss is reported beside, as general_loss.
@@ -179,14 +182,14 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
                      data=texts.data | ({} if pair is None else {"replaced": str(pair)}))
 
 
-def put_vocabulary_head(model: Model, seed: int) -> None:
+def put_vocabulary_head(model: Model, tok: Tokenizer, seed: int) -> None:
     """On a model without a head, or with one that has no weights to lose, a fresh one that predicts tokens, tied to the token table.
 
     Warns: that it was put on.
     """
     if (was := model.head_name) not in ("none", "embedding"):
         return
-    head = HEADS[own_objective(model)]
+    head = HEADS[own_objective(model, tok)]
     model.set_head(head, seed=seed)
     dropped = model.load_report.dropped if model.load_report is not None else []
     own = f" (the checkpoint has a head of its own, {', '.join(dropped[:2])}: if that is one, load it with head=\"{head}\")" if dropped else ""
@@ -217,9 +220,9 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     chosen = TrainSettings.from_dict(defaults({"lr": 1e-4, **plan.settings, **settings}))
     refuse_test_split(validation, chosen.best)
     check_weights(model)
-    put_vocabulary_head(model, chosen.seed)
+    put_vocabulary_head(model, tok, chosen.seed)
     if objective is None:
-        objective = own_objective(model)
+        objective = own_objective(model, tok)
     if objective == "replaced" or isinstance(objective, Replaced):
         raise ValueError('objective="replaced" in adapt; it trains a generator beside the model, and adapt trains the model alone: '
                          'use pretrain(model, ..., objective="replaced"), which goes on from the weights the model has')

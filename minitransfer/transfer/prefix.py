@@ -72,8 +72,8 @@ def insert_prefix(model: Model, length: int) -> None:
 
 
 def attentions(model: Model) -> Iterator[Any]:
-    """The attention of each block, from the bottom."""
-    for block in model.blocks:
+    """The attention of each block that may have a prefix, from the bottom: none of an encoder-decoder."""
+    for block in () if isinstance(model, EncoderDecoder) else model.blocks:
         if hasattr(block, "attn"):
             yield block.attn
 

@@ -1,4 +1,5 @@
 """What only an encoder-decoder has: one table for both stacks, two addresses, labels a position later, a cache for what was read, a stream too wide for float16."""
+import peft
 import pytest
 import torch
 import transformers
@@ -138,3 +139,19 @@ def test_errors(model):
         mt.Model(model.config)
     with pytest.raises(ValueError, match=r"the blocks of an encoder-decoder; it has two stacks of them"):
         _ = model.blocks
+
+
+def test_an_adapter_is_read_by_us_and_by_peft(folder, model, tmp_path):
+    ids, labels = torch.randint(3, T5.vocab, (2, 9)), torch.randint(3, T5.vocab, (2, 5))
+    add_lora(model, r=2, targets="q,v,down")
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p) * 0.1)
+    mt.save_adapter(model, tmp_path)
+    want = model.eval()(ids, labels=labels).logits
+    again = mt.Model.from_pretrained(folder)
+    mt.load_adapter(again, tmp_path)
+    assert torch.equal(again.eval()(ids, labels=labels).logits, want)
+    theirs = peft.PeftModel.from_pretrained(transformers.T5ForConditionalGeneration.from_pretrained(folder), tmp_path)
+    assert torch.allclose(theirs(input_ids=ids, labels=labels).logits, want, atol=1e-5 * float(want.detach().abs().max()))

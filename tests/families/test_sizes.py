@@ -13,9 +13,12 @@ from .cases import CASES
 from .test_parity import check, loaded
 
 BY_NAME = {case.name: case for case in CASES}
+BART_BASE = {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 12, "decoder_attention_heads": 12, "encoder_ffn_dim": 3072,
+             "decoder_ffn_dim": 3072}
 FULL = {                                                        # class, sizes that differ from the reference's defaults
     "bert-base": ("bert", "BertForMaskedLM", {}),
     "gpt2": ("gpt2", "GPT2LMHeadModel", {}),
+    "bart-base": ("bart", "BartModel", BART_BASE),
     "roberta-base": ("roberta", "RobertaForMaskedLM", {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
     "deberta-v3-base": ("deberta-v2", "DebertaV2ForMaskedLM", {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
                                                                "relative_attention": True, "position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True,
@@ -32,8 +35,8 @@ FULL = {                                                        # class, sizes t
     "albert-base-v2": ("albert", "AlbertModel", {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}),
     "mpnet-base": ("mpnet", "MPNetModel", {"max_position_embeddings": 514, "layer_norm_eps": 1e-5}),
 }
-PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "roberta-base": 124_697_433, "deberta-v3-base": 184_551_780, "t5-small": 60_506_624,
-             "qwen2-0.5b": 494_032_768, "ModernBERT-base": 149_655_232, "pythia-160m": 162_322_944, "distilbert-base": 66_985_530,
+PUBLISHED = {"bert-base": 109_514_298, "gpt2": 124_439_808, "bart-base": 139_420_416, "roberta-base": 124_697_433, "deberta-v3-base": 184_551_780,
+             "t5-small": 60_506_624, "qwen2-0.5b": 494_032_768, "ModernBERT-base": 149_655_232, "pythia-160m": 162_322_944, "distilbert-base": 66_985_530,
              "electra-small": 13_483_008, "albert-base-v2": 11_683_584, "mpnet-base": 109_486_464}     # with the head
 
 

@@ -110,7 +110,7 @@ def test_what_does_not_fit_is_refused_before_training(tok, decoder_tok, tmp_path
     assert 'a model with head="masked"; this objective trains a causal head' in message(fits, tok, objective="causal")
     assert 'a model with head="sequence"; this objective trains a masked head' in message(bert(vocab_size=tok.vocab_size).set_head("sequence", ["a", "b"]), tok)
     assert "the masked objective for a body with causal=True" in message(gpt(vocab_size=tok.vocab_size).set_head("masked"), tok)
-    assert "objective='next'; it is \"masked\", \"causal\", \"replaced\", or an object" in message(fits, tok, objective="next")
+    assert "objective='next'; it is one of masked, causal, span, denoise, replaced, or an object" in message(fits, tok, objective="next")
     assert "a tokenizer without a mask token" in message(bert(vocab_size=decoder_tok.vocab_size), decoder_tok)
     assert "a corpus that fills 1 row of 16 tokens; two are needed" in message(fits, tok, TEXTS[:1])
     assert "holds no text" in message(fits, tok, [])
