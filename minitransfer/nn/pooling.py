@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from ..config import ModelConfig
@@ -15,7 +15,7 @@ def first_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[T
     return x[torch.arange(len(x), device=x.device), keep.int().argmax(-1)]
 
 
-def last_token(x: Float[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+def last_token(x: Shaped[Tensor, "B T D"], keep: Bool[Tensor, "B T"]) -> Shaped[Tensor, "B D"]:
     """The last token of each text, right for either padding side."""
     T = x.shape[1]
     last = (torch.arange(T, device=x.device) * keep).argmax(-1)                  # (B,)

@@ -6,8 +6,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, kl_div
 
-from ..nn.heads import IGNORE, BodyOutput, VocabularyHead, next_tokens
+from ..nn.heads import IGNORE, BodyOutput, VocabularyHead
 from ..nn.model import Model
+from ..nn.vocabulary import next_tokens
 from .base import inputs_of, tokens_of
 from .masked import Masked
 

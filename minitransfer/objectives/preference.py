@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..nn.heads import IGNORE, VocabularyHead, next_tokens
+from ..nn.heads import IGNORE, VocabularyHead
 from ..nn.model import Model
+from ..nn.vocabulary import next_tokens
 from .base import INPUTS
 
 
