@@ -294,7 +294,8 @@ class Model(nn.Module):
         Raises: ValueError for a text longer than max_len, and ids or labels outside the tables.
         """
         trace = Trace(output_attentions) if output_hidden_states or output_attentions else None
-        body = self.body(input_ids, attention_mask, token_type_ids, position_ids, document_ids, cache, trace, pixel_values)
+        images: dict[str, Any] = {} if pixel_values is None else {"pixel_values": pixel_values}
+        body = self.body(input_ids, attention_mask, token_type_ids, position_ids, document_ids, cache, trace, **images)
         out = ModelOutput(body.x, body.pooled, cache=cache)
         if trace is not None and output_hidden_states:
             out.hidden_states = tuple(trace.states)

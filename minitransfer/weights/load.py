@@ -24,6 +24,7 @@ from .sources import resolve
 from .tensors import DTYPES, check_finite, read_tensors
 
 WRAPPERS = ("_orig_mod.", "module.")                # torch.compile and DistributedDataParallel put these before every name
+MAPPED = 4 * 1024 * 1024                            # bytes from which on a tensor stays in its file
 SHARED = {"masked", "masked+next"}                  # heads whose common parameters mean the same
 
 
@@ -90,9 +91,10 @@ def automatic(file_head: str, folder: Path) -> str:
 
 
 def place(parameter: torch.nn.Parameter, value: Tensor) -> None:
-    """Give a parameter its value: a whole tensor of a file stays mapped, a private copy page by page of what is written to, everything else is copied."""
+    """Give a parameter its value. A large tensor of the file stays mapped, a private copy page by page of what is written to; a small one is copied:
+    that costs nothing, and lies in memory like any other (what is mapped lies less evenly, and a product may add it up in another order)."""
     whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
-    if whole and value.dtype == parameter.dtype:
+    if whole and value.dtype == parameter.dtype and value.nbytes >= MAPPED:
         parameter.data = value
     else:
         parameter.data.copy_(value)

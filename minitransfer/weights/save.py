@@ -31,10 +31,11 @@ def save_pretrained(model: Model, folder: str | Path, dtype: torch.dtype | None 
     Args:   dtype: of the saved tensors (default: the model's own); max_shard_bytes: larger checkpoints are split, with an index.
     Raises: ValueError if no family can describe the model or its head, if an adapter is still in it, or if the disk is full (what was in `folder` is kept).
     """
-    write_checkpoint(folder, config_json(model, dtype), sharded(named_tensors(model), dtype, max_shard_bytes), model)
+    write_checkpoint(folder, config_json(model, dtype), sharded(named_tensors(model), dtype, max_shard_bytes), model, dtype)
 
 
-def write_checkpoint(folder: str | Path, config: dict, parts: list[dict[str, Tensor]], model: Model | None = None) -> None:
+def write_checkpoint(folder: str | Path, config: dict, parts: list[dict[str, Tensor]], model: Model | None = None,
+                     dtype: torch.dtype | None = None) -> None:
     """Put the files in their places together. Raises: ValueError if they cannot be written."""
     try:
         with replace_files(folder, STALE) as aside:

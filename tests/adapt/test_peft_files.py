@@ -135,7 +135,7 @@ def test_counts_on_real_sizes_are_those_of_peft(kind, modules, r, count):
     with torch.device("meta"):
         reference = getattr(transformers, kind)(config)
         wrapped = peft.get_peft_model(reference, peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=modules, fan_in_fan_out=kind == "GPT2Model"))
-        ours = Model(FAMILIES[config.model_type].config_from_hf(config.to_dict()), seed=None)
+        ours = Model(FAMILIES[config.model_type].read(config.to_dict()), seed=None)
         assert wrapped.get_nb_trainable_parameters()[0] == add_lora(ours, r=r, alpha=2 * r, targets=modules).trainable == count
 
 

@@ -89,9 +89,10 @@ def t5(tok, head="seq2seq"):
 def test_a_run_learns_and_is_saved(tok, tmp_path):
     model, batch = t5(tok), {"input_ids": torch.tensor([tok.encode(" ".join(TEXT), specials=False)] * 4)}
 
+    @torch.no_grad()
     def loss():
         total, count = Span(tok)(model, batch, generator(7))
-        return float(total) / int(count)
+        return total.item() / int(count)
     before = loss()
     mt.pretrain(model, tok, [" ".join(TEXT)] * 60, "span", validation=[" ".join(TEXT)] * 4, length=24, batch_size=8, steps=30, lr=1e-2, eval_every=30, out=tmp_path)
     assert loss() < 0.75 * before

@@ -90,7 +90,7 @@ def test_from_scratch(name, config, head, labels, tmp_path):
 
 
 @pytest.mark.parametrize("config, message", [
-    (bert(window=5), r"no family's files can describe this architecture; it differs from each in\n  bert: window=5 \(has None\)\n  gpt2: .*causal=False"),
+    (bert(window=5), r"no family's files can describe this architecture; it differs from the nearest in\n  bert: window=5 \(has None\)\n"),
     (gpt2(n_kv_heads=2), r"gpt2: n_kv_heads=2 \(has 4\)"),
     (bert(activation="gelu", norm_position="pre"), r"bert: norm_position='pre' \(has 'post'\)"),
     (bert(embed_dropout=0.5), r"bert: embed_dropout=0.5 \(has 0.1\)"),
