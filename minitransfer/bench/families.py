@@ -5,7 +5,8 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +22,18 @@ TABLE = RESULTS / "families.json"
 GENERATES = {"causal", "seq2seq"}                   # heads that `generate` continues
 
 
+@contextmanager
+def in_checkout() -> Iterator[None]:
+    """The project's tests can be imported. Raises: ValueError in an installed package, which has none."""
+    if not (ROOT / CASES).is_dir():
+        raise ValueError(f"families are measured on the models of {CASES}, and an installed package has no tests: run this in a checkout of the project")
+    sys.path.insert(0, str(ROOT))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(ROOT))
+
+
 def cases(names: Sequence[str] | None) -> list[Any]:
     """The tiny models of the tests, all or those of these pages.
 
@@ -29,13 +42,8 @@ def cases(names: Sequence[str] | None) -> list[Any]:
     pages = list(map(name_of, PAGES))
     if unknown := set(names or ()) - set(pages):
         raise KeyError(f"no family page {', '.join(sorted(unknown))}; there are {', '.join(pages)}: name some of them, or none for all")
-    if not (ROOT / CASES).is_dir():
-        raise ValueError(f"families are measured on the tiny models of {CASES}, and an installed package has no tests: run this in a checkout of the project")
-    sys.path.insert(0, str(ROOT))
-    try:
+    with in_checkout():
         found = importlib.import_module(CASES.replace("/", ".")).CASES
-    finally:
-        sys.path.remove(str(ROOT))
     return [case for case in found if not names or page_of(case) in names]
 
 

@@ -58,6 +58,8 @@ def module_pairs(reference: nn.Module, model: Model) -> list[Pair]:
         module = full(theirs.rpartition(".")[0])
         whole = theirs_by_name.get(f"{module}.{theirs.rpartition('.')[2]}")
         n_out = sum(len(ours_by_name[one]) for one in ours)
+        if "relative" in ours[0].split("."):                                     # reads distances and not tokens: attention maps and gradients show what it does
+            continue
         for part, one in enumerate(ours):
             name = one.rpartition(".")[0]
             found.setdefault((name, module), Pair(name, module, rule.op, part, len(ours), whole is None or len(whole) == n_out))

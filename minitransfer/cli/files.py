@@ -90,10 +90,10 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("cpu", "transfer", "families"),
+    parser.add_argument("what", choices=("cpu", "transfer", "families", "sizes"),
                         help="cpu: training steps, generation and memory beside those of other libraries; transfer: what tuning gives on real labelled sets (of the folder "
                         "that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two; families: how far every class of every family is "
-                        "from transformers, on the tiny models of the tests")
+                        "from transformers, on the tiny models of the tests; sizes: full-size shapes with random weights, their errors, load times and memory")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these only [all]")
     parser.add_argument("--quick", action="store_true", help="one reading per side, or a few rows of each set: does it run here?")
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of one row")
@@ -101,9 +101,11 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from ..bench import families, run, transfer
+    from ..bench import families, run, sizes, transfer
     if args.what == "families":
         families.run(args.rows, args.quick, args.save)
+    elif args.what == "sizes":
+        sizes.run(args.rows, args.save)
     elif args.what == "transfer":
         transfer.run(args.rows, args.quick, args.save)
     else:

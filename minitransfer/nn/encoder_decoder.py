@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from .attention import Memory
 from .cache import Cache
+from .embeddings import resized
 from .fresh import Unfilled, initialise
 from .heads import IGNORE, BodyOutput, last_token, make_head
 from .masks import Mask
@@ -53,7 +54,7 @@ class EncoderDecoder(Model):
         nn.Module.__init__(self)                                                 # the parts of one stack are not made
         self.config, self.pooler = config, None
         self.encoder, self.decoder = Model(config.encoder_side(), seed=None), Model(config.decoder_side(), seed=None)
-        self.decoder.embed.tokens = self.encoder.embed.tokens
+        self.decoder.embed.tokens.weight = self.encoder.embed.tokens.weight
         with Unfilled():
             self.head = make_head(head, self.head_config, self.embed.tokens, labels, pooling, normalise)
         self.head_name, self.labels = head, list(labels) if labels else None
@@ -97,7 +98,8 @@ class EncoderDecoder(Model):
 
     def resize_vocabulary(self, n: int) -> Model:
         super().resize_vocabulary(n)
-        self.decoder.embed.tokens = self.encoder.embed.tokens
+        self.decoder.embed.tokens = resized(self.decoder.embed.tokens, n)
+        self.decoder.embed.tokens.weight = self.encoder.embed.tokens.weight
         self.encoder.config, self.decoder.config = self.config.encoder_side(), self.config.decoder_side()
         return self
 

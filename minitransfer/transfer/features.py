@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..config import choose
+from ..nn.encoder_decoder import EncoderDecoder
 from ..nn.heads import BodyOutput, first_token
 from ..nn.model import Model, Trace
 from ..nn.pooling import pool
@@ -118,7 +119,13 @@ def body_hash(model: Model) -> str:
 
 @torch.no_grad()
 def read_body(model: Model, rows: Sequence[tuple[bytes, Tensor, Tensor | None]], reading: Reading) -> list[Float[Tensor, "n W"]]:
-    """The body's forward pass over some rows, without dropout and in the model's own precision."""
+    """The body's forward pass over some rows, without dropout and in the model's own precision.
+
+    Raises: ValueError for an encoder-decoder.
+    """
+    if isinstance(model, EncoderDecoder):
+        raise ValueError('the features of an encoder-decoder; what a text looks like is what its encoder says: load its encoder alone, with head="embedding" or "token", '
+                         "or choose lora or full")
     T = max(len(ids) for _, ids, _ in rows)
     ids, types = torch.zeros(len(rows), T, dtype=torch.long), torch.zeros(len(rows), T, dtype=torch.long)
     keep = torch.zeros(len(rows), T, dtype=torch.bool)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from minitransfer.nn.encoder_decoder import EncoderDecoder
 from minitransfer.nn.model import Model
 from minitransfer.tasks import finetune, load_tuned
 from minitransfer.text import Tokenizer
@@ -40,7 +41,7 @@ WAYS = {
     "features": Way("features", r"head\.", lr=3e-2),
     "last:1": Way("last:1", r"(.*blocks\.TOP|norm|pooler|head)\."),
     "discriminative": Way("discriminative", ""),
-    "ulmfit": Way("ulmfit", "", steps=7),                       # a group joins with every step
+    "ulmfit": Way("ulmfit", "", steps=14),                      # a group joins with every step
     "bitfit": Way("bitfit", r".*bias$|head\.", lr=1e-2),
     "lora": Way(lora(r=3), r".*\.lora_|head\.", lr=1e-2),
     "dora": Way(lora(r=3, dora=True), r".*\.lora_|head\.", lr=1e-2),
@@ -63,8 +64,16 @@ def has_joined_matrices(model: Model) -> bool:
     return any(len(site.ours) > 1 for site in sites(model).values())
 
 
+def two_stacks(model: Model) -> bool:
+    return isinstance(model, EncoderDecoder)
+
+
 EXCEPTIONS = {      # strategy -> which bodies it is not for, why, and what it says
     "rslora": (has_joined_matrices, "a file's one matrix for q, k and v has one A, of three times the rank", "are one matrix .* one matrix has one scale: .* without rslora"),
+    "features": (two_stacks, "a classifier reads the decoder, which reads what the encoder says", "the features of an encoder-decoder; .* load its encoder alone"),
+    "last:1": (two_stacks, "there are two last blocks", "the blocks of an encoder-decoder; .* choose another strategy"),
+    "prefix": (two_stacks, "it is made for one stack", "a prefix for an encoder-decoder; .* use add_lora"),
+    "soft_prompt": (two_stacks, "it is made for one stack", "a soft prompt for an encoder-decoder; .* use add_lora"),
     "bitfit": (without_bias, "there is no bias to train", "strategy 'bitfit' on a body without biases; .* choose lora, last:2 or full"),
 }
 
