@@ -67,7 +67,9 @@ def module_pairs(reference: nn.Module, model: Model) -> list[Pair]:
             i = rule.theirs.split("{i}")[0].count(".")
             block = ".".join(theirs.split(".")[: i + 1]), ".".join(ours[0].split(".")[: rule.ours.split("{i}")[0].count(".") + 1])
             found.setdefault((block[1], full(block[0])), Pair(block[1], full(block[0])))
-    return list(found.values())
+    elsewhere = {".".join(one.split(".")[:2]) for _, rule, ours in spelled(family.weights(model.config), model.head_name, model.config)
+                 for one in ours if "{i}" not in rule.theirs and one.startswith("blocks.")}     # a block of ours with a part that stands beside theirs
+    return [pair for pair in found.values() if pair.ours not in elsewhere]
 
 
 Masks = list[Bool[Tensor, "B _"]]                # which positions are tokens: of what is read, and of what is written where that is another text
