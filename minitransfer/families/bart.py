@@ -19,7 +19,7 @@ from .rules import Rule, Table, Tied, activation, both, first_row, spelling
 MODEL_TYPES = {"bart": "Bart", "mbart": "MBart"}
 PREFIX = "model."
 HEADS = {"Model": "none", "ForConditionalGeneration": "seq2seq", "ForSequenceClassification": "sequence", "ForQuestionAnswering": "span"}
-REQUIRED = {"tie_word_embeddings": True}
+REQUIRED = {"tie_word_embeddings": True, "is_encoder_decoder": True}
 RENAMED: dict[str, str] = {}
 
 

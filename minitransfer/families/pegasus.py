@@ -1,7 +1,7 @@
 """Pegasus and M2M-100 (and NLLB, which has its layout): BART with waves for positions.
 
 Zhang et al. 2020, "PEGASUS: Pre-training with Extracted Gap-sentences for Abstractive Summarization"; Fan et al. 2021, "Beyond English-Centric Multilingual
-Machine Translation"; NLLB Team 2022, "No Language Left Behind".
+Machine Translation"; NLLB Team et al. 2022, "No Language Left Behind".
 
 Differs from BART: pre-norm with a norm after the last block, no norm after the embeddings; positions are sines and cosines. Pegasus keeps them as a table in its files,
 which is read like any other (there: it never trains; freeze `encoder.embed` and `decoder.embed` for that). M2M-100 computes them, counting from the padding id + 1, and
