@@ -75,14 +75,22 @@ def changed(case, class_name, name, value, base, expected, ids):
         return None
 
 
+OURS = {"num_attention_heads": "rotary.share", "high_freq_factor": "rotary.high", "low_freq_factor": "rotary.low"}     # what is asked of two fields together
+
+
+def names_in(name, value):
+    """The field and those inside it, and what we call them."""
+    inside = [one for key, child in value.items() for one in names_in(str(key), child)] if isinstance(value, dict) else []
+    return [name, *([OURS[name]] if name in OURS else []), *inside]
+
+
 def fault(case, other, name, value, folder, ids, keep):
     """What is wrong with our answer to this config, or None."""
     other.save_pretrained(folder)
     try:
         model = mt.Model.from_pretrained(folder)
     except (ValueError, KeyError) as e:
-        known = [name, *(value if isinstance(value, dict) else ())]
-        return None if any(re.search(rf"\b{one}\b", str(e)) for one in map(str, known)) else f"{name}={value!r}: the error names no field: {str(e)[:200]}"
+        return None if any(re.search(rf"\b{one}\b", str(e)) for one in names_in(name, value)) else f"{name}={value!r}: the error names no field: {str(e)[:200]}"
     try:
         worst = max(compare_outputs(other, model, ids, keep), key=lambda one: one.error)
     except (ValueError, RuntimeError) as e:
