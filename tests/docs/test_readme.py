@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from minitransfer.bench import families
 from minitransfer.bench.transfer.table import summaries, table
 
 ROOT = Path(__file__).parents[2]
@@ -54,3 +55,10 @@ def test_every_figure_of_tuning_is_a_committed_measurement():
     found = json.loads((ROOT / "minitransfer/bench/results/transfer_cpu.json").read_text(encoding="utf-8"))
     made = table(found | {"sets": summaries(found["lines"])})
     assert made.count("\n") > 20 and made in README
+
+
+def test_every_error_of_a_family_is_a_committed_measurement():
+    """The README's table of families is the one that `bench families` makes of its committed lines, and every page but those with a suite of their own is in it."""
+    measured = json.loads((ROOT / "minitransfer/bench/results/families.json").read_text(encoding="utf-8"))
+    assert families.markdown(measured) in README and all(one["holds"] for one in measured.values())
+    assert set(map(families.name_of, families.PAGES)) - set(measured) == {"clip", "recurrent"}
