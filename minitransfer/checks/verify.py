@@ -215,7 +215,11 @@ def compare_all(theirs: Reference, ours: Model, inputs: list[Batch], gradients: 
         for one in found:
             worst[one.what] = max(worst.get(one.what, one), one, key=lambda d: d.error)
     if gradients and theirs.head not in WITHOUT_LOSS:
-        ids, _, types = inputs[0]                                                # padded on the right; without its mask the padding is text like any other
+        ids, keep, types = inputs[0]                                             # padded on the right; without its mask the padding is text like any other,
+        pad = ours.source_config.get("pad_token_id")
+        if pad is not None and bool((ids[~keep] == pad).any()):                  # unless it is padding tokens, whose vector does not train there
+            n = int(keep.sum(1).min())
+            ids, types = ids[:, :n], None if types is None else types[:, :n]
         worst |= {one.what: one for one in compare_gradients(theirs.model, ours, ids, types)}
     return compared, list(worst.values())
 

@@ -24,7 +24,7 @@ from .sources import resolve
 from .tensors import DTYPES, check_finite, read_tensors
 
 WRAPPERS = ("_orig_mod.", "module.")                # torch.compile and DistributedDataParallel put these before every name
-MAPPED = 4 * 1024 * 1024                            # bytes from which on a tensor stays in its file
+MAPPED = 1024 * 1024                                # bytes from which on a tensor stays in its file
 SHARED = {"masked", "masked+next"}                  # heads whose common parameters mean the same
 
 
@@ -90,11 +90,11 @@ def automatic(file_head: str, folder: Path) -> str:
     return "embedding" if file_head == "none" and (folder / "modules.json").is_file() else file_head
 
 
-def place(parameter: torch.nn.Parameter, value: Tensor) -> None:
-    """Give a parameter its value. A large tensor of the file stays mapped, a private copy page by page of what is written to; a small one is copied:
+def place(parameter: torch.nn.Parameter, value: Tensor, tensor: Tensor) -> None:
+    """Give a parameter its value, which is `tensor` of the file or a part of it. A large tensor of the file stays mapped, a private copy page by page of what is written to; a small one is copied:
     that costs nothing, and lies in memory like any other (what is mapped lies less evenly, and a product may add it up in another order)."""
-    whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
-    if whole and value.dtype == parameter.dtype and value.nbytes >= MAPPED:
+    alone = value.is_contiguous() and value.untyped_storage().nbytes() == tensor.nbytes      # and no view of the whole file
+    if alone and value.dtype == parameter.dtype and value.nbytes >= MAPPED:
         parameter.data = value
     else:
         parameter.data.copy_(value)
@@ -180,7 +180,7 @@ class Filling:
                 self.faults.append(f"shape: {key} is {tuple(value.shape)}, {one} is {tuple(parameters[one].shape)}")
             else:
                 check_finite(key, value)
-                place(parameters[one], value)
+                place(parameters[one], value, tensor)
                 self.report.loaded.append(one)
             self.filled.add(one)
 
