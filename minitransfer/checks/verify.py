@@ -216,7 +216,7 @@ def compare_all(theirs: Reference, ours: Model, inputs: list[Batch], gradients: 
             worst[one.what] = max(worst.get(one.what, one), one, key=lambda d: d.error)
     if gradients and theirs.head not in WITHOUT_LOSS:
         ids, keep, types = inputs[0]                                             # padded on the right; without its mask the padding is text like any other,
-        pad = ours.source_config.get("pad_token_id")
+        pad = getattr(theirs.model.config, "pad_token_id", None)
         if pad is not None and bool((ids[~keep] == pad).any()):                  # unless it is padding tokens, whose vector does not train there
             n = int(keep.sum(1).min())
             ids, types = ids[:, :n], None if types is None else types[:, :n]

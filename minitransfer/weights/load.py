@@ -91,8 +91,11 @@ def automatic(file_head: str, folder: Path) -> str:
 
 
 def place(parameter: torch.nn.Parameter, value: Tensor, tensor: Tensor) -> None:
-    """Give a parameter its value, which is `tensor` of the file or a part of it. A large tensor of the file stays mapped, a private copy page by page of what is written to; a small one is copied:
-    that costs nothing, and lies in memory like any other (what is mapped lies less evenly, and a product may add it up in another order)."""
+    """Give a parameter its value, which is `tensor` of the file or a part of it.
+
+    A large tensor stays mapped, a private copy page by page of what is written to; a small one is copied: that costs nothing, and lies in memory like any
+    other (what is mapped lies less evenly, and a product may add it up in another order).
+    """
     alone = value.is_contiguous() and value.untyped_storage().nbytes() == tensor.nbytes      # and no view of the whole file
     if alone and value.dtype == parameter.dtype and value.nbytes >= MAPPED:
         parameter.data = value
