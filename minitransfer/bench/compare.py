@@ -6,7 +6,6 @@ import difflib
 import importlib.util
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -17,21 +16,13 @@ from typing import Any
 
 import torch
 
+from ..training.throughput import cpu_name
 from ..weights.files import read_json, write_json
 from .characters import check_clone
 from .rows import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
 MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention")          # what a side may add to its readings
-
-
-def cpu_name() -> str:
-    """The processor as the system calls it, and how many of its cores this process may use."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{model}, {cores} cores"
 
 
 def child(row: Row, side: str, threads: int, quick: bool, nanogpt: Path | None) -> dict[str, Any]:

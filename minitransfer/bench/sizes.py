@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..checks.verify import verify
+from ..training.throughput import cpu_name
 from ..weights.files import read_json, write_json
-from .compare import RESULTS, cpu_name
+from .compare import RESULTS
 from .families import in_checkout
 
 RESULT = RESULTS / "sizes.json"

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..nn.model import Model
 from ..tasks.predict import tuned_folder
 from ..text import Tokenizer
+from ..training.throughput import cpu_name
 from ..transfer.groups import GROUP, Table
 from ..weights.files import read_json, write_json
 from ..weights.sources import resolve
@@ -152,16 +153,11 @@ def verify(source: str | Path, *, texts: Sequence[str] | None = None, lengths: S
         cause = "every module agrees where it was compared: look at what happens between and after them" if first else ""
     settings = {"texts": None if texts is None else list(texts), "lengths": None if texts else sizes, "dtypes": list(dtypes), "perturb": perturb, "bar": bar,
                 "gradients": gradients, "seed": seed, "attention": "eager", "window": ours.config.window}
-    found = Certificate(str(source), theirs.class_name, theirs.head, hashes, {name: version(name) for name in ("torch", "transformers", "minitransfer")}, processor(),
+    found = Certificate(str(source), theirs.class_name, theirs.head, hashes, {name: version(name) for name in ("torch", "transformers", "minitransfer")}, cpu_name(),
                         settings, ModuleTable(tuple(rows)), tuple(outputs), tuple(lower), compared.left_out, first, cause, cost)
     if out is not None:
         write_json(Path(out), found.to_dict())
     return found
-
-
-def processor() -> str:
-    from ..bench.compare import cpu_name
-    return cpu_name()
 
 
 def file_hashes(folder: Path) -> dict[str, str]:

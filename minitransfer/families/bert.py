@@ -34,21 +34,26 @@ def config_to_hf(c: ModelConfig, model_type: str) -> dict:
 
 RENAMED = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}     # files converted from the first release
 
+BODY: Table = [                          # what RoBERTa and ELECTRA have too
+    Rule("embeddings.word_embeddings.weight", "embed.tokens.weight"),
+    Rule("embeddings.position_embeddings.weight", "embed.positions.weight"),
+    Rule("embeddings.token_type_embeddings.weight", "embed.types.weight"),
+    *both("embeddings.LayerNorm", "embed.norm"),
+    *both("encoder.layer.{i}.attention.self.query", "blocks.{i}.attn.q_proj"),
+    *both("encoder.layer.{i}.attention.self.key", "blocks.{i}.attn.k_proj"),
+    *both("encoder.layer.{i}.attention.self.value", "blocks.{i}.attn.v_proj"),
+    *both("encoder.layer.{i}.attention.output.dense", "blocks.{i}.attn.o_proj"),
+    *both("encoder.layer.{i}.attention.output.LayerNorm", "blocks.{i}.norm_attn"),
+    *both("encoder.layer.{i}.intermediate.dense", "blocks.{i}.mlp.up_proj"),
+    *both("encoder.layer.{i}.output.dense", "blocks.{i}.mlp.down_proj"),
+    *both("encoder.layer.{i}.output.LayerNorm", "blocks.{i}.norm_mlp"),
+    Ignored("embeddings.position_ids", "a counting buffer, not a parameter"),
+]
+
 
 def weights(c: ModelConfig) -> Table:
     return [
-        Rule("embeddings.word_embeddings.weight", "embed.tokens.weight"),
-        Rule("embeddings.position_embeddings.weight", "embed.positions.weight"),
-        Rule("embeddings.token_type_embeddings.weight", "embed.types.weight"),
-        *both("embeddings.LayerNorm", "embed.norm"),
-        *both("encoder.layer.{i}.attention.self.query", "blocks.{i}.attn.q_proj"),
-        *both("encoder.layer.{i}.attention.self.key", "blocks.{i}.attn.k_proj"),
-        *both("encoder.layer.{i}.attention.self.value", "blocks.{i}.attn.v_proj"),
-        *both("encoder.layer.{i}.attention.output.dense", "blocks.{i}.attn.o_proj"),
-        *both("encoder.layer.{i}.attention.output.LayerNorm", "blocks.{i}.norm_attn"),
-        *both("encoder.layer.{i}.intermediate.dense", "blocks.{i}.mlp.up_proj"),
-        *both("encoder.layer.{i}.output.dense", "blocks.{i}.mlp.down_proj"),
-        *both("encoder.layer.{i}.output.LayerNorm", "blocks.{i}.norm_mlp"),
+        *BODY,
         *both("pooler.dense", "pooler"),
         *both("cls.predictions.transform.dense", "head.transform.dense"),
         *both("cls.predictions.transform.LayerNorm", "head.transform.norm"),
@@ -58,7 +63,6 @@ def weights(c: ModelConfig) -> Table:
         *both("qa_outputs", "head.ends"),
         Tied("cls.predictions.decoder.weight", to="embeddings.word_embeddings.weight"),
         Tied("cls.predictions.decoder.bias", to="cls.predictions.bias"),
-        Ignored("embeddings.position_ids", "a counting buffer, not a parameter"),
     ]
 
 

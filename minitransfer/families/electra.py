@@ -8,7 +8,10 @@ own; the discriminator's head answers for every token, and a masked head's activ
 Differs from the reference library: positions count attended tokens; a span head scores padding with the lowest number.
 """
 from ..config import ModelConfig
-from .rules import Ignored, Rule, Table, Tied, activation, both, spelling
+from .bert import BODY, LORA_TARGETS, RENAMED
+from .rules import Rule, Table, Tied, activation, both, spelling
+
+__all__ = ["LORA_TARGETS", "RENAMED"]
 
 MODEL_TYPES = {"electra": "Electra"}
 PREFIX = "electra."
@@ -36,24 +39,10 @@ def config_to_hf(c: ModelConfig, model_type: str) -> dict:
             "initializer_range": c.init_std}
 
 
-RENAMED = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
-
-
 def weights(c: ModelConfig) -> Table:
     return [
-        Rule("embeddings.word_embeddings.weight", "embed.tokens.weight"),
-        Rule("embeddings.position_embeddings.weight", "embed.positions.weight"),
-        Rule("embeddings.token_type_embeddings.weight", "embed.types.weight"),
-        *both("embeddings.LayerNorm", "embed.norm"),
+        *BODY,
         *both("embeddings_project", "embed.widen"),
-        *both("encoder.layer.{i}.attention.self.query", "blocks.{i}.attn.q_proj"),
-        *both("encoder.layer.{i}.attention.self.key", "blocks.{i}.attn.k_proj"),
-        *both("encoder.layer.{i}.attention.self.value", "blocks.{i}.attn.v_proj"),
-        *both("encoder.layer.{i}.attention.output.dense", "blocks.{i}.attn.o_proj"),
-        *both("encoder.layer.{i}.attention.output.LayerNorm", "blocks.{i}.norm_attn"),
-        *both("encoder.layer.{i}.intermediate.dense", "blocks.{i}.mlp.up_proj"),
-        *both("encoder.layer.{i}.output.dense", "blocks.{i}.mlp.down_proj"),
-        *both("encoder.layer.{i}.output.LayerNorm", "blocks.{i}.norm_mlp"),
         *both("discriminator_predictions.dense", "head.transform.dense", heads=("replaced",)),
         *both("discriminator_predictions.dense_prediction", "head.answer"),
         *both("generator_predictions.dense", "head.transform.dense", heads=("masked",)),
@@ -65,9 +54,4 @@ def weights(c: ModelConfig) -> Table:
         *both("classifier", "head.classifier", heads=("token", "choice")),
         *both("qa_outputs", "head.ends"),
         Tied("generator_lm_head.weight", to="embeddings.word_embeddings.weight"),
-        Ignored("embeddings.position_ids", "a counting buffer, not a parameter"),
     ]
-
-
-LORA_TARGETS = {"query": "attn.q_proj", "key": "attn.k_proj", "value": "attn.v_proj", "attention.output.dense": "attn.o_proj",
-                "intermediate.dense": "mlp.up_proj", "output.dense": "mlp.down_proj"}

@@ -9,7 +9,10 @@ whatever `relative_attention_num_buckets` says; here another number is an error.
 Differs from its paper: the permuted objective it was pretrained with is not here, only the network.
 """
 from ..config import ModelConfig
-from .rules import Ignored, Rule, Table, Tied, activation, both, spelling
+from .roberta import RENAMED, TOP
+from .rules import Ignored, Rule, Table, activation, both, spelling
+
+__all__ = ["RENAMED"]
 
 MODEL_TYPES = {"mpnet": "MPNet"}
 PREFIX = "mpnet."
@@ -34,9 +37,6 @@ def config_to_hf(c: ModelConfig, model_type: str) -> dict:
             "hidden_dropout_prob": c.dropout, "attention_probs_dropout_prob": c.rate("attn_dropout"), "initializer_range": c.init_std}
 
 
-RENAMED = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
-
-
 def weights(c: ModelConfig) -> Table:
     return [
         Rule("embeddings.word_embeddings.weight", "embed.tokens.weight"),
@@ -51,16 +51,7 @@ def weights(c: ModelConfig) -> Table:
         *both("encoder.layer.{i}.output.dense", "blocks.{i}.mlp.down_proj"),
         *both("encoder.layer.{i}.output.LayerNorm", "blocks.{i}.norm_mlp"),
         Rule("encoder.relative_attention_bias.weight", "relative.table.weight"),
-        *both("pooler.dense", "pooler"),
-        *both("lm_head.dense", "head.transform.dense", heads=("masked",)),
-        *both("lm_head.layer_norm", "head.transform.norm"),
-        Rule("lm_head.bias", "head.bias"),
-        *both("classifier.dense", "head.transform.dense", heads=("sequence",)),
-        *both("classifier.out_proj", "head.classifier", heads=("sequence",)),
-        *both("classifier", "head.classifier", heads=("token", "choice")),
-        *both("qa_outputs", "head.ends"),
-        Tied("lm_head.decoder.weight", to="embeddings.word_embeddings.weight"),
-        Tied("lm_head.decoder.bias", to="lm_head.bias"),
+        *TOP,
         Ignored("embeddings.position_ids", "a counting buffer, not a parameter"),
     ]
 

@@ -8,7 +8,10 @@ token type; a classifier has a tanh layer of its own, so that there is no pooler
 Differs from the reference library: positions count attended tokens, so a padding token in the middle of a text is none.
 """
 from ..config import ModelConfig
-from .rules import Ignored, Rule, Table, Tied, activation, both, spelling
+from .bert import BODY, LORA_TARGETS, RENAMED
+from .rules import Rule, Table, Tied, activation, both, spelling
+
+__all__ = ["LORA_TARGETS", "RENAMED"]
 
 MODEL_TYPES = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
 PREFIX = "roberta."
@@ -34,36 +37,19 @@ def config_to_hf(c: ModelConfig, model_type: str) -> dict:
             "attention_probs_dropout_prob": c.rate("attn_dropout"), "classifier_dropout": c.head_dropout, "initializer_range": c.init_std}
 
 
-RENAMED = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
+TOP: Table = [                           # what MPNet has too
+    *both("pooler.dense", "pooler"),
+    *both("lm_head.dense", "head.transform.dense", heads=("masked",)),
+    *both("lm_head.layer_norm", "head.transform.norm"),
+    Rule("lm_head.bias", "head.bias"),
+    *both("classifier.dense", "head.transform.dense", heads=("sequence",)),
+    *both("classifier.out_proj", "head.classifier", heads=("sequence",)),
+    *both("classifier", "head.classifier", heads=("token", "choice")),
+    *both("qa_outputs", "head.ends"),
+    Tied("lm_head.decoder.weight", to="embeddings.word_embeddings.weight"),
+    Tied("lm_head.decoder.bias", to="lm_head.bias"),
+]
 
 
 def weights(c: ModelConfig) -> Table:
-    return [
-        Rule("embeddings.word_embeddings.weight", "embed.tokens.weight"),
-        Rule("embeddings.position_embeddings.weight", "embed.positions.weight"),
-        Rule("embeddings.token_type_embeddings.weight", "embed.types.weight"),
-        *both("embeddings.LayerNorm", "embed.norm"),
-        *both("encoder.layer.{i}.attention.self.query", "blocks.{i}.attn.q_proj"),
-        *both("encoder.layer.{i}.attention.self.key", "blocks.{i}.attn.k_proj"),
-        *both("encoder.layer.{i}.attention.self.value", "blocks.{i}.attn.v_proj"),
-        *both("encoder.layer.{i}.attention.output.dense", "blocks.{i}.attn.o_proj"),
-        *both("encoder.layer.{i}.attention.output.LayerNorm", "blocks.{i}.norm_attn"),
-        *both("encoder.layer.{i}.intermediate.dense", "blocks.{i}.mlp.up_proj"),
-        *both("encoder.layer.{i}.output.dense", "blocks.{i}.mlp.down_proj"),
-        *both("encoder.layer.{i}.output.LayerNorm", "blocks.{i}.norm_mlp"),
-        *both("pooler.dense", "pooler"),
-        *both("lm_head.dense", "head.transform.dense", heads=("masked",)),
-        *both("lm_head.layer_norm", "head.transform.norm"),
-        Rule("lm_head.bias", "head.bias"),
-        *both("classifier.dense", "head.transform.dense", heads=("sequence",)),
-        *both("classifier.out_proj", "head.classifier", heads=("sequence",)),
-        *both("classifier", "head.classifier", heads=("token", "choice")),
-        *both("qa_outputs", "head.ends"),
-        Tied("lm_head.decoder.weight", to="embeddings.word_embeddings.weight"),
-        Tied("lm_head.decoder.bias", to="lm_head.bias"),
-        Ignored("embeddings.position_ids", "a counting buffer, not a parameter"),
-    ]
-
-
-LORA_TARGETS = {"query": "attn.q_proj", "key": "attn.k_proj", "value": "attn.v_proj", "attention.output.dense": "attn.o_proj",
-                "intermediate.dense": "mlp.up_proj", "output.dense": "mlp.down_proj"}
+    return [*BODY, *TOP]

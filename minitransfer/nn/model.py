@@ -100,7 +100,7 @@ class Model(nn.Module):
             initialise(self, c, torch.Generator().manual_seed(seed))
 
     def make_body(self, c: ModelConfig) -> None:
-        self.embed: Any = Embeddings(c) if c.patch_size is None else Patches(c)
+        self.embed = Embeddings(c) if c.patch_size is None else Patches(c)
         self.relative = RelativeBias(c) if c.relative_buckets else None if c.disentangled is None else DistanceVectors(c, c.disentangled)
         self.blocks = nn.ModuleList(Block(c, i) for i in range(1 if c.shared_blocks else c.n_layers))
         self.norm = make_norm(c) if c.final_norm else None

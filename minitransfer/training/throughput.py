@@ -2,7 +2,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import platform
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -78,3 +81,12 @@ class Meter:
         rates = {"loss": self.loss / max(self.targets, 1), "tokens_per_second": self.tokens / seconds, "mfu": done / seconds / self.peak}
         self.clear()
         return rates
+
+
+def cpu_name() -> str:
+    """The processor as the system calls it, and how many of its cores this process may use."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ...training.throughput import cpu_name
 from ...weights.files import write_json
-from ..compare import RESULTS, cpu_name
+from ..compare import RESULTS
 from .sets import SETS, body, data_folder
 from .speed import PACES, depth, pace
 from .studies import STUDIES
