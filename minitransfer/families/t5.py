@@ -19,7 +19,6 @@ PREFIX = ""
 HEADS = {"Model": "none", "ForConditionalGeneration": "seq2seq", "ForSequenceClassification": "sequence", "ForQuestionAnswering": "span"}
 ENCODER_HEADS = {"EncoderModel": "none", "ForTokenClassification": "token"}
 ODD_PREFIXES = {f"{stem}{ending}": "transformer." for stem in MODEL_TYPES.values() for ending in ("ForSequenceClassification", "ForTokenClassification")}
-SAYS = "dense_act_fn, or feed_forward_proj"           # where a config.json names the activation
 OUTPUT = ("lm_head.weight", "shared.weight")
 REQUIRED: dict[str, object] = {"is_decoder": False}
 RENAMED: dict[str, str] = {}
@@ -37,12 +36,13 @@ def config_from_hf(hf: dict) -> ModelConfig:
     plain = hf["model_type"] == "t5"
     bend, gated = feed_forward(hf.get("feed_forward_proj", "relu" if plain else "gated-gelu"))
     tied = hf.get("tie_word_embeddings", True)
+    names_it = "feed_forward_proj" if hf.get("dense_act_fn") in (None, bend) else "dense_act_fn"
     return ModelConfig(
         vocab_size=hf["vocab_size"], d_model=hf["d_model"], n_layers=hf["num_layers"], n_heads=hf["num_heads"], d_ff=hf["d_ff"], max_len=hf.get("n_positions", 512),
         head_width=hf["d_kv"], n_decoder_layers=hf.get("num_decoder_layers") or hf["num_layers"], start_id=hf.get("decoder_start_token_id") or 0,
         pad_id=hf.get("pad_token_id") or 0, n_token_types=0, positions="none", relative_buckets=hf.get("relative_attention_num_buckets", 32),
         relative_distance=hf.get("relative_attention_max_distance", 128), norm_position="pre", norm="rms", norm_eps=hf.get("layer_norm_epsilon", 1e-6),
-        qkv_bias=False, o_bias=False, mlp_bias=False, attn_scale=1.0, activation=activation({SAYS: hf.get("dense_act_fn")}, SAYS, bend),
+        qkv_bias=False, o_bias=False, mlp_bias=False, attn_scale=1.0, activation=activation({names_it: hf.get("dense_act_fn") or bend}, names_it, bend),
         gated=hf.get("is_gated_act", gated), wide_stream=True, embed_norm=False, final_norm=True, pooler=False, tied=tied,
         logit_scale=hf["d_model"] ** -0.5 if plain and hf.get("scale_decoder_outputs", tied) else 1.0, classifier="dense",
         dropout=hf.get("dropout_rate", 0.1), mlp_dropout=hf.get("dropout_rate", 0.1), head_dropout=hf.get("classifier_dropout", 0.0))

@@ -121,7 +121,8 @@ def test_float16_stays_finite(tmp_path, form):
 
 @pytest.mark.parametrize("change, message", [
     ({"feed_forward_proj": "gated-silu-x", "dense_act_fn": None}, "feed_forward_proj='gated-silu-x' in config.json; it is the name of an activation, or gated- and one"),
-    ({"feed_forward_proj": "mish", "dense_act_fn": "mish"}, "dense_act_fn='mish' in config.json; we compute"),
+    ({"feed_forward_proj": "mish", "dense_act_fn": "mish"}, "feed_forward_proj='mish' in config.json; we compute"),
+    ({"dense_act_fn": "mish"}, "dense_act_fn='mish' in config.json; we compute"),
     ({"is_decoder": True}, "is_decoder=True in config.json; our t5 computes is_decoder=False only"),
 ])
 def test_wrong_configs(change, message):
