@@ -1,0 +1,95 @@
+"""The launcher: what is read from a declaration, what the driver gets, what the emulator notices."""
+import ctypes
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from minitransfer.ops.driver import Module
+from minitransfer.ops.kernels import Kernels, Signature
+
+from .harness import guarded, philox
+
+DRIVER = r"""
+#include <string.h>
+static __thread void* context;
+int cuCtxGetCurrent(void** c) { *c = (void*)5; return 0; }
+int cuCtxSetCurrent(void* c) { context = c; return 0; }
+int cuModuleLoadData(void** m, const void* image) { *m = (void*)7; return memcmp(image, "CUBIN", 5); }
+int cuModuleGetFunction(void** f, void* m, const char* name) { *f = (void*)9; return m != (void*)7 || strcmp(name, "k"); }
+int cuFuncSetAttribute(void* f, int what, int value) { return what != 8 || value != 65536; }
+int cuGetErrorString(int code, const char** text) { *text = "as planted"; return 0; }
+int cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                   void* stream, void** params, void** extra) {
+  return !(context == (void*)5 && f == (void*)9 && gx == 3 && gy == 1 && bx == 64 && shared == 65536 && stream == (void*)42 && !extra &&
+           **(float**)params[0] == 2.0f && *(int*)params[1] == -5 && *(unsigned long long*)params[2] == 1ull << 40 &&
+           *(float*)params[3] == 0.5f && *(void**)params[4] == 0);
+}"""
+DECLARED = "const float* __restrict__ p, int n, u64 u, float s, SCALAR* q"
+
+
+def test_the_driver_gets_what_it_should(tmp_path):
+    """A stand-in for the driver checks every value; autograd's backward thread has its context too."""
+    (tmp_path / "driver.c").write_text(DRIVER)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "driver.so", tmp_path / "driver.c"], check=True)
+    module = Module(b"CUBIN", 0, ctypes.CDLL(str(tmp_path / "driver.so")), lambda: 42)
+    signature, two = Signature("k", DECLARED), torch.tensor([2.0])
+
+    def launch(n):
+        module.launch("k", (3, 1, 1), (64, 1, 1), signature.pack((two, n, 1 << 40, 0.5, None), torch.device("cpu"), "bf16"), signature.offsets, 65536)
+        return True
+    assert launch(-5)
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(launch, -5).result()
+    with pytest.raises(RuntimeError, match="CUDA error 1: as planted"):
+        launch(-6)
+
+
+@pytest.mark.parametrize("values, message", [
+    ((torch.zeros(3), 1, 2, 0.5), "k takes 5 values, got 4"),
+    ((torch.zeros(3, dtype=torch.float64), 1, 2, 0.5, None), r"k: p is a torch\.float64 tensor on cpu; a contiguous torch\.float32 tensor on cpu is needed"),
+    ((torch.zeros(3, 2).t(), 1, 2, 0.5, None), r"k: p is a strided torch\.float32 tensor on cpu"),
+    ((torch.zeros(3), 1, 2, 0.5, torch.zeros(3)), r"k: q is a torch\.float32 tensor on cpu; a contiguous torch\.bfloat16 tensor"),
+    ((torch.zeros(3, device="meta"), 1, 2, 0.5, None), r"k: p is a torch\.float32 tensor on meta"),
+])
+def test_values_that_do_not_fit_the_declaration(values, message):
+    with pytest.raises(TypeError, match=message):
+        Signature("k", DECLARED).pack(values, torch.device("cpu"), "bf16")
+
+
+def launched(body, threads=64):
+    """A kernel of that body over a guarded tensor of one float a thread, in the emulator."""
+    out = guarded(torch.zeros(threads))
+    Kernels("planted.cu", f'#include "common.cuh"\nextern "C" __global__ void k(float* out) {{ {body} }}')("k", (1, 1, 1), (threads, 1, 1), out)
+    return out
+
+
+@pytest.mark.parametrize("body, message", [
+    ("if (threadIdx.x < 40) __syncthreads(); else warp_sum(1.0f);", "deadlock in block .*: 40 threads wait in __syncthreads"),
+    ("out[threadIdx.x] = __shfl_sync(1u, 1.0f, 0);", "a thread called a warp operation whose mask leaves it out"),
+    ("if (threadIdx.x & 1) return; out[threadIdx.x] = __shfl_sync(0x55555555u, 1.0f, 1);", "a shuffle read a lane that took no part in it"),
+    ("out[threadIdx.x + 1] = 1.0f;", r"bad memory access at .*thread \(63,0,0\)"),
+    ("*(float4*)(out + 1) = float4{0, 0, 0, 0};", "misaligned access, array bound or other undefined behaviour"),
+])
+def test_what_the_emulator_notices(body, message, emulator):
+    with pytest.raises(RuntimeError, match=message):
+        launched(body)
+
+
+def test_shared_memory_starts_as_nan(emulator):
+    assert launched("__shared__ float s[64]; out[threadIdx.x] = s[threadIdx.x];").isnan().all()
+
+
+def test_philox_known_answers(emulator):
+    """Random123's known answers for philox4x32-10: of our reference, and of common.cuh by the reference."""
+    assert philox(0, 0, 0).tolist() == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert philox(-1, -1, -1).tolist() == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
+    seed, step = 0x1234567890ABCDE, 0x7654321FEDCBA98
+    ours = launched(f"out[threadIdx.x] = philox({seed}ull, threadIdx.x, {step}ull).v[3] >> 8;")
+    assert torch.equal(ours, (philox(seed, torch.arange(64), step)[:, 3] >> 8).float())
+
+
+def test_what_does_not_compile_for_the_emulator(emulator):
+    with pytest.raises(RuntimeError, match=r"planted\.cu does not compile for the emulator:(?s:.*)nonsense"):
+        launched("nonsense();")
