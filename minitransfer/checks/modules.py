@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..families.rules import Op, copy, spelled
 from ..nn.model import Model
+from ..nn.norms import LayerNorm, RMSNorm
 from ..weights.save import family_of
 from .parity import Difference, difference
 
@@ -90,6 +91,8 @@ class Heard:
         def keep(module: nn.Module, given: tuple, made: Any) -> None:
             first = made[0] if isinstance(made, tuple) else made
             if isinstance(first, Tensor):
+                adds = isinstance(module, LayerNorm | RMSNorm) and isinstance(made, tuple)      # such a norm reads the sum it makes first
+                given = (made[1],) if adds else given
                 read = given[0] if given and isinstance(given[0], Tensor) and given[0].is_floating_point() else None
                 self.calls[name].append((read, first))
         return keep

@@ -12,6 +12,8 @@
 """
 from __future__ import annotations
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -50,13 +52,18 @@ class Block(nn.Module):
         mixed, *seen = self.attn(self.norm_attn(x) if self.pre_norm else x, mask, cache, show, turn, relative)
         if self.parallel:
             return x + self.dropout(mixed) + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
-        given, x = x, x + self.dropout(mixed)
-        x = x if self.pre_norm else self.norm_attn(x)
-        if self.cross_attn is not None and self.norm_cross is not None and memory is not None:
-            crossed, probs, _ = self.cross_attn.look(self.norm_cross(x) if self.pre_norm else x, memory, cache, show)
-            x, seen = x + self.dropout(crossed), [*seen, probs]
-            x = x if self.pre_norm else self.norm_cross(x)
+        given, (read, x) = x, self.add(mixed, x, self.norm_attn, self.norm_cross or self.norm_mlp)
+        if self.cross_attn is not None and memory is not None:
+            crossed, probs, _ = self.cross_attn.look(read, memory, cache, show)
+            read, x = self.add(crossed, x, self.norm_cross, self.norm_mlp)
+            seen = [*seen, probs]
+        more = self.mlp(read)
         if self.pre_norm:
-            return x + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
-        x = self.norm_mlp(x + self.dropout(self.mlp(x)))
+            return x + self.dropout(more), tuple(seen)
+        _, x = self.add(more, x, self.norm_mlp, None)
         return x if self.near is None else self.near(given, x, mask), tuple(seen)
+
+    def add(self, made: Float[Tensor, "B T D"], x: Float[Tensor, "B T D"], own: Any, following: Any) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+        """What the next part reads, and the stream: pre-norm, the next part's norm of the sum, and the sum; post-norm, this part's norm of the sum, twice."""
+        y, total = (following if self.pre_norm else own)(made, x, self.dropout.rate if self.training else 0.0)
+        return y, total if self.pre_norm else y

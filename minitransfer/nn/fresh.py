@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..config import ModelConfig
 from .heads import VocabularyHead
-from .norms import RMSNorm
+from .norms import LayerNorm, RMSNorm
 from .patches import Patches
 
 
@@ -39,7 +39,7 @@ def initialise(module: nn.Module, c: ModelConfig, generator: torch.Generator) ->
             m.weight.normal_(0.0, c.init_std / (math.sqrt(2 * c.n_layers) if residual else 1.0), generator=generator)
             if not isinstance(m, nn.Embedding) and m.bias is not None:
                 m.bias.zero_()
-        elif isinstance(m, nn.LayerNorm | RMSNorm):
+        elif isinstance(m, LayerNorm | RMSNorm):
             m.weight.fill_(1.0)
             if isinstance(bias := getattr(m, "bias", None), nn.Parameter):
                 bias.zero_()
