@@ -18,11 +18,13 @@ import torch
 
 from ..training.throughput import cpu_name
 from ..weights.files import read_json, write_json
+from . import gpu_rows
 from .characters import check_clone
 from .rows import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
-MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention")          # what a side may add to its readings
+NEED_TRANSFORMERS = ("step", "memory", "generate", "lora", "lora-memory")
+MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention", "peak_memory", "copy_share", "took_kernel", "matmul_share")    # what a side may add
 
 
 def child(row: Row, side: str, threads: int, quick: bool, nanogpt: Path | None) -> dict[str, Any]:
@@ -54,17 +56,22 @@ def compare(row: Row, quick: bool = False, nanogpt: Path | None = None) -> dict[
     spread = {side: [min(all_), max(all_)] for side, many in found.items() if (all_ := [reading for one in many for reading in one["readings"]])}
     merged = {name: number for many in found.values() for name, number in many[0]["versions"].items()}
     return line | {"range": spread, "readings": {side: sum(len(one["readings"]) for one in many) for side, many in found.items()}, "quick": quick,
-                   "what": row.what, "peer_is": row.peer, "versions": merged, "cpu": cpu_name(), "load_before": round(load, 2),
+                   "what": row.what, "peer_is": row.peer, "versions": merged, **machine(row), "load_before": round(load, 2),
                    "date": datetime.date.today().isoformat()}
 
 
-def chosen(names: Sequence[str] | None) -> list[Row]:
+def machine(row: Row) -> dict[str, str]:
+    """The names of what a row was measured on."""
+    return {"cpu": cpu_name()} | ({"gpu": torch.cuda.get_device_name()} if row.device == "cuda" and torch.cuda.is_available() else {})
+
+
+def chosen(names: Sequence[str] | None, rows: dict[str, Row]) -> list[Row]:
     """Raises: KeyError for a row that does not exist, with the nearest."""
     for name in names or ():
-        if name not in ROWS:
-            near = difflib.get_close_matches(name, ROWS, 1)
-            raise KeyError(f"no row {name!r}{f' (did you mean {near[0]}?)' if near else ''}; there are {', '.join(ROWS)}: name some of them, or none for all")
-    return [ROWS[name] for name in names or ROWS]
+        if name not in rows:
+            near = difflib.get_close_matches(name, rows, 1)
+            raise KeyError(f"no row {name!r}{f' (did you mean {near[0]}?)' if near else ''}; there are {', '.join(rows)}: name some of them, or none for all")
+    return [rows[name] for name in names or rows]
 
 
 def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
@@ -72,7 +79,7 @@ def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
 
     Raises: ValueError for a peer that is not installed, and for a row that was asked for by name and has no data.
     """
-    if importlib.util.find_spec("transformers") is None and any(row.kind in ("step", "memory", "generate") for row in rows):
+    if importlib.util.find_spec("transformers") is None and any(row.kind in NEED_TRANSFORMERS for row in rows):
         raise ValueError('transformers is not installed; it is the peer of these rows: pip install "minitransfer[verify]", or choose others with --rows')
     if nanogpt is not None:
         check_clone(nanogpt)
@@ -86,28 +93,32 @@ def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
 
 def write(lines: list[dict[str, Any]]) -> Path:
     """Put the lines into the file of this machine; rows measured earlier and not now stay. Returns: the file."""
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", cpu_name().lower()).strip("-") + ".json")
+    name = lines[0].get("gpu", cpu_name()).lower()
+    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", name).strip("-") + ".json")
     known = read_json(path) if path.exists() else {}
     path.parent.mkdir(exist_ok=True)
     write_json(path, known | {line["name"]: line for line in lines})
     return path
 
 
-def run(names: Sequence[str] | None = None, quick: bool = False, nanogpt: str | Path | None = None, save: bool = False) -> list[dict[str, Any]]:
-    """Compare our side with its peers on this CPU, and print a JSON line per row.
+def run(names: Sequence[str] | None = None, quick: bool = False, nanogpt: str | Path | None = None, save: bool = False, gpu: bool = False) -> list[dict[str, Any]]:
+    """Compare our side with its peers on this CPU, or on this GPU, and print a JSON line per row as soon as there is one.
 
-    Args:    names: of ROWS, default all; quick: one reading per side, to see that everything runs; nanogpt: a clone of nanoGPT, the peer of `characters`
-             (without it that row has our side only); save: also write bench/results/<this machine>.json.
+    Args:    names: of the rows, default all; quick: one reading per side, to see that everything runs (a GPU's rows then run on a machine without one too, with
+             tiny models); nanogpt: a clone of nanoGPT, the peer of `characters` (without it that row has our side only) and of `gpt2-step`;
+             save: also write bench/results/<this machine>.json, row by row; gpu: the rows of a GPU.
     Returns: the lines. Each value is a median of readings taken after a warm-up, by processes of either side in turns; `ratio_is` says of what it is one.
-    Raises:  KeyError for an unknown row; ValueError for a peer or data that is not there, and for saving a quick run.
+    Raises:  KeyError for an unknown row; ValueError for a peer, data or a GPU that is not there, and for saving a quick run.
     """
     if quick and save:
         raise ValueError("a quick run, to be saved; one reading is no measurement: run without quick, or do not save")
+    if gpu and not quick and not torch.cuda.is_available():
+        raise ValueError("bench gpu without a GPU; its rows are measured on an NVIDIA GPU: run it there, or with --dry-run to see that the scripts work")
     clone = None if nanogpt is None else Path(nanogpt).expanduser()
     lines = []
-    for row in check(chosen(names), bool(names), clone):
+    for row in check(chosen(names, gpu_rows.ROWS if gpu else ROWS), bool(names), clone):
         lines.append(compare(row, quick, clone))
         print(json.dumps(lines[-1]), flush=True)
-    if save:
-        print(f"written: {write(lines)}", file=sys.stderr)
+        if save:
+            print(f"written: {write(lines[-1:])}", file=sys.stderr)
     return lines

@@ -25,7 +25,7 @@ class Row:
 
     name: str
     bar: float
-    kind: str                           # "step" | "memory" | "generate" | "imports" | "characters": the pair of functions that measure it
+    kind: str                           # which pair of functions measures it: see `side`
     what: str
     peer: str                           # what the other side is, and the choices made for it
     minimum: bool = True
@@ -34,9 +34,11 @@ class Row:
     head: str = "none"
     batch: int = 1                      # rows
     length: int = 1                     # tokens in a row
+    deciles: tuple[int, ...] | None = None      # of the lengths of texts, the longest last; None: every row is full
     precision: str = "fp32"             # ours; "auto" is our default. The peer's default on a CPU is fp32
     repeats: int = 5                    # readings a process takes after its warm-up
     rounds: int = 3                     # processes per side
+    device: str = "cpu"
 
     @property
     def data(self) -> bool:

@@ -1,16 +1,21 @@
-"""One side of one row, in this process: `python -m minitransfer.bench.side ROW ours|peer THREADS [--quick] [--nanogpt FOLDER]`. Prints one JSON line."""
+"""One side of one row, in this process: `python -m minitransfer.bench.side ROW ours|peer THREADS [--quick] [--nanogpt FOLDER]`. Prints one JSON line.
+
+A quick run of a GPU's row on a machine without one takes a tiny model on the CPU.
+"""
 from __future__ import annotations
 
 import argparse
 import json
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from . import characters, sides
-from .rows import ROWS
+from . import characters, gpu_ops, gpu_rows, gpu_sides, sides
+from .rows import ROWS, Row
 
 QUICK = {"characters": 20, "memory": 2}             # readings (steps) of a quick run; of the others 1
 
@@ -25,23 +30,37 @@ def versions(side: str) -> dict[str, str]:
     return found
 
 
+def measures(row: Row, nanogpt: Any) -> tuple[Callable[[Row, int], dict], Callable[[Row, int], dict]]:
+    """The pair of functions for a kind of row: our side, the peer's."""
+    return {
+        "step": (sides.ours_step, sides.peer_step),
+        "memory": (sides.with_memory(sides.ours_step), sides.with_memory(sides.peer_step)),
+        "generate": (sides.ours_generate, sides.peer_generate),
+        "imports": (sides.ours_imports, sides.peer_imports),
+        "characters": (characters.ours_characters, lambda row, repeats: characters.peer_characters(row, repeats, nanogpt)),
+        "compiled": (sides.ours_step, lambda row, repeats: gpu_sides.peer_compiled(row, repeats, nanogpt)),
+        "lora": (gpu_sides.ours_lora, gpu_sides.peer_lora),
+        "lora-memory": (sides.with_memory(gpu_sides.ours_lora), sides.with_memory(gpu_sides.peer_lora)),
+        "op": (gpu_ops.ours, gpu_ops.peer),
+    }[row.kind]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("row", choices=ROWS)
+    rows = ROWS | gpu_rows.ROWS
+    parser.add_argument("row", choices=rows)
     parser.add_argument("side", choices=("ours", "peer"))
     parser.add_argument("threads", type=int)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nanogpt", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    row = ROWS[args.row]
+    row = rows[args.row]
+    if args.quick and row.device == "cuda" and not torch.cuda.is_available():
+        row = gpu_rows.tiny(row)
     repeats = QUICK.get(row.kind, 1) if args.quick else row.repeats
-    measure = {"step": (sides.ours_step, sides.peer_step),
-               "memory": (sides.with_memory(sides.ours_step), sides.with_memory(sides.peer_step)),
-               "generate": (sides.ours_generate, sides.peer_generate),
-               "imports": (sides.ours_imports, sides.peer_imports),
-               "characters": (characters.ours_characters, lambda row, repeats: characters.peer_characters(row, repeats, args.nanogpt))}[row.kind][args.side == "peer"]
-    print(json.dumps(measure(row, repeats) | {"threads": torch.get_num_threads(), "versions": versions(args.side)}))
+    found = measures(row, args.nanogpt)[args.side == "peer"](row, repeats)
+    print(json.dumps(found | {"threads": torch.get_num_threads(), "versions": versions(args.side)}))
 
 
 if __name__ == "__main__":

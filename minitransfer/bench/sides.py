@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ from .rows import Row
 
 WARM_UP = 2                             # steps; the first ones also allocate, and choose kernels
 FIRST_ID, MASK_ID, MASKED = 1000, 103, 0.15
-CPU = torch.device("cpu")
 
 
 class Given:
@@ -42,7 +42,17 @@ class Given:
         if self.row.head == "causal":
             return {"input_ids": ids, "labels": ids}
         hidden = torch.rand(ids.shape, generator=generator) < MASKED
-        return {"input_ids": ids.masked_fill(hidden, MASK_ID), "labels": ids.masked_fill(~hidden, IGNORE)}
+        if self.row.deciles is None:
+            return {"input_ids": ids.masked_fill(hidden, MASK_ID), "labels": ids.masked_fill(~hidden, IGNORE)}
+        keep = torch.arange(self.row.length) < self.lengths(generator)[:, None]
+        return {"input_ids": ids.masked_fill(hidden, MASK_ID) * keep, "labels": ids.masked_fill(~(hidden & keep), IGNORE), "attention_mask": keep.long()}
+
+    def lengths(self, generator: torch.Generator) -> Tensor:
+        """One for each row, drawn from the deciles; between two of them all lengths are as likely."""
+        deciles = torch.tensor(self.row.deciles, dtype=torch.float32)
+        place = torch.rand(self.row.batch, generator=generator) * (len(deciles) - 1)
+        low = place.long().clamp(max=len(deciles) - 2)
+        return (deciles[low] + (place - low) * (deciles[low + 1] - deciles[low])).round()
 
 
 def as_given(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
@@ -52,27 +62,41 @@ def as_given(model: Model, batch: dict[str, Tensor], generator: torch.Generator)
 
 # ---- a training step ------------------------------------------------------------------------------------------------------------------------------
 
-def ours_step(row: Row, repeats: int) -> dict[str, Any]:
-    """Steps of the engine's own loop, everything it does between two steps included."""
+def ours_step(row: Row, repeats: int, prepare: Callable[[Model], Any] = lambda model: None) -> dict[str, Any]:
+    """Steps of the engine's own loop, everything it does between two steps included; `prepare` changes the model first."""
     assert row.config is not None
-    model, ends = Model(row.config, row.head), []
+    model, ends = Model(row.config, row.head).to(row.device), []
+    prepare(model)
     settings = TrainSettings(steps=WARM_UP + repeats, lr=1e-4, schedule="constant", warmup=0, precision=row.precision, progress=False)
     result = train(model, Given(row), as_given, settings, on_step=lambda record: ends.append(time.perf_counter()))
-    return {"readings": [b - a for a, b in zip(ends[WARM_UP - 1:], ends[WARM_UP:], strict=False)], "dtype": result.precision}
+    return {"readings": [b - a for a, b in zip(ends[WARM_UP - 1:], ends[WARM_UP:], strict=False)], "dtype": result.precision} | of_device(row)
 
 
-def peer_step(row: Row, repeats: int) -> dict[str, Any]:
+def of_device(row: Row) -> dict[str, Any]:
+    """On a GPU also the memory that tensors took at most, in bytes."""
+    return {} if row.device == "cpu" else {"peak_memory": peak_memory(torch.device(row.device))}
+
+
+def peer_step(row: Row, repeats: int, model: Any = None) -> dict[str, Any]:
+    """Steps as the peer's users write them; on a GPU under bf16 autocast. model: instead of the one of transformers."""
     assert row.config is not None
-    model, batches, readings = peer_model(row.config, row.head).train(), Given(row), []
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+    model = (peer_model(row.config, row.head) if model is None else model).to(row.device).train()
+    batches, readings, on_gpu = Given(row), [], row.device != "cpu"
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0, fused=True)
     for k in range(WARM_UP + repeats):
         start = time.perf_counter()
-        model(**batches[k]).loss.backward()
+        batch = {name: t.to(row.device) for name, t in batches[k].items()}
+        with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
+            loss = model(**batch).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if on_gpu:
+            torch.cuda.synchronize()
         readings.append(time.perf_counter() - start)
-    return {"readings": readings[WARM_UP:], "dtype": "fp32", "optimizer": "AdamW(fused=True)", "attention": model.config._attn_implementation}
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", "flash")
+    return {"readings": readings[WARM_UP:], "dtype": "bf16" if on_gpu else "fp32", "optimizer": "AdamW(fused=True)", "attention": attention} | of_device(row)
 
 
 def peer_model(config: ModelConfig, head: str) -> Any:
@@ -92,9 +116,9 @@ def with_memory(step: Callable[[Row, int], dict[str, Any]]) -> Callable[[Row, in
     def measured(row: Row, repeats: int) -> dict[str, Any]:
         assert row.config is not None
         state = 4 * 4 * sum(p.numel() for p in Model(row.config, row.head, seed=None).parameters())
-        reset_peak(CPU)
+        reset_peak(torch.device(row.device))
         found = step(row, max(repeats - WARM_UP, 1))
-        return found | {"readings": [peak_memory(CPU)], "state": state}
+        return found | {"readings": [peak_memory(torch.device(row.device))], "state": state}
     return measured
 
 
@@ -104,7 +128,7 @@ NEW_TOKENS = 64
 
 
 def prompt(row: Row) -> Tensor:
-    return Given(row)[0]["input_ids"]
+    return Given(row)[0]["input_ids"].to(row.device)
 
 
 def timed(row: Row, call: Callable[[], Tensor], repeats: int) -> list[float]:
@@ -113,6 +137,7 @@ def timed(row: Row, call: Callable[[], Tensor], repeats: int) -> list[float]:
     for _ in range(repeats):
         start = time.perf_counter()
         made = call()
+        made.cpu()                                                               # a GPU has finished when its result is here
         readings.append(time.perf_counter() - start)
     assert made.shape[1] == row.length + NEW_TOKENS, made.shape
     return readings
@@ -120,18 +145,19 @@ def timed(row: Row, call: Callable[[], Tensor], repeats: int) -> list[float]:
 
 def ours_generate(row: Row, repeats: int) -> dict[str, Any]:
     assert row.config is not None
-    model, ids = Model(row.config, row.head).eval(), prompt(row)
+    model, ids = Model(row.config, row.head).to(row.device).eval(), prompt(row)
     readings = timed(row, lambda: generate(model, ids, max_new_tokens=NEW_TOKENS, precision=row.precision), repeats)
     return {"readings": readings, "dtype": Precision(row.precision, model).name}
 
 
 def peer_generate(row: Row, repeats: int) -> dict[str, Any]:
     assert row.config is not None
-    model, ids = peer_model(row.config, row.head).eval(), prompt(row)
+    dtype = torch.float32 if row.device == "cpu" else torch.bfloat16
+    model, ids = peer_model(row.config, row.head).to(row.device, dtype).eval(), prompt(row)
     model.generation_config.eos_token_id = None
     keep = torch.ones_like(ids)
     readings = timed(row, lambda: model.generate(ids, attention_mask=keep, max_new_tokens=NEW_TOKENS, do_sample=False), repeats)
-    return {"readings": readings, "dtype": "fp32"}
+    return {"readings": readings, "dtype": str(dtype).removeprefix("torch.")}
 
 
 # ---- starting -------------------------------------------------------------------------------------------------------------------------------------

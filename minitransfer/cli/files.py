@@ -90,13 +90,14 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("cpu", "transfer", "families", "sizes"),
-                        help="cpu: training steps, generation and memory beside those of other libraries; transfer: what tuning gives on real labelled sets (of the folder "
-                        "that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two; families: how far every class of every family is "
-                        "from transformers, on the tiny models of the tests; sizes: full-size shapes with random weights, their errors, load times and memory")
+    parser.add_argument("what", choices=("cpu", "gpu", "transfer", "families", "sizes"),
+                        help="cpu: training steps, generation and memory beside those of other libraries; gpu: the same and single operations on an NVIDIA GPU; "
+                        "transfer: what tuning gives on real labelled sets (of the folder that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two; "
+                        "families: how far every class of every family is from transformers, on the tiny models of the tests; "
+                        "sizes: full-size shapes with random weights, their errors, load times and memory")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these only [all]")
-    parser.add_argument("--quick", action="store_true", help="one reading per side, or a few rows of each set: does it run here?")
-    parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of one row")
+    parser.add_argument("--quick", "--dry-run", action="store_true", help="one reading per side, or a few rows of each set: does it run here? gpu then runs without one too")
+    parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of a row of cpu and of one of gpu")
     parser.add_argument("--save", action="store_true", help="also keep the results in the project, under this machine's name")
 
 
@@ -109,7 +110,7 @@ def bench(args: argparse.Namespace) -> int:
     elif args.what == "transfer":
         transfer.run(args.rows, args.quick, args.save)
     else:
-        run(args.rows, args.quick, args.nanogpt, args.save)
+        run(args.rows, args.quick, args.nanogpt, args.save, gpu=args.what == "gpu")
     return 0
 
 
@@ -130,5 +131,5 @@ DEMO = Verb(
     ("minitransfer demo", "minitransfer demo --rows 100 --seed 1 --out runs/demo-100"), demo_arguments, demo)
 BENCH = Verb(
     "bench", "Compare speed, memory and accuracy with other libraries, each side in a process of its own. Prints one JSON line per comparison or run.",
-    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick", "minitransfer bench transfer --rows sst2 --quick",
-     "minitransfer bench families --save"), bench_arguments, bench)
+    ("minitransfer bench cpu", "minitransfer bench cpu --rows masked-small --quick", "minitransfer bench gpu --rows small-step --dry-run",
+     "minitransfer bench transfer --rows sst2 --quick", "minitransfer bench families --save"), bench_arguments, bench)

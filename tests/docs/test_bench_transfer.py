@@ -197,3 +197,13 @@ def test_the_rates_that_strategies_bring_were_tried():
     assert {(one["strategy"], one["lr"]) for one in kept} == {(name, lr) for name, many in rates.GRID.items() for lr in many}
     own = {name: make().settings["lr"] for name, make in STRATEGIES.items() if name not in ("full", "last", "head")}
     assert own.keys() <= rates.GRID.keys() and all(lr in rates.GRID[name] for name, lr in own.items())
+
+
+def test_the_table_of_forgetting_has_the_epochs_of_each_run():
+    """Such a run also has a value, its last accuracy; its epochs are not lost over it."""
+    def line(method, lr, losses):
+        return {"set": "imdb_long", "side": "ours", "method": method, "seed": 0, "lr": lr, "value": 60.0, "seconds": 1.0,
+                "table": [{"epoch": i + 1, "train_loss": loss, "accuracy": 50.0 + i, "masked_loss": 7.0 + i} for i, loss in enumerate(losses)]}
+    found = table.summaries([line("many", 2e-4, [0.5, 0.25, 0.125, 0.0625]), line("few", 2e-5, [0.75])])
+    assert table.by_epoch(found["imdb_long"]).splitlines()[2:] == [
+        "| lr 0.0002 | 1 | 0.500 | 50.0 | 7.00 |", "| lr 0.0002 | 2 | 0.250 | 51.0 | 8.00 |", "| lr 0.0002 | 3 | 0.125 | 52.0 | 9.00 |", "| lr 2e-05 | 1 | 0.750 | 50.0 | 7.00 |"]

@@ -11,10 +11,11 @@ WITHIN_FULL = {"lora": 1.0, "adapter": 1.0}          # sst2: points that these m
 
 
 def mean_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The runs of one method: mean and range over seeds, and the mean ends of the 95 % intervals of the validation rows."""
+    """The runs of one method: mean and range over seeds, the mean ends of the 95 % intervals of the validation rows, and the first run's table of epochs."""
     values = [line["value"] for line in lines]
     found = {"mean": statistics.mean(values), "values": values, "seeds": [line["seed"] for line in lines], "trainable": lines[0].get("trainable"),
              "seconds": statistics.mean(line["seconds"] for line in lines) if "seconds" in lines[0] else None, "precision": lines[0].get("precision")}
+    found |= {name: lines[0][name] for name in ("lr", "masked_loss_before", "table") if name in lines[0]}
     if all("interval" in line for line in lines):
         found["interval"] = [statistics.mean(line["interval"][end] for line in lines) for end in (0, 1)]
     return found
