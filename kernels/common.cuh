@@ -62,6 +62,9 @@ template <typename T, int N> struct __align__(N * sizeof(T)) Pack { T v[N]; };
 template <typename T, int N> __device__ __forceinline__ Pack<T, N> load_pack(const T* from) { return *(const Pack<T, N>*)from; }
 template <typename T, int N> __device__ __forceinline__ void store_pack(T* to, const Pack<T, N>& pack) { *(Pack<T, N>*)to = pack; }
 
+// ---- many tensors in one launch: their addresses are passed by value, so that a CUDA graph holds them; 0 is no tensor ----
+struct Addresses { u64 at[480]; };  // a kernel's parameters are 4096 bytes at most
+
 // ---- reductions -------------------------------------------------------------
 __device__ __forceinline__ float warp_sum(float v) {
   for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(FULL_WARP, v, o);

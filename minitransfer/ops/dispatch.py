@@ -42,13 +42,13 @@ def obstacle(tensors: list[Tensor], limit: str) -> str:
         return f"a tensor on {first.device}; kernels run on CUDA devices (MINITRANSFER_KERNELS=emulate runs them on a CPU, slowly)"
     if any(t.device != first.device for t in tensors):
         return f"tensors on {', '.join(sorted({str(t.device) for t in tensors}))}; a kernel reads one device"
-    if first.dtype not in SCALARS:
+    if first.is_floating_point() and first.dtype not in SCALARS:
         return f"{first.dtype}; kernels compute {', '.join(str(dtype) for dtype in SCALARS)}"
     return limit
 
 
 def pick(operation: str, cu: str, *tensors: Tensor | None, limit: str = "", **defines: object) -> Kernels | None:
-    """The built kernels of a file for the dtype of the first tensor, or None where plain PyTorch has to do it.
+    """The built kernels of a file for the dtype of the first tensor (if that is of whole numbers: of a file without SCALAR), or None where plain PyTorch has to do it.
 
     Args:   limit: what else keeps this call from its kernel ("" if nothing does); defines: -D constants besides SCALAR.
     Raises: ValueError if MINITRANSFER_KERNELS=on and a CUDA tensor cannot have its kernel.
@@ -57,7 +57,8 @@ def pick(operation: str, cu: str, *tensors: Tensor | None, limit: str = "", **de
     reason = obstacle(present, limit)
     found = None
     if not reason:
-        found = kernels(cu, SCALAR=SCALARS[present[0].dtype], **defines)
+        scalar = {"SCALAR": SCALARS[present[0].dtype]} if present[0].is_floating_point() else {}
+        found = kernels(cu, **scalar, **defines)
         reason = fault_of(found, present[0].device)
     if reason and mode() == "on" and present[0].device.type == "cuda":
         raise ValueError(f"{operation}: {reason}. MINITRANSFER_KERNELS=on forbids plain PyTorch: set it to auto")

@@ -26,8 +26,9 @@ from . import nvrtc
 from .driver import Module
 
 SCALARS = {torch.float32: "float", torch.float16: "fp16", torch.bfloat16: "bf16"}            # as -D SCALAR spells them
-TENSORS = {name: dtype for dtype, name in SCALARS.items()} | {"int": torch.int32, "i64": torch.int64, "u64": torch.int64, "u8": torch.uint8}
-NUMBERS = {"int": "i", "float": "f", "u64": "Q", "i64": "q"}
+TENSORS = {name: dtype for dtype, name in SCALARS.items()} | {"int": torch.int32, "i64": torch.int64, "u64": torch.int64, "u8": torch.uint8, "double": torch.float64}
+ADDRESSES = 480                                                                              # tensors of a list that is passed by value, as in common.cuh
+NUMBERS = {"int": "i", "float": "f", "u64": "Q", "i64": "q", "Addresses": f"{ADDRESSES}Q"}
 HEADER, INCLUDE = "common.cuh", '#include "common.cuh"'
 DECLARATION = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(([^)]*)\)')
 TRAPS = ("-fsanitize=alignment,bounds,shift,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error")     # what a GPU would punish, or hide
@@ -63,9 +64,9 @@ class Signature:
 
     def __init__(self, name: str, parameters: str):
         self.name, self.parameters = name, [self.parameter(one) for one in parameters.split(",")]
-        layout = "@" + "".join("P" if pointer else NUMBERS[kind] for _, kind, pointer in self.parameters)
-        self.layout = struct.Struct(layout)
-        self.offsets = [struct.calcsize(layout[: i + 2]) - struct.calcsize("@" + layout[i + 1]) for i in range(len(self.parameters))]
+        formats = ["P" if pointer else NUMBERS[kind] for _, kind, pointer in self.parameters]
+        self.layout = struct.Struct("@" + "".join(formats))
+        self.offsets = [struct.calcsize("@" + "".join(formats[: i + 1])) - struct.calcsize("@" + one) for i, one in enumerate(formats)]
 
     @staticmethod
     def parameter(text: str) -> tuple[str, str, bool]:
@@ -74,7 +75,9 @@ class Signature:
         return words[-1], words[0], "*" in words
 
     def pack(self, values: tuple, device: torch.device, scalar: str) -> ctypes.Array:
-        """The values as the kernel reads them; None is a null pointer. A fresh buffer each time: forward and backward run on different threads.
+        """The values as the kernel reads them; None is a null pointer, a list of tensors of SCALAR is `Addresses`.
+
+        A fresh buffer each time: forward and backward run on different threads.
 
         Raises: TypeError for a number of values, a dtype, a device or strides that do not fit.
         """
@@ -82,18 +85,23 @@ class Signature:
             raise TypeError(f"{self.name} takes {len(self.parameters)} values, got {len(values)}")
         plain = []
         for value, (name, kind, pointer) in zip(values, self.parameters, strict=True):
-            if not pointer:
+            if pointer:
+                plain.append(self.address(value, name, TENSORS[scalar if kind == "SCALAR" else kind], device))
+            elif kind == "Addresses":
+                plain += [self.address(one, name, TENSORS[scalar], device) for one in value] + [0] * (ADDRESSES - len(value))
+            else:
                 plain.append(value)
-                continue
-            if value is not None:
-                wanted = TENSORS[scalar if kind == "SCALAR" else kind]
-                if value.dtype is not wanted or value.device != device or not value.is_contiguous():
-                    raise TypeError(f"{self.name}: {name} is a {'' if value.is_contiguous() else 'strided '}{value.dtype} tensor on {value.device}; "
-                                    f"a contiguous {wanted} tensor on {device} is needed")
-            plain.append(0 if value is None else value.data_ptr())
         buffer = ctypes.create_string_buffer(self.layout.size)
         self.layout.pack_into(buffer, 0, *plain)
         return buffer
+
+    def address(self, value: Tensor | None, name: str, wanted: torch.dtype, device: torch.device) -> int:
+        if value is None:
+            return 0
+        if value.dtype is not wanted or value.device != device or not value.is_contiguous():
+            raise TypeError(f"{self.name}: {name} is a {'' if value.is_contiguous() else 'strided '}{value.dtype} tensor on {value.device}; "
+                            f"a contiguous {wanted} tensor on {device} is needed")
+        return value.data_ptr()
 
 
 class Kernels:

@@ -19,7 +19,7 @@ def name(cu, constants):
 
 
 def suits(cu, constants, capability):
-    return capability >= TENSOR_CORES_BF16 or constants["SCALAR"] != "bf16" or "mma_16x8x16" not in text_of(cu)
+    return capability >= TENSOR_CORES_BF16 or constants.get("SCALAR") != "bf16" or "mma_16x8x16" not in text_of(cu)
 
 
 @pytest.mark.slow
