@@ -1,4 +1,6 @@
 """The builds of each kernel file that must compile for every GPU: (file, constants)."""
 NORM = [("norm.cu", {"SCALAR": scalar, "RMS": rms, "VECTOR": vector, "PER_THREAD": each})
         for scalar, vector, each in (("bf16", 8, 1), ("fp16", 8, 4), ("float", 4, 8), ("float", 1, 8)) for rms in (0, 1)]
-BUILDS = [*NORM]
+ACTIVATION = [("activation.cu", {"SCALAR": scalar, "ACTIVATION": activation, "VECTOR": vector})
+              for scalar, vector in (("bf16", 8), ("fp16", 8), ("float", 4), ("float", 1)) for activation in ("gelu", "gelu_tanh", "silu", "relu")]
+BUILDS = [*NORM, *ACTIVATION]
