@@ -39,9 +39,15 @@ __device__ __forceinline__ float to_float(fp16 x) {
 template <typename T> __device__ __forceinline__ T from_float(float x);
 template <> __device__ __forceinline__ float from_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ bf16 from_float<bf16>(float x) {
+#if !defined(CUDA_EMU) && __CUDA_ARCH__ >= 800
+  bf16 h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.bits) : "f"(x));
+  return h;
+#else
   u32 u = __float_as_uint(x);
   if ((u & 0x7fffffffu) > 0x7f800000u) return bf16{(u16)((u >> 16) | 0x40)};  // stay NaN
   return bf16{(u16)((u + 0x7fffu + ((u >> 16) & 1)) >> 16)};                  // round to nearest even
+#endif
 }
 template <> __device__ __forceinline__ fp16 from_float<fp16>(float x) {
   fp16 h;
@@ -55,6 +61,27 @@ template <> __device__ __forceinline__ fp16 from_float<fp16>(float x) {
 }
 template <typename T> __device__ __forceinline__ u32 pack2(float lo, float hi) {
   return (u32)from_float<T>(lo).bits | (u32)from_float<T>(hi).bits << 16;
+}
+
+// ---- one instruction each of the special function unit; what lies below 2^-126 is zero to them ----
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef CUDA_EMU
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+__device__ __forceinline__ float fast_exp(float x) { return fast_exp2(x * 1.44269504f); }
+__device__ __forceinline__ float fast_reciprocal(float x) {
+#ifdef CUDA_EMU
+  return 1.0f / x;
+#else
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
 }
 
 // ---- neighbours in one piece: N numbers are one load or store of N * sizeof(T) bytes, 16 at best ----

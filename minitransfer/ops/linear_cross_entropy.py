@@ -6,6 +6,7 @@
 
 The gradients are linear in the incoming scalar, so a chunk's are made while its logits exist and only scaled in backward.
 With V in the tens of thousands the logits are the largest tensor of a training step; here they live one chunk at a time.
+On a GPU a chunk's logits become its gradient in their own place, in the dtype of the product. Kernel: kernels/cross_entropy.cu.
 Source: the idea of gradients in the forward pass is Hsu et al. 2024 (Liger Kernel), section 3.2.
 """
 from __future__ import annotations
@@ -16,13 +17,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
+from .dispatch import pick
+from .kernels import Kernels
 from .linear import product
 
 
 def reference(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
     """The same number with all logits at once."""
     logits = linear(x, weight, bias)
-    return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets, reduction="sum")
+    return cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets.clamp(min=-1), reduction="sum", ignore_index=-1)
 
 
 def cost(N: int, V: int, D: int, chunk: int, bytes_per_number: int = 4) -> dict[str, int]:
@@ -35,6 +38,27 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def rows_in_torch(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N V"]]:
+    """The loss of each row and its dlogits, in float32 or wider; a row with a negative target has neither."""
+    logits, none, goal = logits.to(torch.promote_types(logits.dtype, torch.float32)), targets < 0, targets.clamp(min=0)[:, None]
+    right, top = logits.gather(1, goal), logits.amax(-1, keepdim=True)                        # (N, 1)
+    dlogits = logits.softmax(-1)
+    losses = (top - dlogits.amax(-1, keepdim=True).log() - right)[:, 0].masked_fill(none, 0)  # logsumexp = top - log p(top), and p(top) >= 1 / V
+    dlogits.scatter_add_(1, goal, torch.full_like(right, -1.0))
+    if none.device.type != "cpu" or bool(none.any()):                                         # asking a GPU would make the host wait
+        dlogits.masked_fill_(none[:, None], 0)
+    return losses, dlogits
+
+
+def rows_in_kernel(k: Kernels, logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"], wanted: bool) -> tuple[Float[Tensor, "N"], Float[Tensor, "N V"]]:
+    """The same in one kernel, dlogits in the place of the logits; not `wanted`: the logits stay."""
+    (N, V), losses = logits.shape, torch.empty(len(logits), device=logits.device)
+    pieces = -(-V * logits.element_size() // 16)
+    threads = min(512, -(-pieces // 128) * 32)                                                # each takes four pieces at a time
+    k("cross_entropy", (N, 1, 1), (threads, 1, 1), logits, losses, targets.contiguous(), V, int(wanted))
+    return losses, logits
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """The formulas of the module's docstring, a chunk of tokens at a time."""
 
@@ -42,22 +66,22 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int) -> Tensor:
         dtype, wide = autocast_dtype(x), torch.promote_types(x.dtype, torch.float32)
         wants_x, wants_w, wants_b = ctx.needs_input_grad[:3]
+        wanted = wants_x or wants_w or wants_b
         w, loss = weight.to(dtype), x.new_zeros((), dtype=wide)
         dx = torch.empty_like(x) if wants_x else None
         dw: Tensor | None = None
         db = torch.zeros_like(bias) if bias is not None and wants_b else None
         with torch.autocast(x.device.type, enabled=False):
+            k = pick("linear_cross_entropy", "cross_entropy.cu", x.new_empty(0, dtype=dtype), weight, targets)
             for start in range(0, len(x), chunk):
-                part, goal = x[start : start + chunk].to(dtype), targets[start : start + chunk, None]
-                logits = product(part, w, None if bias is None else bias.to(dtype)).to(wide)      # (chunk, V)
-                right, top = logits.gather(1, goal), logits.amax(-1, keepdim=True)                # (chunk, 1)
-                dlogits = logits.softmax(-1)
-                loss += (top - dlogits.amax(-1, keepdim=True).log() - right).sum()                # logsumexp = top - log p(top), and p(top) >= 1 / V
-                if not (wants_x or wants_w or wants_b):
+                part, goal = x[start : start + chunk].to(dtype), targets[start : start + chunk]
+                logits = product(part, w, None if bias is None else bias.to(dtype))               # (chunk, V)
+                losses, dlogits = rows_in_torch(logits, goal) if k is None else rows_in_kernel(k, logits, goal, wanted)
+                loss += losses.sum()
+                if not wanted:
                     continue
-                dlogits.scatter_add_(1, goal, torch.full_like(right, -1.0))
                 if db is not None:
-                    db += dlogits.sum(0).to(db.dtype)
+                    db += dlogits.sum(0, dtype=wide).to(db.dtype)
                 dlogits = dlogits.to(dtype)
                 if dx is not None:
                     dx[start : start + chunk] = (dlogits @ w).to(dx.dtype)
@@ -83,7 +107,7 @@ def linear_cross_entropy(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], 
                          chunk: int = 1024) -> Float[Tensor, ""]:
     """Sum over the rows of x of the cross-entropy between x W^T + b and its target.
 
-    Args:    targets: in [0, V); rows without a target are left out by the caller. chunk: rows whose logits exist at a time.
+    Args:    targets: below V; a row with a negative one (-100) counts for nothing. chunk: rows whose logits exist at a time.
     Returns: the sum, in float32 or wider. Under autocast the products run in its dtype.
     Raises:  ValueError if chunk < 1. Second derivatives are not available.
     """
