@@ -7,12 +7,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.activation import ACTIVATIONS
 from ..ops.linear import Linear
-from .feedforward import ACTIVATIONS
 from .norms import make_norm
 
 IGNORE = -100  # a label with this value is no target
-LossAndCount = tuple[Tensor, int]
+LossAndCount = tuple[Tensor, int | Tensor]
 
 
 @dataclass

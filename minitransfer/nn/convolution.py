@@ -6,8 +6,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..config import Convolution, ModelConfig
+from ..ops.activation import ACTIVATIONS
 from ..ops.dropout import Dropout
-from .feedforward import ACTIVATIONS
 from .masks import Mask
 from .norms import make_norm
 

@@ -1,26 +1,14 @@
 """The feed-forward half of a block: up, bend, down."""
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn, sigmoid, tanh
-from torch.nn.functional import gelu, relu, silu
+from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.activation import ACTIVATIONS, gated
 from ..ops.dropout import Dropout
 from ..ops.linear import Linear
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """x sigmoid(1.702 x): Hendrycks & Gimpel 2016, section 2."""
-    return x * sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"), "relu": relu, "silu": silu, "tanh": tanh, "quick_gelu": quick_gelu}
 
 
 class FeedForward(nn.Module):
@@ -34,7 +22,7 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(c.d_model, c.d_ff, bias=c.mlp_bias)
         self.gate_proj = Linear(c.d_model, c.d_ff, bias=c.mlp_bias) if c.gated else None
         self.down_proj = Linear(c.d_ff, c.d_model, bias=c.mlp_bias)
-        self.activation, self.wide = ACTIVATIONS[c.activation], c.wide_stream
+        self.activation, self.wide = c.activation, c.wide_stream
         self.dropout = Dropout(c.mlp_dropout)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
@@ -46,4 +34,4 @@ class FeedForward(nn.Module):
             return self.down_proj(inner.to(self.down_proj.weight.dtype))
 
     def bent(self, up: Float[Tensor, "B T F"], gate: Float[Tensor, "B T F"] | None) -> Float[Tensor, "B T F"]:
-        return self.dropout(self.activation(up) if gate is None else self.activation(gate) * up)
+        return self.dropout(ACTIVATIONS[self.activation](up) if gate is None else gated(gate, up, self.activation))

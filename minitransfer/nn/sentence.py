@@ -4,8 +4,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..ops.activation import ACTIVATIONS
 from ..ops.linear import Linear
-from .feedforward import ACTIVATIONS
 
 
 class Projection(nn.Module):

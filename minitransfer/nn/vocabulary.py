@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig
 from ..ops.dropout import Dropout
+from ..ops.gather_targets import gather_targets
 from ..ops.linear import Linear, linear
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from .answers import IGNORE, BodyOutput, LossAndCount, Transform, check_fit
@@ -40,6 +41,7 @@ class VocabularyHead(nn.Module):
         self.shift, self.scale = shift, c.logit_scale
         self.tokens = [tokens]  # in a list: shared with the body, registered there only
         self.output: nn.Module | None = None    # a quicker product with the same matrix and bias, for inference
+        self.budget: int | None = None          # the loss reads so many rows at most, a number that no value changes; None: as many as have a target
 
     @property
     def matrix(self) -> Float[Tensor, "V E"]:
@@ -61,6 +63,9 @@ class VocabularyHead(nn.Module):
         check_fit(labels, len(self.matrix), "tokens")
         if self.shift:
             labels = next_tokens(labels, body)
+        if self.budget is not None:
+            rows, goals, _ = gather_targets(body.x.flatten(0, 1), labels.flatten(), self.budget)
+            return linear_cross_entropy(self.transformed(rows), self.matrix, self.bias, goals), (goals >= 0).sum()
         wanted = (labels != IGNORE).flatten().nonzero()[:, 0]                    # (N,)
         if len(wanted) == 0:
             return body.x.sum() * 0.0, 0

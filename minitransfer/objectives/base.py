@@ -40,7 +40,7 @@ def inputs_of(batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"]) -> dict[s
     return {name: batch[name] for name in INPUTS if name in batch} | {"input_ids": input_ids}
 
 
-def ask_head(model: Model, batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"], labels: Int[Tensor, "B T"]) -> tuple[Tensor, int]:
+def ask_head(model: Model, batch: dict[str, Tensor], input_ids: Int[Tensor, "B T"], labels: Int[Tensor, "B T"]) -> tuple[Tensor, int | Tensor]:
     """The loss of the model's head for `labels`, when its body reads the batch with `input_ids` in the place of the batch's own.
 
     Raises: ValueError for a model without a head.

@@ -18,5 +18,9 @@ class Causal:
 
     name = "causal"
 
+    def most_targets(self, n: int) -> int:
+        """How many of n positions have a target at most."""
+        return n
+
     def __call__(self, model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
         return ask_head(model, batch, batch["input_ids"], batch.get("labels", batch["input_ids"]))

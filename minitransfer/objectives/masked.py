@@ -1,6 +1,7 @@
 """Predict hidden tokens from both sides."""
 from __future__ import annotations
 
+import math
 import string
 
 import torch
@@ -54,6 +55,10 @@ class Masked:
         self.special[list(tok.special_ids)] = True
         self.ordinary = (~self.special).nonzero()[:, 0]                          # ids a random replacement may take
         self.inside = inside_words(tok.tokens(range(tok.vocab_size))) if whole_word else None
+
+    def most_targets(self, n: int) -> int:
+        """How many of n positions are hidden at most: six deviations above the mean, which a run never sees exceeded (2e-9); beyond, the last ones go unscored."""
+        return min(n, math.ceil(n * self.probability + 6 * math.sqrt(n * self.probability * (1 - self.probability))))
 
     def draw(self, input_ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"],
              generator: torch.Generator) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:

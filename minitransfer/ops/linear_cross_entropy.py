@@ -11,9 +11,12 @@ Source: the idea of gradients in the forward pass is Hsu et al. 2024 (Liger Kern
 """
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
@@ -35,7 +38,11 @@ def cost(N: int, V: int, D: int, chunk: int, bytes_per_number: int = 4) -> dict[
 
 def autocast_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.get_autocast_dtype(device) if is_autocast_available(device) and torch.is_autocast_enabled(device) else x.dtype
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    return torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext()
 
 
 def rows_in_torch(logits: Float[Tensor, "N V"], targets: Int[Tensor, "N"]) -> tuple[Float[Tensor, "N"], Float[Tensor, "N V"]]:
@@ -71,7 +78,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         dx = torch.empty_like(x) if wants_x else None
         dw: Tensor | None = None
         db = torch.zeros_like(bias) if bias is not None and wants_b else None
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             k = pick("linear_cross_entropy", "cross_entropy.cu", x.new_empty(0, dtype=dtype), weight, targets)
             for start in range(0, len(x), chunk):
                 part, goal = x[start : start + chunk].to(dtype), targets[start : start + chunk]

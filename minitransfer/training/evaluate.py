@@ -62,7 +62,7 @@ def held_out_replaced(batches: Batches, objective: Replaced, seed: int = 0) -> E
         sums, counts = [0.0, 0.0], [0, 0]
         for batch, generator in asked(batches, model.device, seed):
             for i, (loss, n) in enumerate(objective.terms(model, batch, generator)):
-                sums[i], counts[i] = sums[i] + float(loss), counts[i] + n
+                sums[i], counts[i] = sums[i] + float(loss), counts[i] + int(n)
         masked, replaced = (total / max(n, 1) for total, n in zip(sums, counts, strict=True))
         return {"loss": masked + objective.weight * replaced, "masked_loss": masked, "replaced_loss": replaced, "perplexity": perplexity(masked),
                 "targets": float(counts[1])}

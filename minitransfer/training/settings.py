@@ -44,6 +44,7 @@ class TrainSettings:
     # the machine
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
     checkpointing: bool = False         # recompute the inside of each block in the backward pass: less memory, more time
+    graphs: bool = False                # on an NVIDIA GPU: replay forward and backward as CUDA graphs, one for each shape of batch
     # what is watched and kept
     eval_every: int | None = None       # steps; None: at the end of each epoch. The end of the run is always evaluated
     save_every: int = 500               # steps

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import choose
-from ..nn.feedforward import ACTIVATIONS
 from ..nn.model import Model
+from ..ops.activation import ACTIVATIONS
 from ..ops.linear import Linear
 from .groups import TrainableReport
 from .hypercomplex import PHMLinear
