@@ -207,3 +207,10 @@ def test_the_table_of_forgetting_has_the_epochs_of_each_run():
     found = table.summaries([line("many", 2e-4, [0.5, 0.25, 0.125, 0.0625]), line("few", 2e-5, [0.75])])
     assert table.by_epoch(found["imdb_long"]).splitlines()[2:] == [
         "| lr 0.0002 | 1 | 0.500 | 50.0 | 7.00 |", "| lr 0.0002 | 2 | 0.250 | 51.0 | 8.00 |", "| lr 0.0002 | 3 | 0.125 | 52.0 | 9.00 |", "| lr 2e-05 | 1 | 0.750 | 50.0 | 7.00 |"]
+
+
+def test_a_quick_run_asks_for_no_tag_that_it_has_not_seen(data):
+    for name in ("wikigold", "ncbi_disease", "ud_en_ewt"):
+        rows, held_out = SETS[name].read(quick=True)
+        assert len(rows) == sets.QUICK_ROWS and len(held_out) == sets.QUICK_HELD_OUT
+        assert {tag for row in held_out for tag in row["tags"]} <= {tag for row in rows for tag in row["tags"]}
