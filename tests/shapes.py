@@ -1,25 +1,35 @@
 """The shapes in the signatures are checked in every test, at a price that does not grow with the number of steps a test trains."""
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 from beartype import beartype
 
-checkers: dict[tuple[str, str, str], Callable] = {}
+made: dict[tuple[str, str, str], Callable] = {}
 
 
-def checked(function: Callable) -> Callable:
-    """What `--jaxtyping-packages` names: beartype, once for a signature. (It is given stand-ins without a body, and a new one each time an inner function is defined.)"""
-    key = function.__module__, function.__qualname__, str(inspect.signature(function))
-    if key not in checkers:
-        checkers[key] = beartype(function)
-    return checkers[key]
+class checked:  # noqa: N801
+    """What `--jaxtyping-packages` names: beartype, when a function is first called, and once for all functions that are defined in the same place.
+
+    (It is given stand-ins that have the signature and no body, and new ones each time an inner function is defined.)
+    """
+
+    def __init__(self, function: Callable):
+        self.function = function
+        self.check: Callable | None = None
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if self.check is None:
+            key = self.function.__module__, self.function.__qualname__, str(inspect.signature(self.function))
+            self.check = made.get(key) or made.setdefault(key, beartype(self.function))
+        return self.check(*given, **named)
 
 
 class Enough:
-    """Stands for `jaxtyping_disable`: no for the first 500 calls of a test, and then for one call in 7; a long training is the same calls again and again."""
+    """Stands for `jaxtyping_disable`: no for the first 400 calls of a test and for one in 23 of the others; a long training is the same calls again and again."""
 
     calls = 0
 
     def __bool__(self) -> bool:
         self.calls += 1
-        return self.calls > 500 and self.calls % 7 > 0
+        return self.calls > 400 and self.calls % 23 > 0

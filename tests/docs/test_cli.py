@@ -25,7 +25,7 @@ from minitransfer.cli.main import VERBS
 from minitransfer.generate import embed, fill, generate
 from minitransfer.nn.model import Model
 from minitransfer.tasks import SequenceTask, predict
-from minitransfer.text import Tokenizer
+from minitransfer.text import Tokenizer, corpus, pydoc_corpus
 from minitransfer.training import TrainSettings
 from minitransfer.training.run import Run
 from minitransfer.transfer.strategies import strategy
@@ -439,8 +439,11 @@ def test_convert(capsys, place):
 
 @pytest.mark.slow
 def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
-    """Each as it stands there; those that train only as a dry run, and of small models. (Demo and bench have tests of their own.)"""
-    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"]}
+    """Each as it stands there; those that train only as a dry run, and of small models on a part of pydoc; nothing is timed. (Demo and bench have tests of their own.)"""
+    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"], "verify": ["--repeats", "0"]}
+    some = pydoc_corpus.pydoc_files()[:40]
+    for room in (corpus, pydoc_corpus):
+        monkeypatch.setattr(room, "pydoc_files", lambda: some)
     done(capsys, "finetune", "mini-bert", "samples/reviews.train.tsv", "--out", "runs/reviews", "steps=1", "progress=no")
     (place / "reviews.yaml").write_text("model: mini-bert\ntrain: samples/reviews.train.tsv\n")
     (place / "reviews.tsv").write_text("fine\tpositive\nbad\tnegative\n")
