@@ -8,7 +8,7 @@ from beartype import beartype
 made: dict[tuple[str, str, str], Callable] = {}
 
 
-class checked:  # noqa: N801
+class checked:
     """What `--jaxtyping-packages` names: beartype, when a function is first called, and once for all functions that are defined in the same place.
 
     (It is given stand-ins that have the signature and no body, and new ones each time an inner function is defined.)

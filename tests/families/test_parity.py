@@ -10,8 +10,9 @@ import minitransfer as mt
 from minitransfer.checks.parity import batch, compare_gradients, compare_outputs
 from minitransfer.families import FAMILIES
 
-from .cases import ALL, CASES, IDS
+from .cases import ALL, CASES, IDS, slow_after_the_first
 
+LEARN = [(case, name) for case, name in ALL if case.classes[name] != "none"]
 WRITERS = [(case, name) for case, name in ALL if case.classes[name] in ("causal", "seq2seq")]
 
 
@@ -38,7 +39,7 @@ def test_states_attention_and_logits(case, name, tmp_path):
             check(compare_outputs(reference, model, ids, keep, types), case.bar)
 
 
-@pytest.mark.parametrize("case, name", [(c, n) for c, n in ALL if c.classes[n] != "none"], ids=[i for i, (c, n) in zip(IDS, ALL, strict=True) if c.classes[n] != "none"])
+@pytest.mark.parametrize("case, name", slow_after_the_first(LEARN), ids=[f"{case.name}-{name}" for case, name in LEARN])
 def test_loss_and_every_gradient(case, name, tmp_path):
     reference, model = loaded(case, name, tmp_path)
     ids, _ = batch(case.vocab, [17, 17, 17], left=False)
@@ -46,7 +47,7 @@ def test_loss_and_every_gradient(case, name, tmp_path):
     check(compare_gradients(reference, model, ids, types), case.bar)
 
 
-@pytest.mark.parametrize("case, name", ALL, ids=IDS)
+@pytest.mark.parametrize("case, name", slow_after_the_first(ALL), ids=IDS)
 def test_round_trip(case, name, tmp_path):
     """What we save has the names and the values of what the reference saves, and it reads ours back. The size is equal to the unit."""
     reference, model = loaded(case, name, tmp_path / "theirs")
