@@ -13,7 +13,8 @@ from minitransfer.families import FAMILIES
 from .cases import ALL, CASES, IDS, slow_after_the_first
 
 LEARN = [(case, name) for case, name in ALL if case.classes[name] != "none"]
-WRITERS = [(case, name) for case, name in ALL if case.classes[name] in ("causal", "seq2seq")]
+WRITERS = [pytest.param(case, name, marks=[pytest.mark.slow] if case.heads else [], id=f"{case.name}-{name}") for case, name in ALL
+           if case.classes[name] in ("causal", "seq2seq")]
 
 
 def check(found, bar):
@@ -61,7 +62,7 @@ def test_round_trip(case, name, tmp_path):
     assert sum(p.numel() for p in model.parameters()) == sum(kept.values())
 
 
-@pytest.mark.parametrize("case, name", WRITERS, ids=[f"{case.name}-{name}" for case, name in WRITERS])
+@pytest.mark.parametrize("case, name", WRITERS)
 def test_greedy_text_is_identical(case, name, tmp_path):
     """With a cache and without, rows padded on either side and past the window: the ids of each row alone."""
     reference, model = loaded(case, name, tmp_path)

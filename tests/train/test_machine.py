@@ -100,6 +100,7 @@ def test_glibc_listens():
     assert keep_freed_memory()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.system() != "Linux", reason="only Linux can reset the peak of a process")
 def test_the_peak_is_that_since_the_reset():
     """In a process of its own: one that has freed gigabytes before fills those first, and its peak stands still."""
