@@ -2,7 +2,8 @@
 import pytest
 import sentence_transformers
 import torch
-from sentence_transformers import losses, util
+from sentence_transformers import util
+from sentence_transformers.sentence_transformer import losses
 
 import minitransfer as mt
 from minitransfer.tasks import SimilarityTask, finetune, predict, search
