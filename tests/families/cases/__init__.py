@@ -63,6 +63,6 @@ IDS = [f"{case.name}-{name}" for case, name in ALL]
 
 
 def slow_after_the_first(pairs: list[tuple[Case, str]]) -> list:
-    """One class of each case for the quick tests, and the others for all of them."""
-    firsts = {case.name: name for case, name in reversed(pairs)}
-    return [pytest.param(case, name, marks=[] if firsts[case.name] == name else pytest.mark.slow) for case, name in pairs]
+    """Of each case but the variants one class for the quick tests, and the others for all of them."""
+    firsts = {case.name: name for case, name in reversed(pairs) if not case.heads}
+    return [pytest.param(case, name, marks=[] if firsts.get(case.name) == name else pytest.mark.slow) for case, name in pairs]
