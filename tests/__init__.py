@@ -1,0 +1,1 @@
+from . import shapes as shapes  # where --jaxtyping-packages finds it

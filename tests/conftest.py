@@ -3,8 +3,11 @@ import os
 import signal
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
+
+from . import shapes
 
 os.environ["HF_HUB_OFFLINE"] = "1"          # tests never reach for the network
 torch.set_num_threads(1)                    # models here are tiny: a second thread would only wait, and the sums keep one order
@@ -22,6 +25,11 @@ def data() -> Path:
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def shapes_are_checked():
+    jaxtyping.config.jaxtyping_disable = shapes.Enough()
 
 
 def pytest_collection_modifyitems(items):

@@ -23,7 +23,7 @@ def tok():
     return tokenizer()
 
 
-@pytest.fixture(scope="module", params=[bert, gpt], ids=["bert", "gpt2"])
+@pytest.fixture(scope="module", params=[bert, pytest.param(gpt, marks=pytest.mark.slow)], ids=["bert", "gpt2"])
 def base(request, tok, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     request.param(tok, "none").save_pretrained(folder)

@@ -52,6 +52,7 @@ def near(a, b):
     return a == pytest.approx(b, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_every_baseline_measures_what_finetune_measures(name, word_tok, vectors):
     task, rows = TASKS[name]
@@ -124,6 +125,7 @@ def test_an_answer_is_cut_from_the_context():
     assert found.predict(["Why?"], ["Nothing here."])[0].text == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_vectors", [False, True])
 def test_a_bilstm_learns_and_its_seed_decides(monkeypatch, vectors, with_vectors):
     monkeypatch.setattr(bilstm, "EPOCHS", 20)

@@ -80,6 +80,7 @@ def test_a_whole_copy_has_nothing_to_learn():
     assert abs(total.item()) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_student_comes_to_answer_like_its_teacher():
     """No labels at all: the divergence on texts it was not taught on falls to a third."""
     class Texts:

@@ -135,6 +135,7 @@ def test_frozen_weights_are_not_pulled():
     assert squared_distance(seen(model), start).item() == model.blocks[1].attn.q_proj.bias.numel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.0, 1e4], ids=["free", "held"])
 def test_a_strong_pull_holds_the_body_in_a_run(strength):
     """Old knowledge: the causal loss on one text. Trained on another it is lost, unless the Fisher of the old one holds the weights."""

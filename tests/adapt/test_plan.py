@@ -16,7 +16,7 @@ CASES = {"full": ({}, "full"), "head": ({"schedule": "cosine", "min_lr": 0.1}, "
          "ulmfit twice": ({"micro_batches": 2}, ulmfit(per_epoch=2)), "two rates": ({}, TWO_RATES)}
 
 
-@pytest.mark.parametrize("build", [bert, gpt], ids=["bert", "gpt2"])
+@pytest.mark.parametrize("build", [bert, pytest.param(gpt, marks=pytest.mark.slow)], ids=["bert", "gpt2"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_plan_is_what_the_optimizer_had(word_tok, optimizers, build, case):
     settings, strategy = CASES[case]

@@ -121,6 +121,7 @@ def test_correlations_equal_scipy():
     assert spearman(np.full(7, 0.1), np.arange(7.0)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy,bar,more", [("full", 0.7, {"lr": 4e-3, "epochs": 8}), ("lora", 0.0, {"lr": 1e-2, "epochs": 1})])
 def test_lists_of_labels(tok, tmp_path, strategy, bar, more):
     base = tmp_path / "base"

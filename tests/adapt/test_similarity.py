@@ -2,7 +2,8 @@
 import pytest
 import sentence_transformers
 import torch
-from sentence_transformers import losses, util
+from sentence_transformers import util
+from sentence_transformers.sentence_transformer import losses
 
 import minitransfer as mt
 from minitransfer.tasks import SimilarityTask, finetune, predict, search
@@ -49,6 +50,7 @@ def test_losses_and_gradients_are_theirs(parts, problem):
     torch.testing.assert_close(model.blocks[1].attn.q_proj.weight.grad, embeddings[name].grad, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_tuning_moves_pairs_to_their_scores_and_the_folder_is_theirs(parts, tmp_path):
     _, tok, _ = parts
     rows = [{"text": a, "pair": b, "label": 5 * s} for a, b, s in zip(FIRST, SECOND, SCORES, strict=True)]
@@ -62,6 +64,7 @@ def test_tuning_moves_pairs_to_their_scores_and_the_folder_is_theirs(parts, tmp_
     assert (5 * util.pairwise_cos_sim(vectors[:5], vectors[5:])).tolist() == pytest.approx(found, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_partners_find_each_other_when_trained_with_negatives(parts):
     _, tok, _ = parts
     rows = [{"text": a, "pair": b} for a, b in zip(FIRST, SECOND, strict=True)]
@@ -88,6 +91,7 @@ def test_search_is_semantic_search():
     torch.testing.assert_close(values, torch.tensor([[one["score"] for one in row] for row in theirs]))
 
 
+@pytest.mark.slow
 def test_zero_shot_on_real_pairs_is_theirs(parts, data):
     """Spearman of cosine and score on 300 pairs of stsb."""
     from minitransfer.text import read_rows

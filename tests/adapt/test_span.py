@@ -169,6 +169,7 @@ def test_windows_are_merged():
     assert null == -2.0 and found == [(4.0, 5, 9), (2.0, 0, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["full", "lora"])
 def test_it_answers_and_reads_itself_back(piece_tok, tmp_path, strategy):
     base = tmp_path / "base"

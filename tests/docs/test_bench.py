@@ -139,6 +139,7 @@ def test_without_a_peer_there_is_no_ratio(planted):
     assert planted == ["ours"] * 3 and (line["ours"], line["peer"], line["ratio"], line["holds"]) == (2.25, None, None, None)
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_says_why():
     with pytest.raises(RuntimeError, match=r"(?s)tiny: the side 'peer' failed with.*invalid choice: 'tiny'"):
         compare.child(tiny(), "peer", 1, True, None)
@@ -200,6 +201,7 @@ def clone(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_the_peer_is_timed_by_its_own_clock(clone):
     found = characters.peer_characters(ROWS["characters"], 2, clone)
     windows = 15                                                                 # of 64 predictions each in 1,000 letters; the first target is "b"

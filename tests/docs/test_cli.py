@@ -25,7 +25,7 @@ from minitransfer.cli.main import VERBS
 from minitransfer.generate import embed, fill, generate
 from minitransfer.nn.model import Model
 from minitransfer.tasks import SequenceTask, predict
-from minitransfer.text import Tokenizer
+from minitransfer.text import Tokenizer, TruncationWarning, corpus, pydoc_corpus
 from minitransfer.training import TrainSettings
 from minitransfer.training.run import Run
 from minitransfer.transfer.strategies import strategy
@@ -211,6 +211,7 @@ def test_a_process_prints_no_traceback(place):
     assert found.stderr.startswith("minitransfer: no folder nowhere/at/all;")
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_early(place, tiny):
     """`minitransfer embed ... | head -1` ends quietly."""
     (place / "texts.txt").write_text("a text\n" * 4000)
@@ -297,7 +298,8 @@ def test_pretrain_adapt_finetune_predict(capsys, place):
     (place / "some.tsv").write_text("\n".join(lines))
     words = ["predict", "f", "--file", "some.tsv", "--batch-size", "7"]
     as_table, as_json = [line.split("\t") for line in done(capsys, *words).splitlines()], [json.loads(line) for line in done(capsys, *words, "--json").splitlines()]
-    expected = predict(str(place / "f"), texts=texts)
+    with pytest.warns(TruncationWarning, match="of 20 texts are longer than 32 tokens"):
+        expected = predict(str(place / "f"), texts=texts)
     assert len({one.probability for one in expected}) > 10
     for table, named, one, text in zip(as_table, as_json, expected, texts, strict=True):
         assert table == [one.label, f"{named['probability']:.4f}", text]
@@ -439,8 +441,11 @@ def test_convert(capsys, place):
 
 @pytest.mark.slow
 def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
-    """Each as it stands there; those that train only as a dry run, and of small models. (Demo and bench have tests of their own.)"""
-    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"]}
+    """Each as it stands there; those that train only as a dry run, and of small models on a part of pydoc; nothing is timed. (Demo and bench have tests of their own.)"""
+    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"], "verify": ["--repeats", "0"]}
+    some = pydoc_corpus.pydoc_files()[:40]
+    for room in (corpus, pydoc_corpus):
+        monkeypatch.setattr(room, "pydoc_files", lambda: some)
     done(capsys, "finetune", "mini-bert", "samples/reviews.train.tsv", "--out", "runs/reviews", "steps=1", "progress=no")
     (place / "reviews.yaml").write_text("model: mini-bert\ntrain: samples/reviews.train.tsv\n")
     (place / "reviews.tsv").write_text("fine\tpositive\nbad\tnegative\n")

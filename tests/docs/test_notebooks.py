@@ -84,10 +84,14 @@ def test_solutions_are_folded(source):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)          # a minute on an idle machine, but ten times that were seen on one that eight runs shared
 @each
-def test_notebook_executes(source):
-    result = run_build(FOLDER, "--check", source.stem)
+def test_notebook_executes(source, tmp_path):
+    """Every cell as it stands, but for a training of one epoch on every eighth row: enough to see that it runs. (`build.py` without arguments trains in full.)"""
+    shutil.copy(FOLDER / "build.py", tmp_path)
+    text = source.read_text(encoding="utf-8")
+    (tmp_path / source.name).write_text(text.replace("EPOCHS = 5\n", "EPOCHS, train = 1, train[::8]\n"), encoding="utf-8")
+    assert ("mt.finetune(" in text) == ("EPOCHS = 5\n" in text)
+    result = run_build(tmp_path)
     assert result.returncode == 0, result.stderr
 
 

@@ -1,5 +1,6 @@
 """Parity of every family with the reference library: states, attention, logits, loss and the gradient of every parameter."""
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ import minitransfer as mt
 from minitransfer.checks.parity import batch, compare_gradients, compare_outputs
 from minitransfer.families import FAMILIES
 
-from .cases import ALL, CASES, IDS
+from .cases import ALL, CASES, IDS, slow_after_the_first
 
-WRITERS = [(case, name) for case, name in ALL if case.classes[name] in ("causal", "seq2seq")]
+LEARN = [(case, name) for case, name in ALL if case.classes[name] != "none"]
+WRITERS = [pytest.param(case, name, marks=[pytest.mark.slow] if case.heads else [], id=f"{case.name}-{name}") for case, name in ALL
+           if case.classes[name] in ("causal", "seq2seq")]
 
 
 def check(found, bar):
@@ -37,7 +40,7 @@ def test_states_attention_and_logits(case, name, tmp_path):
             check(compare_outputs(reference, model, ids, keep, types), case.bar)
 
 
-@pytest.mark.parametrize("case, name", [(c, n) for c, n in ALL if c.classes[n] != "none"], ids=[i for i, (c, n) in zip(IDS, ALL, strict=True) if c.classes[n] != "none"])
+@pytest.mark.parametrize("case, name", slow_after_the_first(LEARN), ids=[f"{case.name}-{name}" for case, name in LEARN])
 def test_loss_and_every_gradient(case, name, tmp_path):
     reference, model = loaded(case, name, tmp_path)
     ids, _ = batch(case.vocab, [17, 17, 17], left=False)
@@ -45,7 +48,7 @@ def test_loss_and_every_gradient(case, name, tmp_path):
     check(compare_gradients(reference, model, ids, types), case.bar)
 
 
-@pytest.mark.parametrize("case, name", ALL, ids=IDS)
+@pytest.mark.parametrize("case, name", slow_after_the_first(ALL), ids=IDS)
 def test_round_trip(case, name, tmp_path):
     """What we save has the names and the values of what the reference saves, and it reads ours back. The size is equal to the unit."""
     reference, model = loaded(case, name, tmp_path / "theirs")
@@ -59,7 +62,7 @@ def test_round_trip(case, name, tmp_path):
     assert sum(p.numel() for p in model.parameters()) == sum(kept.values())
 
 
-@pytest.mark.parametrize("case, name", WRITERS, ids=[f"{case.name}-{name}" for case, name in WRITERS])
+@pytest.mark.parametrize("case, name", WRITERS)
 def test_greedy_text_is_identical(case, name, tmp_path):
     """With a cache and without, rows padded on either side and past the window: the ids of each row alone."""
     reference, model = loaded(case, name, tmp_path)
@@ -75,9 +78,14 @@ def test_greedy_text_is_identical(case, name, tmp_path):
                 assert alone[0 if model.head_name == "seq2seq" else 13 - len(row) :].tolist() == text.tolist()
 
 
+@cache
+def names_of_the_reference():
+    return dir(transformers)
+
+
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_every_class_of_the_reference_has_a_head_or_a_reason(case):
     stem = FAMILIES[case.model_type].page.MODEL_TYPES[case.model_type]
-    theirs = {name for name in dir(transformers) if re.fullmatch(rf"{stem}(Model|EncoderModel|LMHeadModel|DoubleHeadsModel|For\w+)", name)}
+    theirs = {name for name in names_of_the_reference() if re.fullmatch(rf"{stem}(Model|EncoderModel|LMHeadModel|DoubleHeadsModel|For\w+)", name)}
     ours = set(FAMILIES[case.model_type].heads) | {stem + ending for ending in case.without}
     assert case.heads or theirs == ours, theirs ^ ours

@@ -75,6 +75,7 @@ def byte_pair_reference(folder: Path):
     return lambda text: [i for word in words.findall(text) for i in merged(word)]
 
 
+@pytest.mark.slow
 def test_gpt2_ids_on_wikitext_are_the_references(data, gpt2, wikitext):
     folder = data / "tokenizers/gpt2"
     ours, theirs, by_hand = gpt2, transformers.GPT2Tokenizer.from_pretrained(folder), byte_pair_reference(folder)

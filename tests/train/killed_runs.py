@@ -39,7 +39,7 @@ def run(out: Path, on_step: Callable[[dict], None] | None = None, save_every: in
                              precision="fp32", progress=False)
     objective = Masked(TOK, 0.3)
     fresh = not recover(out / "last").exists()       # else other weights, so that every bit has to come from the save
-    train(bert(seed=0 if fresh else os.getpid()), batches(n=7), objective, settings, out=out, resume=True, on_step=on_step,
+    train(bert(seed=0 if fresh else os.getpid(), n_layers=1), batches(n=7), objective, settings, out=out, resume=True, on_step=on_step,
           evaluate=held_out_loss(batches(n=2, seed=9), objective))
 
 

@@ -37,6 +37,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["masked", "causal"])
 def test_a_body_learns_what_frequencies_do_not_tell_and_is_saved_whole(kind, tok, decoder_tok, tmp_path):
     model = bert(vocab_size=tok.vocab_size) if kind == "masked" else gpt(vocab_size=decoder_tok.vocab_size)
@@ -50,6 +51,7 @@ def test_a_body_learns_what_frequencies_do_not_tell_and_is_saved_whole(kind, tok
         assert same(weights(again), weights(model)) and again.head_name == kind and its_tok.fingerprint == tok.fingerprint
 
 
+@pytest.mark.slow
 def test_one_epoch_unless_told_otherwise(tok):
     result = pretrain(bert(vocab_size=tok.vocab_size), tok, TEXTS, **QUICK)
     rows = PackedBatches(tokenize_corpus(tok, TEXTS), tok, 16, 8).n_rows

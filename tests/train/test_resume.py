@@ -16,7 +16,10 @@ from minitransfer.training.state import SaveError
 from .small import Listed, batches, gpt, same, settings, weights
 
 
-def killed(folder: Path, *parts: str) -> dict:
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> dict:
+    """What became of the runs that were killed; one process starts them all."""
+    parts, folder = ("steps", "full", "save", "moments"), tmp_path_factory.mktemp("killed")
     done = subprocess.run([sys.executable, "-m", "tests.train.killed_runs", str(folder), *parts], cwd=Path(__file__).parents[2], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
@@ -25,25 +28,25 @@ def killed(folder: Path, *parts: str) -> dict:
     return found
 
 
-def test_killed_after_five_random_steps_and_on_a_full_disk(tmp_path):
-    found = killed(tmp_path, "steps", "full")
-    assert [one["killed"] for one in found["steps"]] == [-9] * 5
-    assert sorted(one["saved"] for one in found["steps"]) == sorted((one["at"] - 1) // 4 * 4 for one in found["steps"])    # from before the save, and mid-epoch
-    full = found["full"]
+@pytest.mark.slow
+def test_killed_after_five_random_steps_and_on_a_full_disk(killed):
+    steps, full = killed["steps"], killed["full"]
+    assert [one["killed"] for one in steps] == [-9] * 5
+    assert sorted(one["saved"] for one in steps) == sorted((one["at"] - 1) // 4 * 4 for one in steps)    # from before the save, and mid-epoch
     assert full["error"]["kind"] == "SaveError" and full["saved"] == 4 and full["leftovers"] == []
     assert "step 8 could not be saved" in full["error"]["message"] and "is intact: free some space and go on with resume=True" in full["error"]["message"]
 
 
 @pytest.mark.slow
-def test_killed_at_every_file_operation_of_a_save(tmp_path):
-    found = killed(tmp_path, "save")["save"]
+def test_killed_at_every_file_operation_of_a_save(killed):
+    found = killed["save"]
     assert [one["killed"] for one in found] == [-9] * (len(found) - 1) + [0] and len(found) > 30
     assert {one["saved"] for one in found[:-1]} == {4, 8}                         # the save before or the new one, never none
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_at_random_moments(tmp_path):
-    assert len(killed(tmp_path, "moments")["moments"]) == 3
+def test_killed_again_and_again_at_random_moments(killed):
+    assert len(killed["moments"]) == 3
 
 
 def test_a_save_that_fails_leaves_the_one_before(tmp_path, monkeypatch):

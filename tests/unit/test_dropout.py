@@ -66,6 +66,7 @@ def test_dense_attention_equals_its_reference_and_its_gradients_finite_differenc
     assert torch.autograd.gradcheck(lambda *t: dense_attention(*t), inputs)
 
 
+@pytest.mark.slow
 def test_dense_attention_with_dropout():
     """With the draw held fixed the gradients are those of finite differences; over many draws the mean is the output without dropout."""
     inputs, mask = qkv(), sight()

@@ -192,6 +192,7 @@ for limit, shard in ((300, 10**9), (30_000, 10**9), (5_000, 20_000)):           
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_what_was_there(tmp_path):
     moved(mt.Model(bert(), "masked")).save_pretrained(tmp_path / "save")
     before = {path.name: path.read_bytes() for path in (tmp_path / "save").iterdir()}

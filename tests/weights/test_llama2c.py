@@ -67,6 +67,7 @@ def stories(data, tmp_path_factory):
     return folder, source, json.loads((source / "reference.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_real_model_tells_its_story(stories):
     folder, _, known = stories
     model, tok = mt.Model.from_pretrained(folder), mt.Tokenizer.from_pretrained(folder)

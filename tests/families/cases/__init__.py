@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 import transformers
 
@@ -59,3 +60,9 @@ class Case:
 CASES: list[Case] = [case for module in pkgutil.iter_modules(__path__) for case in importlib.import_module(f"{__name__}.{module.name}").CASES]
 ALL = [(case, name) for case in CASES for name in case.classes]
 IDS = [f"{case.name}-{name}" for case, name in ALL]
+
+
+def slow_after_the_first(pairs: list[tuple[Case, str]]) -> list:
+    """Of each case but the variants one class for the quick tests, and the others for all of them."""
+    firsts = {case.name: name for case, name in reversed(pairs) if not case.heads}
+    return [pytest.param(case, name, marks=[] if firsts.get(case.name) == name else pytest.mark.slow) for case, name in pairs]
