@@ -3,4 +3,6 @@ NORM = [("norm.cu", {"SCALAR": scalar, "RMS": rms, "VECTOR": vector, "PER_THREAD
         for scalar, vector, each in (("bf16", 8, 1), ("fp16", 8, 4), ("float", 4, 8), ("float", 1, 8)) for rms in (0, 1)]
 ADAMW = [("adamw.cu", {"SCALAR": scalar}) for scalar in ("float", "fp16", "bf16")]
 MASK_TOKENS = [("mask_tokens.cu", {})]
-BUILDS = [*NORM, *ADAMW, *MASK_TOKENS]
+LORA = [("lora.cu", {"SCALAR": scalar, "RANK": rank, "VECTOR": vector, "PIECE": piece})
+        for scalar, rank, vector, piece in (("float", 8, 4, 4), ("float", 13, 1, 1), ("bf16", 8, 8, 8), ("fp16", 16, 8, 4), ("bf16", 64, 8, 1))]
+BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *LORA]
