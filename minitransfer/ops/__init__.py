@@ -3,6 +3,7 @@ from .adamw import AdamW, clip_factor, grad_norm
 from .dispatch import why_not
 from .lora_linear import lora_linear
 from .mask_tokens import mask_tokens, token_kinds
+from .muon import Muon
 from .norm import layer_norm_residual, rms_norm_residual
 
-__all__ = ["AdamW", "clip_factor", "grad_norm", "layer_norm_residual", "lora_linear", "mask_tokens", "rms_norm_residual", "token_kinds", "why_not"]
+__all__ = ["AdamW", "Muon", "clip_factor", "grad_norm", "layer_norm_residual", "lora_linear", "mask_tokens", "rms_norm_residual", "token_kinds", "why_not"]

@@ -104,15 +104,8 @@ class LoRALinear(torch.autograd.Function):
         return None, dx, rows.t() @ x.flatten(0, -2) if wants_w else None, rows.sum(0) if wants_b else None, dA, dB, None
 
 
-def under_autocast(x: Tensor, *others: Tensor | None) -> list[Tensor | None]:
-    """x and what multiplies it in the dtype that autocast wants, as PyTorch's own Linear has them."""
-    device = x.device.type
-    wanted = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return [t if t is None or wanted is None else t.to(wanted) for t in (x, *others)]
-
-
 def lora_linear(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, "F"] | None, A: Float[Tensor, "*K R D"], B: Float[Tensor, "*K F R"],
-                scale: float, rate: float = 0.0, adapter: Int32[Tensor, "*N"] | None = None, random: Int64[Tensor, "2"] | None = None) -> Float[Tensor, "*N F"]:
+                scale: float, rate: float = 0.0, adapter: Int32[Tensor, "*rows"] | None = None, random: Int64[Tensor, "2"] | None = None) -> Float[Tensor, "*N F"]:
     """x W^T + b + scale * dropout(x) A^T B^T.
 
     Args:   scale: alpha / R (rsLoRA: alpha / sqrt R); where adapters differ in it, or in rank, scale their B, and fill up with zeros.
@@ -125,10 +118,12 @@ def lora_linear(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Fl
                          "several adapters are (K, R, D) with `adapter`, one is (R, D) without: give both or neither")
     if adapter is not None and adapter.shape != x.shape[:-1]:
         raise ValueError(f"adapter of shape {tuple(adapter.shape)} for x of shape {tuple(x.shape)}; every row of x has a number: expand it to {tuple(x.shape[:-1])}")
+    if torch.is_autocast_enabled(x.device.type):                                 # as for PyTorch's own Linear
+        wanted = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(wanted), weight.to(wanted), None if bias is None else bias.to(wanted)
     rank, (F, D) = A.shape[-2], weight.shape
     each = min(vector(D, x), vector(F, x))
     piece = next(n for n in (8, 4, 2, 1) if n <= each and (n * rank <= HIGHEST or n == 1))
-    x, weight, bias = under_autocast(x, weight, bias)
     limit = (f"rank {rank}; a kernel takes ranks to {HIGHEST}" if rank > HIGHEST else "an empty batch" if x.numel() == 0 else
              f"x is {x.dtype} and the weight {weight.dtype}; a kernel reads one dtype" if x.dtype != weight.dtype else "")
     k = pick("lora_linear", "lora.cu", x, weight, bias, A, B, adapter, limit=limit, RANK=rank, VECTOR=each, PIECE=piece)
