@@ -156,14 +156,16 @@ class AdamW(torch.optim.AdamW):
         return group["params"]
 
     def member(self, p: nn.Parameter, group: int) -> Member:
-        state = self.state[p]
-        if not state:
-            wide = torch.promote_types(p.dtype, torch.float32)
-            state["step"] = torch.zeros((), device=p.device)
-            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(p, dtype=wide, memory_format=torch.preserve_format) for _ in range(2))
-        if p.dtype in HALVES and "master" not in state:
-            state["master"] = p.detach().float()
-        return Member(p, group, state.get("master", p), state["exp_avg"], state["exp_avg_sq"], state["step"])
+        state, w = self.state[p], self.wide(p)
+        if "step" not in state:
+            state["step"], state["exp_avg"], state["exp_avg_sq"] = torch.zeros((), device=p.device), torch.zeros_like(w), torch.zeros_like(w)
+        return Member(p, group, w, state["exp_avg"], state["exp_avg_sq"], state["step"])
+
+    def wide(self, p: nn.Parameter) -> Tensor:
+        """The weights that are stepped: p, or the master of a p in 16 bits."""
+        if p.dtype in HALVES and "master" not in self.state[p]:
+            self.state[p]["master"] = p.detach().float()
+        return self.state[p].get("master", p)
 
     def update(self, some: list[Member], name: tuple[torch.dtype, int], factor: Tensor | None) -> None:
         gradients = [one.p.grad for one in some]

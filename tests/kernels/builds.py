@@ -6,4 +6,6 @@ MASK_TOKENS = [("mask_tokens.cu", {})]
 ACTIVATION = [("activation.cu", {"SCALAR": scalar, "ACTIVATION": activation, "VECTOR": vector})
               for scalar, vector in (("bf16", 8), ("fp16", 8), ("float", 4), ("float", 1)) for activation in ("gelu", "gelu_tanh", "silu", "relu")]
 CROSS_ENTROPY = [("cross_entropy.cu", {"SCALAR": scalar}) for scalar in ("bf16", "fp16", "float")]
-BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *ACTIVATION, *CROSS_ENTROPY]
+LORA = [("lora.cu", {"SCALAR": scalar, "RANK": rank, "VECTOR": vector, "PIECE": piece})
+        for scalar, rank, vector, piece in (("float", 8, 4, 4), ("float", 13, 1, 1), ("bf16", 8, 8, 8), ("fp16", 16, 8, 4), ("bf16", 64, 8, 1))]
+BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *ACTIVATION, *CROSS_ENTROPY, *LORA]
