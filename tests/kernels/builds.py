@@ -4,4 +4,6 @@ NORM = [("norm.cu", {"SCALAR": scalar, "RMS": rms, "VECTOR": vector, "PER_THREAD
 ACTIVATION = [("activation.cu", {"SCALAR": scalar, "ACTIVATION": activation, "VECTOR": vector})
               for scalar, vector in (("bf16", 8), ("fp16", 8), ("float", 4), ("float", 1)) for activation in ("gelu", "gelu_tanh", "silu", "relu")]
 CROSS_ENTROPY = [("cross_entropy.cu", {"SCALAR": scalar}) for scalar in ("bf16", "fp16", "float")]
-BUILDS = [*NORM, *ACTIVATION, *CROSS_ENTROPY]
+EMBEDDING = [("embedding.cu", {"SCALAR": scalar, "VECTOR": vector, "PER_THREAD": each})
+             for scalar, vector, each in (("bf16", 8, 1), ("fp16", 8, 4), ("float", 4, 8), ("float", 1, 8))]
+BUILDS = [*NORM, *ACTIVATION, *CROSS_ENTROPY, *EMBEDDING]
