@@ -2,6 +2,7 @@
 from .activation import bias_gelu, gated
 from .adamw import AdamW, clip_factor, grad_norm
 from .dispatch import why_not
+from .embedding import embedding_sum
 from .gather_targets import gather_targets
 from .linear_cross_entropy import linear_cross_entropy
 from .lora_linear import lora_linear
@@ -9,5 +10,5 @@ from .mask_tokens import mask_tokens, token_kinds
 from .muon import Muon
 from .norm import layer_norm_residual, rms_norm_residual
 
-__all__ = ["AdamW", "Muon", "bias_gelu", "clip_factor", "gated", "gather_targets", "grad_norm", "layer_norm_residual", "linear_cross_entropy", "lora_linear",
-           "mask_tokens", "rms_norm_residual", "token_kinds", "why_not"]
+__all__ = ["AdamW", "Muon", "bias_gelu", "clip_factor", "embedding_sum", "gated", "gather_targets", "grad_norm", "layer_norm_residual", "linear_cross_entropy",
+           "lora_linear", "mask_tokens", "rms_norm_residual", "token_kinds", "why_not"]

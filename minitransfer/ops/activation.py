@@ -64,9 +64,8 @@ class BiasActivation(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, k: Kernels, pieces_of: int, x: Tensor, bias: Tensor | None) -> Tensor:
-        columns = x.shape[-1]
-        ctx.shape = x.numel() // columns, columns
-        ctx.k, ctx.bias_dtype, ctx.launch = k, None if bias is None else bias.dtype, grid(*ctx.shape, pieces_of)
+        rows, columns = ctx.shape = x.numel() // x.shape[-1], x.shape[-1]
+        ctx.k, ctx.bias_dtype, ctx.launch = k, None if bias is None else bias.dtype, grid(rows, columns, pieces_of)
         y, wide = torch.empty_like(x), None if bias is None else bias.float()
         k("bias_forward", *ctx.launch, y, x, wide, *ctx.shape)
         ctx.save_for_backward(x, wide)
@@ -89,9 +88,8 @@ class Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx, k: Kernels, pieces_of: int, gate: Tensor, up: Tensor | None) -> Tensor:
         y = torch.empty_like(gate) if up is not None else gate.new_empty(*gate.shape[:-1], gate.shape[-1] // 2)
-        columns = y.shape[-1]
-        ctx.shape = y.numel() // columns, columns
-        ctx.k, ctx.launch = k, grid(*ctx.shape, pieces_of)
+        rows, columns = ctx.shape = y.numel() // y.shape[-1], y.shape[-1]
+        ctx.k, ctx.launch = k, grid(rows, columns, pieces_of)
         k("gated_forward", *ctx.launch, y, gate, up, *ctx.shape)
         ctx.save_for_backward(gate, up)
         return y

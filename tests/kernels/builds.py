@@ -8,4 +8,6 @@ ACTIVATION = [("activation.cu", {"SCALAR": scalar, "ACTIVATION": activation, "VE
 CROSS_ENTROPY = [("cross_entropy.cu", {"SCALAR": scalar}) for scalar in ("bf16", "fp16", "float")]
 LORA = [("lora.cu", {"SCALAR": scalar, "RANK": rank, "VECTOR": vector, "PIECE": piece})
         for scalar, rank, vector, piece in (("float", 8, 4, 4), ("float", 13, 1, 1), ("bf16", 8, 8, 8), ("fp16", 16, 8, 4), ("bf16", 64, 8, 1))]
-BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *ACTIVATION, *CROSS_ENTROPY, *LORA]
+EMBEDDING = [("embedding.cu", {"SCALAR": scalar, "VECTOR": vector, "PER_THREAD": each})
+             for scalar, vector, each in (("bf16", 8, 1), ("fp16", 8, 4), ("float", 4, 8), ("float", 1, 8))]
+BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *ACTIVATION, *CROSS_ENTROPY, *LORA, *EMBEDDING]
