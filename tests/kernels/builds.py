@@ -6,4 +6,9 @@ MASK_TOKENS = [("mask_tokens.cu", {})]
 ACTIVATION = [("activation.cu", {"SCALAR": scalar, "ACTIVATION": activation, "VECTOR": vector})
               for scalar, vector in (("bf16", 8), ("fp16", 8), ("float", 4), ("float", 1)) for activation in ("gelu", "gelu_tanh", "silu", "relu")]
 CROSS_ENTROPY = [("cross_entropy.cu", {"SCALAR": scalar}) for scalar in ("bf16", "fp16", "float")]
-BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *ACTIVATION, *CROSS_ENTROPY]
+TENSOR_CORES = [{"SCALAR": scalar, "HEAD_DIM": Dh, "STRIPS": strips, "BIAS": bias, "DROPOUT": dropout} for scalar, Dh, strips, bias, dropout in
+                (("bf16", 64, 2, 0, 0), ("fp16", 64, 2, 0, 0), ("fp16", 64, 1, 0, 0), ("bf16", 64, 1, 1, 1), ("fp16", 80, 1, 1, 1), ("bf16", 128, 1, 0, 0), ("bf16", 128, 1, 1, 1), ("fp16", 128, 1, 1, 1))]
+ATTENTION = [(f"attention_{part}.cu", constants) for part in ("forward", "backward") for constants in TENSOR_CORES]
+ATTENTION += [("attention_bias.cu", constants) for constants in TENSOR_CORES if constants["BIAS"]]
+ATTENTION += [("attention_simple.cu", {"SCALAR": scalar, "HEAD_DIM": Dh}) for scalar, Dh in (("float", 64), ("float", 128), ("bf16", 80), ("fp16", 128))]
+BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *ACTIVATION, *CROSS_ENTROPY, *ATTENTION]
