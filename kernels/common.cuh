@@ -62,6 +62,18 @@ template <> __device__ __forceinline__ fp16 from_float<fp16>(float x) {
 template <typename T> __device__ __forceinline__ u32 pack2(float lo, float hi) {
   return (u32)from_float<T>(lo).bits | (u32)from_float<T>(hi).bits << 16;
 }
+#if !defined(CUDA_EMU) && __CUDA_ARCH__ >= 800  // both at once, in one instruction
+template <> __device__ __forceinline__ u32 pack2<bf16>(float lo, float hi) {
+  u32 both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(hi), "f"(lo));
+  return both;
+}
+template <> __device__ __forceinline__ u32 pack2<fp16>(float lo, float hi) {
+  u32 both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(hi), "f"(lo));
+  return both;
+}
+#endif
 
 // ---- one instruction each of the special function unit; what lies below 2^-126 is zero to them ----
 __device__ __forceinline__ float fast_exp2(float x) {
@@ -179,6 +191,17 @@ __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(dst), "l"(global) : "memory");
 #else
   *(uint4*)shared = *(const uint4*)global;  // Turing has no cp.async
+#endif
+}
+__device__ __forceinline__ void copy_async4(void* shared, const void* global) {
+#if defined(CUDA_EMU)
+  if (emu::cur->copies.empty()) emu::cur->copies.emplace_back();
+  emu::cur->copies.back().push_back({shared, global, 4});
+#elif __CUDA_ARCH__ >= 800
+  u32 dst = (u32)__cvta_generic_to_shared(shared);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(dst), "l"(global) : "memory");
+#else
+  *(u32*)shared = *(const u32*)global;
 #endif
 }
 __device__ __forceinline__ void copy_async_commit() {

@@ -29,7 +29,7 @@ SCALARS = {torch.float32: "float", torch.float16: "fp16", torch.bfloat16: "bf16"
 TENSORS = {name: dtype for dtype, name in SCALARS.items()} | {"int": torch.int32, "i64": torch.int64, "u64": torch.int64, "u8": torch.uint8, "double": torch.float64}
 ADDRESSES = 480                                                                              # tensors of a list that is passed by value, as in common.cuh
 NUMBERS = {"int": "i", "float": "f", "u64": "Q", "i64": "q", "Addresses": f"{ADDRESSES}Q"}
-HEADER, INCLUDE = "common.cuh", '#include "common.cuh"'
+INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 DECLARATION = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(([^)]*)\)')
 TRAPS = ("-fsanitize=alignment,bounds,shift,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error")     # what a GPU would punish, or hide
 Size = tuple[int, int, int]
@@ -44,6 +44,19 @@ def folder() -> Path:
 @cache
 def text_of(name: str) -> str:
     return (folder() / name).read_text(encoding="utf-8")
+
+
+def headers_of(text: str) -> dict[str, str]:
+    """The .cuh files that a text includes, and those that they include."""
+    found = {name: text_of(name) for name in INCLUDE.findall(text)}
+    return found | {name: more for one in found.values() for name, more in headers_of(one).items()}
+
+
+def inlined(text: str, name: str) -> str:
+    """The text with the headers in it; compilers go on naming the file and line that they came from."""
+    def header(m: re.Match) -> str:
+        return f'\n#line 1 "{m[1]}"\n{inlined(text_of(m[1]), m[1])}\n#line {text[: m.start()].count(chr(10)) + 1} "{name}"'
+    return INCLUDE.sub(header, text)
 
 
 def cached(made_of: object, suffix: str, make: Callable[[Path], object]) -> Path:
@@ -132,7 +145,7 @@ class Kernels:
 
     def machine_code(self, capability: int) -> bytes:
         """For 10 x major + minor of a compute capability."""
-        headers = {HEADER: text_of(HEADER)}
+        headers = headers_of(self.text)
         made_of = self.text, headers, self.defines, capability, nvrtc.version()
         return cached(made_of, ".cubin", lambda path: path.write_bytes(nvrtc.compiled(self.text, self.cu, capability, self.defines, headers))).read_bytes()
 
@@ -148,8 +161,7 @@ class Kernels:
         if self.emulator is None:
             entries = "".join(f'extern "C" int emu_{name}(const unsigned* dims, unsigned shared, const char* args, unsigned order)'
                               f" {{ return emu::launch({name}, dims, shared, args, order); }}\n" for name in self.signatures)
-            text = self.text.replace(INCLUDE, f'{text_of(HEADER)}\n#line 2 "{self.cu}"')
-            source = f'{text}\n{entries}extern "C" const char* emu_error() {{ return emu::B.error; }}\n'
+            source = f'{inlined(self.text, self.cu)}\n{entries}extern "C" const char* emu_error() {{ return emu::B.error; }}\n'
             command = ["g++", "-std=c++17", "-O2", *TRAPS, "-fPIC", "-shared", "-w", "-DCUDA_EMU", "-I", str(folder()), *self.defines]
             command += ["-mf16c"] if os.uname().machine == "x86_64" else []
             made_of = source, [word for word in command if word != str(folder())], text_of("cuda_emu.h")
