@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ..config import ModelConfig, choose
+from ..ops.attention import attention_packed
 from ..ops.dense_attention import dense_attention
 from ..ops.dropout import dropout
 from ..ops.linear import Linear
@@ -18,6 +19,7 @@ from ..ops.tiled_attention import tiled_attention
 from .cache import LayerCache
 from .masks import Mask
 from .norms import RMSNorm
+from .packing import Packing
 from .positions import Rotation, rotate
 
 Mixed = tuple[Tensor, Tensor | None, Tensor | None]     # mixed values (B, T, D); probabilities and scores (B, H, T, S), if they were asked for
@@ -116,10 +118,18 @@ class Attention(nn.Module):
 
     def output(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], v: Float[Tensor, "B K S Dh"], mask: Mask, show: bool,
                bias: Tensor | None = None) -> Mixed:
+        if mask.packing is not None and self.backend == "auto" and bias is None and not show:
+            return self.o_proj(self.mix_packed(q, k, v, mask, mask.packing).flatten(1)[None]), None, None
         if self.shared_by > 1:
             k, v = (t.repeat_interleave(self.shared_by, dim=1) for t in (k, v))  # (B, H, S, Dh)
         out, probs, scores = self.mix(q, k, v, mask, show, bias)
         return self.o_proj(out.transpose(1, 2).flatten(2)), probs, scores        # (B, T, D)
+
+    def mix_packed(self, q: Float[Tensor, "1 H N Dh"], k: Float[Tensor, "1 K N Dh"], v: Float[Tensor, "1 K N Dh"], mask: Mask,
+                   packing: Packing) -> Float[Tensor, "N H Dh"]:
+        """Each text for itself: on a GPU in a kernel that knows where texts begin."""
+        q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))
+        return attention_packed(q, k, v, packing.offsets, packing.shape[1], causal=mask.causal, window=mask.window, rate=self.dropout if self.training else 0.0)
 
     def bias(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], relative: Any) -> Float[Tensor, "#B H T S"] | None:
         """What distances add to the scores."""

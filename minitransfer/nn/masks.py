@@ -12,6 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .packing import Packing
+
 
 @dataclass(frozen=True)
 class Mask:
@@ -24,6 +26,7 @@ class Mask:
     causal: bool = False
     window: int | None = None                           # |query - key| < window
     documents: Int[Tensor, "B S"] | None = None         # tokens see their own document only
+    packing: Packing | None = None                      # the texts of a batch lie in one row without padding, and are these documents
     ahead: int = 0                                      # so many keys before these S are seen by every query: those of a learned prefix
     made: dict = field(default_factory=dict, compare=False, repr=False)     # the whole matrix, once made: every block asks for it
 

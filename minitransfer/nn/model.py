@@ -21,6 +21,7 @@ from .fresh import Unfilled, initialise
 from .heads import BodyOutput, EmbeddingHead, ProjectionHead, VocabularyHead, make_head, reads_pooler
 from .masks import Mask, positions_from, positions_in_documents
 from .norms import make_norm
+from .packing import Packing
 from .patches import Patches
 from .pooling import make_pooler, pool
 from .positions import RelativeBias, Rotation, rotation
@@ -93,6 +94,7 @@ class Model(nn.Module):
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
         self.head_name, self.labels = head, list(labels) if labels else None
         self.checkpointing = False
+        self.packs: bool | None = None      # drop padding between embedding and head; None: on a GPU, where a kernel knows where texts begin
         self.progress = 0.0                 # the share of the run that is done, set by the loop before each step
         self.load_report: LoadReport | None = None
         self.source_config: dict = {}       # the config.json this model came from: keys we do not use are saved again as they were
@@ -196,6 +198,9 @@ class Model(nn.Module):
             x = x.float()
         if trace is not None:
             trace.states.append(x)
+        packing = None if trace is not None or cache is not None or memory is not None else self.packing_of(mask)
+        if packing is not None:
+            x, positions, mask = packing.pack(x), packing.pack(positions), Mask(None, c.causal, c.window, packing.texts, packing)
         show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
         for i, view in enumerate(views):
             block, layer = self.blocks[0 if c.shared_blocks else i], None if cache is None else cache.layers[i]
@@ -212,6 +217,7 @@ class Model(nn.Module):
             x = self.norm(x)
             if trace is not None:
                 trace.states[-1] = x                                             # the last state is what the head reads
+        x = x if packing is None else packing.unpack(x)
         if soft:                                                                 # from here on a soft prompt is out of sight
             x, keep = x[:, soft:], None if keep is None else keep[:, soft:]
             if trace is not None:
@@ -255,7 +261,7 @@ class Model(nn.Module):
             if soft:
                 raise ValueError("document_ids for a model with a soft prompt; it stands before a row and not before each of its texts: one text a row")
             self.check_length(positions := positions_in_documents(document_ids) + prefix, T + prefix)
-            return Mask(None, c.causal, c.window, document_ids, prefix), document_ids >= 0, positions, 0
+            return Mask(None, c.causal, c.window, document_ids, ahead=prefix), document_ids >= 0, positions, 0
         keep = None if attention_mask is None else attention_mask.bool()
         if keep is not None and keep.device.type == "cpu" and (cache is None or cache.keep is None) and bool(keep.all()):
             keep = None                                                          # no padding: the faster paths need no mask (a GPU is not asked, it would wait)
@@ -265,7 +271,7 @@ class Model(nn.Module):
         if keep is None and (cache is None or cache.keep is None):
             positions = torch.arange(past, past + T, device=input_ids.device)[None] + prefix
             self.check_length(positions, past + T + prefix)
-            return Mask(None, c.causal, c.window, None, prefix), None, positions, soft
+            return Mask(None, c.causal, c.window, ahead=prefix), None, positions, soft
         keep = torch.ones(B, T, dtype=torch.bool, device=input_ids.device) if keep is None else keep
         every = keep
         if cache is not None:
@@ -274,7 +280,13 @@ class Model(nn.Module):
             every = cache.see(keep)                                              # (B, S)
         positions = positions_from(every)[:, -T:] + prefix
         self.check_length(positions, past + T + prefix)
-        return Mask(every, c.causal, c.window, None, prefix), keep, positions, soft
+        return Mask(every, c.causal, c.window, ahead=prefix), keep, positions, soft
+
+    def packing_of(self, mask: Mask) -> Packing | None:
+        """Where the tokens are, if this batch has padding that its blocks can do without: those that need columns for distances or neighbours cannot."""
+        c, wanted = self.config, self.device.type == "cuda" if self.packs is None else self.packs
+        plain = self.relative is None and c.convolution is None and not any(self.ahead)
+        return Packing.of(mask.keep) if wanted and plain and mask.keep is not None else None
 
     def check_length(self, positions: Tensor, length: int) -> None:
         if length > self.config.max_len and not self.config.endless and (last := int(positions.max())) >= self.config.max_len:
