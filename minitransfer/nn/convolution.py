@@ -1,6 +1,7 @@
 """What neighbours say, learned once for all distances between them: a convolution along the text."""
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -17,7 +18,9 @@ def places(tokens: Bool[Tensor, "B T"], documents: Int[Tensor, "B T"] | None, ga
     place = (tokens.cumsum(-1) - 1).clamp(min=0)
     if documents is None:
         return place, tokens.shape[1]
-    place = place + gap * pad(documents[:, 1:] != documents[:, :-1], (1, 0)).cumsum(-1)
+    index = torch.arange(tokens.shape[1], device=tokens.device)
+    latest = documents.gather(-1, (index * tokens).cummax(-1).values)           # of the last token so far: padding inside a text does not end it
+    place = place + gap * pad(latest[:, 1:] != latest[:, :-1], (1, 0)).cumsum(-1)
     return place, int(place.max()) + 1
 
 

@@ -14,15 +14,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import Disentangled, ModelConfig
 from ..ops.dropout import Dropout
 from ..ops.linear import Linear
 from .attention import Attention
-from .masks import positions_from
 from .norms import make_norm
+from .positions import apart
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,13 @@ class DistanceVectors(nn.Module):
         bucket = log_buckets(distance, self.buckets, self.furthest) if self.buckets else distance
         return (bucket + self.span).clamp(0, 2 * self.span - 1)
 
-    def forward(self, T: int, S: int, keep: Bool[Tensor, "B S"] | None) -> Distances:
-        """For the last T of S positions as queries; distances count the tokens that `keep` names. Rows no distance here needs are left out."""
+    def forward(self, T: int, S: int, positions: Int[Tensor, "B S"] | None = None) -> Distances:
+        """For the last T of S keys as queries; positions: of the keys, if columns do not tell them. Rows no distance here needs are left out."""
         device = self.table.weight.device
         rows = self.row(torch.arange(1 - S, S, device=device))                   # (2 S - 1,), ascending
         first, last = (int(self.row(torch.tensor([d]))) for d in (1 - S, S - 1))
-        positions = torch.arange(S, device=device)[None] if keep is None else positions_from(keep)
-        apart = positions[:, S - T :, None] - positions[:, None]                 # (B or 1, T, S)
         vectors = self.table.weight[first : last + 1]
-        return Distances(vectors if self.norm is None else self.norm(vectors), (rows.clamp(first, last) - first)[apart + S - 1][:, None])
+        return Distances(vectors if self.norm is None else self.norm(vectors), (rows.clamp(first, last) - first)[apart(T, S, positions, device) + S - 1][:, None])
 
 
 class DisentangledAttention(Attention):

@@ -24,10 +24,11 @@ class Mask:
 
     keep: Bool[Tensor, "B S"] | None = None             # None: every key exists
     causal: bool = False
-    window: int | None = None                           # |query - key| < window
+    window: int | None = None                           # |query - key| < window, in positions
     documents: Int[Tensor, "B S"] | None = None         # tokens see their own document only
     packing: Packing | None = None                      # the texts of a batch lie in one row without padding, and are these documents
     ahead: int = 0                                      # so many keys before these S are seen by every query: those of a learned prefix
+    positions: Int[Tensor, "B S"] | None = None         # where the keys stand; None: as far apart as their columns
     made: dict = field(default_factory=dict, compare=False, repr=False)     # the whole matrix, once made: every block asks for it
 
     def restricts(self) -> bool:
@@ -48,9 +49,12 @@ class Mask:
         i = torch.arange(queries.start, queries.stop, device=device)[:, None]      # (t, 1)
         j = torch.arange(keys.start, keys.stop, device=device)[None]               # (1, s)
         allowed = j <= i if self.causal else torch.ones(len(queries), len(keys), dtype=torch.bool, device=device)
-        if self.window is not None:
+        if self.window is not None and self.positions is None:
             allowed = allowed & ((i - j).abs() < self.window)
         allowed = allowed[None]                                                     # (1, t, s)
+        if self.window is not None and self.positions is not None:
+            p = self.positions
+            allowed = allowed & ((p[:, queries.start : queries.stop, None] - p[:, None, keys.start : keys.stop]).abs() < self.window)
         if self.keep is not None:
             allowed = allowed & self.keep[:, None, keys.start : keys.stop]          # (B, t, s)
         if self.documents is not None:
@@ -71,11 +75,18 @@ def positions_from(keep: Bool[Tensor, "B S"]) -> Int[Tensor, "B S"]:
 
 
 def positions_in_documents(documents: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
-    """Number the tokens of each document 0, 1, 2, ... in a packed row.
+    """Number the tokens of each document 0, 1, 2, ... in a packed row, whatever stands between them.
 
-    position[j] = j - (first index of the run of equal document ids that j is in)
+    position[j] = how many of the columns before j have the document id of j
     """
+    ordered, order = documents.sort(dim=-1, stable=True)
     index = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     starts = torch.ones_like(documents, dtype=torch.bool)
-    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return index - (index * starts).cummax(-1).values
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    return torch.empty_like(order).scatter_(-1, order, index - (index * starts).cummax(-1).values)
+
+
+def scattered(documents: Int[Tensor, "B S"], positions: Int[Tensor, "B S"]) -> bool:
+    """Whether something else, padding (-1) or another document, stands between tokens of a document: columns then do not tell how far apart they are."""
+    begins = (documents[:, 1:] != documents[:, :-1]) & (documents[:, 1:] >= 0)
+    return bool((begins & (positions[:, 1:] > 0)).any())

@@ -19,7 +19,7 @@ from .disentangled import Distances, DistanceVectors
 from .embeddings import Embeddings, resized
 from .fresh import Unfilled, initialise
 from .heads import BodyOutput, EmbeddingHead, ProjectionHead, VocabularyHead, make_head, reads_pooler
-from .masks import Mask, positions_from, positions_in_documents
+from .masks import Mask, positions_from, positions_in_documents, scattered
 from .norms import make_norm
 from .packing import Packing
 from .patches import Patches
@@ -57,7 +57,7 @@ class View:
 
     mask: Mask
     turn: Rotation | None
-    relative: Float[Tensor, "1 H T S"] | Distances | None
+    relative: Float[Tensor, "#B H T S"] | Distances | None
 
 
 @dataclass
@@ -235,8 +235,7 @@ class Model(nn.Module):
     def views(self, mask: Mask, positions: Int[Tensor, "#B T"], past: int) -> list[View]:
         """What each block is told of positions; blocks with the same window share one view."""
         c, T = self.config, positions.shape[1]
-        told = (T, past + T, mask.keep) if isinstance(self.relative, DistanceVectors) else (T, past + T)
-        relative = None if self.relative is None else self.relative(*told)
+        relative = None if self.relative is None else self.relative(T, past + T, mask.positions)
         made = {}
         for window in {c.window_of(i) for i in range(c.n_layers)}:
             turn = None if c.rotary is None else rotation(c, positions, local=window is not None)
@@ -260,8 +259,9 @@ class Model(nn.Module):
                 document_ids = document_ids.masked_fill(~attention_mask.bool(), -1)
             if soft:
                 raise ValueError("document_ids for a model with a soft prompt; it stands before a row and not before each of its texts: one text a row")
-            self.check_length(positions := positions_in_documents(document_ids) + prefix, T + prefix)
-            return Mask(None, c.causal, c.window, document_ids, ahead=prefix), document_ids >= 0, positions, 0
+            positions = positions_in_documents(document_ids)
+            self.check_length(positions + prefix, T + prefix)
+            return Mask(None, c.causal, c.window, document_ids, ahead=prefix, positions=self.apart(document_ids, positions)), document_ids >= 0, positions + prefix, 0
         keep = None if attention_mask is None else attention_mask.bool()
         if keep is not None and keep.device.type == "cpu" and (cache is None or cache.keep is None) and bool(keep.all()):
             keep = None                                                          # no padding: the faster paths need no mask (a GPU is not asked, it would wait)
@@ -278,9 +278,14 @@ class Model(nn.Module):
             if cache.keep is None and past:
                 cache.see(torch.ones(B, past, dtype=torch.bool, device=keep.device))
             every = cache.see(keep)                                              # (B, S)
-        positions = positions_from(every)[:, -T:] + prefix
-        self.check_length(positions, past + T + prefix)
-        return Mask(every, c.causal, c.window, ahead=prefix), keep, positions, soft
+        counted = positions_from(every)                                          # (B, S)
+        self.check_length(positions := counted[:, -T:] + prefix, past + T + prefix)
+        return Mask(every, c.causal, c.window, ahead=prefix, positions=self.apart(every.int() - 1, counted)), keep, positions, soft
+
+    def apart(self, documents: Int[Tensor, "B S"], positions: Int[Tensor, "B S"]) -> Int[Tensor, "B S"] | None:
+        """The positions, if this body counts distances between tokens and columns do not tell them (a GPU is not asked, it would wait)."""
+        counts = self.relative is not None or (self.config.window is not None and self.config.window < documents.shape[1])
+        return positions if counts and (documents.device.type != "cpu" or scattered(documents, positions)) else None
 
     def packing_of(self, mask: Mask) -> Packing | None:
         """Where the tokens are, if this batch has padding that its blocks can do without: those that need columns for distances or neighbours cannot."""

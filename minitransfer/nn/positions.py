@@ -52,7 +52,13 @@ def rotate(x: Float[Tensor, "B H T Dh"], turn: Rotation) -> Float[Tensor, "B H T
     return turned if rest.shape[-1] == 0 else torch.cat([turned, rest], dim=-1)
 
 
-def distance_buckets(distance: Int[Tensor, "T S"], n: int, furthest: int, causal: bool) -> Int[Tensor, "T S"]:
+def apart(T: int, S: int, positions: Int[Tensor, "B S"] | None, device: torch.device) -> Int[Tensor, "#B T S"]:
+    """query - key in positions, for the last T of S as queries; positions None: each column is one further."""
+    p = torch.arange(S, device=device)[None] if positions is None else positions
+    return p[:, S - T :, None] - p[:, None]
+
+
+def distance_buckets(distance: Int[Tensor, "#B T S"], n: int, furthest: int, causal: bool) -> Int[Tensor, "#B T S"]:
     """The bucket of each distance key - query: one for each small distance, then wider and wider ones up to `furthest`, which the last one begins.
 
     Both directions have n / 2 buckets of their own; with `causal` the past has all n, and what comes after falls into bucket 0.
@@ -79,11 +85,10 @@ class RelativeBias(nn.Module):
         self.table = nn.Embedding(c.relative_buckets, c.n_heads)
         self.furthest, self.causal = c.relative_distance, c.causal
 
-    def forward(self, T: int, S: int) -> Float[Tensor, "1 H T S"]:
-        """For the last T of S positions as queries."""
-        device = self.table.weight.device
-        distance = torch.arange(S, device=device)[None] - torch.arange(S - T, S, device=device)[:, None]
-        return self.table(distance_buckets(distance, self.table.num_embeddings, self.furthest, self.causal)).permute(2, 0, 1)[None]
+    def forward(self, T: int, S: int, positions: Int[Tensor, "B S"] | None = None) -> Float[Tensor, "#B H T S"]:
+        """For the last T of S keys as queries; positions: of the keys, if columns do not tell them."""
+        distance = -apart(T, S, positions, self.table.weight.device)
+        return self.table(distance_buckets(distance, self.table.num_embeddings, self.furthest, self.causal)).permute(0, 3, 1, 2)
 
 
 def sinusoids(positions: Int[Tensor, "#B T"], width: int) -> Float[Tensor, "#B T D"]:

@@ -34,6 +34,7 @@ class Format:
     unk: str | None = None
     max_len: int | None = None      # tokens, specials included; None: not known
     token_types: bool = False       # whether batches carry token_type_ids
+    truncation_side: str = "right"  # the end that a long text loses: "right" or "left"
     hf_class: str = "PreTrainedTokenizerFast"
 
     @property

@@ -156,7 +156,7 @@ class Tokenizer:
         """One `tokenizers.Encoding` per text or pair, with specials: `.ids .tokens .offsets .word_ids .sequence_ids .type_ids`.
 
         `offsets` are character positions (start, end) in the text the token came from; `word_ids` number its words, None at special tokens.
-        A text longer than `max_length` (default: `max_len`) loses its end; of a pair the longer text loses tokens first, one at a time. One
+        A text longer than `max_length` (default: `max_len`) loses its end (its beginning, where the files say so); of a pair the longer text loses tokens first, one at a time. One
         `TruncationWarning` per call says how much was lost.
 
         Raises:  ValueError for something that is not a text, pairs of another number, or a max_length without room for a token of text.
@@ -191,7 +191,7 @@ class Tokenizer:
         long = [i for i, e in enumerate(found) if len(e) > cut.limit]
         cut.texts, cut.tokens, cut.long = cut.texts + len(found), cut.tokens + sum(map(len, found)), cut.long + len(long)
         if long:
-            self.backend.enable_truncation(cut.limit, strategy="longest_first")
+            self.backend.enable_truncation(cut.limit, strategy="longest_first", direction=self.format.truncation_side)
             try:
                 shorter = self.backend.encode_batch([inputs[i] for i in long])
             finally:

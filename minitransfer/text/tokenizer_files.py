@@ -3,7 +3,8 @@
     tokenizer.json            the whole pipeline; preferred
     vocab.txt                 BERT: one piece a line, the line's number is the id
     vocab.json + merges.txt   GPT-2
-    tokenizer_config.json     roles of the special tokens, the longest input, lower-casing; also special_tokens_map.json of old folders
+    tokenizer_config.json     roles of the special tokens, added tokens, the longest input and which end it loses, lower-casing and accents, whether a space
+                              stands before each text: it has the last word where tokenizer.json says otherwise; also special_tokens_map.json of old folders
     sentence_bert_config.json the longest input and lower-casing that sentence-transformers adds
 """
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, models, normalizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 from ..weights.files import replace_files, write_json
 from . import pipelines
@@ -23,6 +24,11 @@ from .pipelines import BERT, GPT2, PIECES, ROLES, Format
 NO_LIMIT = 10**9
 MODEL_OPTIONS = ("continuing_subword_prefix", "max_input_chars_per_word", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges",
                  "dropout")
+# what tokenizer_config.json calls the settings of a normaliser and a pre-tokenizer
+NORMALIZER = {"do_lower_case": "lowercase", "strip_accents": "strip_accents", "tokenize_chinese_chars": "handle_chinese_chars"}
+PRE_TOKENIZER = {"add_prefix_space": "add_prefix_space"}
+# of transformers, whose classes of these names take a pipeline as it is
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
 # formats whose pair template numbers the two texts although the model has no segment embedding
 NO_TOKEN_TYPES = ("DistilBert", "Roberta", "GPT2", "MPNet")
 
@@ -35,6 +41,7 @@ def read(folder: Path) -> tuple[Tokenizer, Format]:
     config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").is_file():
         backend = _tokenizer_json(folder / "tokenizer.json", config)
+        _add(backend, folder, config)
     elif (folder / "vocab.txt").is_file():
         backend = _vocab_txt(folder / "vocab.txt", config)
     elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -55,6 +62,8 @@ def write(backend: Tokenizer, format: Format, folder: Path) -> None:
     config |= {"tokenizer_class": format.hf_class, "model_max_length": format.max_len or int(1e30), "clean_up_tokenization_spaces": False}
     config["model_input_names"] = ["input_ids", *(["token_type_ids"] if format.token_types else []), "attention_mask"]
     norm = _state(backend.normalizer)
+    if format.truncation_side != "right":
+        config["truncation_side"] = format.truncation_side
     if norm.get("type") == "BertNormalizer":
         config |= {"do_lower_case": norm["lowercase"], "tokenize_chinese_chars": norm["handle_chinese_chars"], "strip_accents": norm["strip_accents"]}
     with replace_files(folder) as new:
@@ -96,10 +105,11 @@ def _tokenizer_json(path: Path, config: dict) -> Tokenizer:
     # Files carry the truncation and padding of whoever saved them last; ours come with each call.
     backend.no_truncation()
     backend.no_padding()
-    norm = _state(backend.normalizer)
-    lower = config.get("do_lower_case")
-    if norm.get("type") == "BertNormalizer" and lower is not None and lower != norm["lowercase"]:
-        backend.normalizer = normalizers.BertNormalizer(norm["clean_text"], norm["handle_chinese_chars"], norm["strip_accents"], lower)
+    if config.get("tokenizer_class") not in GENERIC:
+        for part, names in ((backend.normalizer, NORMALIZER), (backend.pre_tokenizer, PRE_TOKENIZER)):
+            for name, attribute in names.items():
+                if name in config and hasattr(part, attribute):
+                    setattr(part, attribute, config[name])
     return backend
 
 
@@ -145,14 +155,23 @@ def _merge(line: str, where: str) -> tuple[str, str]:
 
 
 def _add(backend: Tokenizer, folder: Path, config: dict) -> None:
-    """Tokens that were added to a vocabulary later stand in files of their own."""
-    added = _json(folder / "added_tokens.json") | {token["content"]: int(i) for i, token in config.get("added_tokens_decoder", {}).items()}
-    for token, i in sorted(added.items(), key=lambda pair: pair[1]):
-        if backend.token_to_id(token) is None:
-            backend.add_tokens([token])
-        if backend.token_to_id(token) != i:
-            raise ValueError(f"{folder}: the added token {token!r} has the id {i}; with the vocabulary beside it, it would be "
-                             f"{backend.token_to_id(token)}: take all files from one model")
+    """Tokens beyond the vocabulary: those with an id in a file of their own, then special ones that have none yet, which get the next ids."""
+    added = {i: AddedToken(token) for token, i in _json(folder / "added_tokens.json").items()}
+    added |= {int(i): _token(token) for i, token in config.get("added_tokens_decoder", {}).items()}
+    for i, token in sorted(added.items(), key=lambda pair: pair[0]):
+        backend.add_tokens([token])
+        if backend.token_to_id(token.content) != i:
+            raise ValueError(f"{folder}: the added token {token.content!r} has the id {i}; with the vocabulary beside it, it would be "
+                             f"{backend.token_to_id(token.content)}: take all files from one model")
+    more = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    named = {f"{role}_token": None for role in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")} | {k: v for k, v in config.items() if k.endswith("_token")}
+    specials = [*named.values(), *(more.values() if isinstance(more, dict) else more)]
+    backend.add_special_tokens([_token(token) for token in specials if token and isinstance(token, str | dict)])
+
+
+def _token(token: str | dict) -> AddedToken:
+    """A token as a file writes it, which is by its name or with its settings."""
+    return AddedToken(token, special=True) if isinstance(token, str) else AddedToken(**{k: v for k, v in token.items() if k != "__type"})
 
 
 def _format(backend: Tokenizer, config: dict) -> Format:
@@ -163,10 +182,16 @@ def _format(backend: Tokenizer, config: dict) -> Format:
     if usual is BERT or not named:
         named = usual.tokens | named
     roles = {role: token for role, token in named.items() if token in vocab}
-    limit = config.get("model_max_length")
+    limit, side = config.get("model_max_length"), config.get("truncation_side", "right")
+    if side not in ("right", "left"):
+        raise ValueError(f"truncation_side={side!r} in tokenizer_config.json; it is 'right' or 'left': correct the file")
+    if config.get("split_special_tokens"):
+        raise ValueError("split_special_tokens is on in tokenizer_config.json: the names of special tokens would be cut like words; here a special token "
+                         "is one wherever it stands: set it to false, and take such names out of texts before")
     names, cls = config.get("model_input_names"), str(config.get("tokenizer_class", ""))
     types = "token_type_ids" in names if names else _types_differ(backend) and not cls.startswith(NO_TOKEN_TYPES)
-    return Format(**roles, max_len=int(limit) if limit and limit < NO_LIMIT else None, token_types=types, hf_class=hf_class(backend))
+    return Format(**roles, max_len=int(limit) if limit and limit < NO_LIMIT else None, token_types=types, truncation_side=side,
+                  hf_class=hf_class(backend))
 
 
 def _types_differ(backend: Tokenizer) -> bool:

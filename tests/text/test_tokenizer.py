@@ -306,3 +306,35 @@ def test_broken_folders_are_refused(tmp_path):
             Tokenizer.from_pretrained(source)
     with pytest.raises(ValueError, match="nowhere"):
         Tokenizer.from_pretrained(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind, said", [
+    ("wordpiece", {"strip_accents": False}), ("wordpiece", {"tokenize_chinese_chars": False}), ("wordpiece", {"do_lower_case": False, "strip_accents": True}),
+    ("byte_bpe", {"add_prefix_space": True}), ("byte_bpe", {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True}),
+    ("wordpiece", {"truncation_side": "left"}), ("wordpiece", {"pad_token": "<fill>"}), ("wordpiece", {"additional_special_tokens": ["<extra>"]}),
+    ("byte_bpe", {"pad_token": "<fill>", "extra_special_tokens": {"image_token": "<extra>"}}),
+    ("byte_bpe", {"added_tokens_decoder": {"331": {"content": "<extra>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False,
+                                                   "special": True}}})], ids=lambda x: x if isinstance(x, str) else "-".join(x))
+def test_what_tokenizer_config_says_counts_beside_a_tokenizer_json(trained, tmp_path, kind, said):
+    trained[kind].save_pretrained(tmp_path / "given")
+    path = tmp_path / "given/tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    ours, theirs = Tokenizer.from_pretrained(tmp_path / "given"), transformers.AutoTokenizer.from_pretrained(tmp_path / "given")
+    texts = [*AWKWARD, "two <extra> tokens <fill>"]
+    want = theirs(texts, truncation=True, max_length=11)["input_ids"]
+    with pytest.warns(TruncationWarning):
+        assert [e.ids for e in ours.encodings(texts, max_length=11)] == want
+    assert [ours.encode(text) for text in texts] == theirs(texts)["input_ids"] and ours.pad_id == theirs.pad_token_id and ours.vocab_size == len(theirs)
+    ours.save_pretrained(tmp_path / "again")
+    again = Tokenizer.from_pretrained(tmp_path / "again")
+    assert again.format == ours.format and again.fingerprint == ours.fingerprint
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "again")(texts, truncation=True, max_length=11)["input_ids"] == want
+
+
+@pytest.mark.parametrize("said", [{"truncation_side": "middle"}, {"split_special_tokens": True}], ids=lambda said: next(iter(said)))
+def test_a_setting_that_is_not_honoured_is_refused(trained, tmp_path, said):
+    trained["wordpiece"].save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | said))
+    with pytest.raises(ValueError, match=next(iter(said))):
+        Tokenizer.from_pretrained(tmp_path)
