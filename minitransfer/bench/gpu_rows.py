@@ -22,6 +22,8 @@ STEP_PEER = "transformers with sdpa attention under bf16 autocast, logits at eve
 LORA_PEER = "peft on transformers with sdpa attention under bf16 autocast, the same rank and targets, fused AdamW over the adapters"
 GENERATE_PEER = "model.generate(do_sample=False) of transformers in bf16, sdpa attention, its key/value cache, no end token"
 EAGER_PEER = "PyTorch's own operations, one after another"
+FLASH_PEER = "scaled_dot_product_attention, held to its flash backend"
+PADDED_PEER = "scaled_dot_product_attention on the same texts padded to the longest, with their mask"
 
 
 def lora(name: str, config: ModelConfig, batch: int) -> tuple[Row, Row]:
@@ -31,8 +33,15 @@ def lora(name: str, config: ModelConfig, batch: int) -> tuple[Row, Row]:
 
 
 def op(name: str, what: str, bar: float = 1.0, peer: str = EAGER_PEER, **facts) -> Row:
-    """An operation, forward and backward, in bf16; memory-bound ones also have to move bytes at 80 % of the rate of a copy (`copy_share`)."""
-    return gpu(f"op-{name}", bar, "op", f"{what}, forward and backward, bf16", peer, **{"repeats": 30} | facts)
+    """An operation in bf16; memory-bound ones also have to move bytes at 80 % of the rate of a copy (`copy_share`)."""
+    return gpu(f"op-{name}", bar, "op", what, peer, **{"repeats": 30} | facts)
+
+
+def attention(T: int) -> tuple[Row, Row]:
+    facts = {"batch": 16 * 1024 // T, "length": T}
+    what = f"causal attention of 12 heads of 64, {16 * 1024 // T} texts of {T:,}"
+    return (op(f"attention-{T // 1024}k", f"{what}, forward", 0.8, FLASH_PEER, **facts),
+            op(f"attention-{T // 1024}k-backward", f"{what}, backward alone", 0.6, FLASH_PEER, **facts))
 
 
 def gpu(name: str, bar: float, kind: str, what: str, peer: str, **facts) -> Row:
@@ -50,7 +59,13 @@ ALL = (
     *lora("gpt2-medium", GPT2_MEDIUM, 16), *lora("llama-1b", LLAMA_1B, 8),
     gpu("generate-1", 3.0, "generate", "64 greedy tokens of gpt2 after 16 given ones, batch 1", GENERATE_PEER, config=GPT2, head="causal", length=16, repeats=5),
     gpu("generate-32", 1.5, "generate", "64 greedy tokens of gpt2 after 16 given ones, batch 32", GENERATE_PEER, config=GPT2, head="causal", batch=32, length=16, repeats=5),
-    op("norm", "residual + dropout + LayerNorm of 32,768 rows of 768", length=768),
+    op("norm", "residual + dropout + LayerNorm of 32,768 rows of 768, forward and backward", length=768),
+    op("gelu", "bias + GELU of 32,768 rows of 3,072, forward and backward", length=3072),
+    op("swiglu", "SwiGLU of two tensors of 32,768 rows of 3,072, forward and backward", length=3072),
+    op("cross-entropy", "losses and gradients of 4,096 rows of 50,257 logits", batch=4096, length=50_257),
+    op("adamw", "a step of AdamW on 32,768 x 3,072 weights in float32", length=3072),
+    *attention(1024), *attention(2048), *attention(4096),
+    op("attention-packed", "attention of 12 heads of 64, 32 texts as long as reviews, forward and backward", 1.5, PADDED_PEER, batch=32, length=512, deciles=REVIEWS),
 )
 ROWS: dict[str, Row] = {row.name: row for row in ALL}
 

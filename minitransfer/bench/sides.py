@@ -44,13 +44,14 @@ class Given:
         hidden = torch.rand(ids.shape, generator=generator) < MASKED
         if self.row.deciles is None:
             return {"input_ids": ids.masked_fill(hidden, MASK_ID), "labels": ids.masked_fill(~hidden, IGNORE)}
-        keep = torch.arange(self.row.length) < self.lengths(generator)[:, None]
+        keep = torch.arange(self.row.length) < self.lengths_of(self.row, generator)[:, None]
         return {"input_ids": ids.masked_fill(hidden, MASK_ID) * keep, "labels": ids.masked_fill(~(hidden & keep), IGNORE), "attention_mask": keep.long()}
 
-    def lengths(self, generator: torch.Generator) -> Tensor:
-        """One for each row, drawn from the deciles; between two of them all lengths are as likely."""
-        deciles = torch.tensor(self.row.deciles, dtype=torch.float32)
-        place = torch.rand(self.row.batch, generator=generator) * (len(deciles) - 1)
+    @staticmethod
+    def lengths_of(row: Row, generator: torch.Generator) -> Tensor:
+        """One for each text, drawn from the deciles; between two of them all lengths are as likely."""
+        deciles = torch.tensor(row.deciles, dtype=torch.float32)
+        place = torch.rand(row.batch, generator=generator) * (len(deciles) - 1)
         low = place.long().clamp(max=len(deciles) - 2)
         return (deciles[low] + (place - low) * (deciles[low + 1] - deciles[low])).round()
 

@@ -49,7 +49,7 @@ def test_the_compiled_peer_is_our_model():
 def test_lengths_are_those_of_real_texts():
     """A tenth of the rows lies between two deciles; padding holds no target; both sides are given the same."""
     row = ROWS["bert-512"]
-    lengths = torch.cat([sides.Given(row).lengths(torch.Generator().manual_seed(k)) for k in range(300)])
+    lengths = torch.cat([sides.Given.lengths_of(row, torch.Generator().manual_seed(k)) for k in range(300)])
     found = lengths.quantile(torch.linspace(0, 1, 11))
     assert (found - torch.tensor(row.deciles)).abs().max() <= 12 and int(lengths.min()) >= 34 and int(lengths.max()) == 512
     batch = sides.Given(gpu_rows.tiny(row))[5]
