@@ -17,6 +17,13 @@ struct Weights { float* step; i64 group; float *w, *m, *v; SCALAR* copy; };
 struct Group { double lr, beta1, beta2, eps, decay; };
 struct Constants { float factor, keep, to_m, to_v, rate, correction, eps, active; };
 
+__device__ __forceinline__ double power(double base, u64 n) {
+  double product = 1.0;
+  for (; n; n >>= 1, base *= base)
+    if (n & 1) product *= base;
+  return product;
+}
+
 // A thread takes one tensor: it counts the step, and computes in double what is the same for all numbers of the tensor. A tensor without a
 // gradient, and every tensor if found_inf is not 0, stays as it is.
 extern "C" __global__ void adamw_prepare(float* constants, const i64* tensors, const double* groups, Addresses gradients, const float* factor,
@@ -34,8 +41,8 @@ extern "C" __global__ void adamw_prepare(float* constants, const i64* tensors, c
   c.keep = (float)(1.0 - group.lr * group.decay);
   c.to_m = (float)(1.0 - group.beta1);
   c.to_v = (float)(1.0 - group.beta2);
-  c.rate = (float)(group.lr / (1.0 - pow(group.beta1, (double)t)));
-  c.correction = (float)(1.0 / sqrt(1.0 - pow(group.beta2, (double)t)));
+  c.rate = (float)(group.lr / (1.0 - power(group.beta1, (u64)t)));
+  c.correction = (float)(1.0 / sqrt(1.0 - power(group.beta2, (u64)t)));
   c.eps = (float)group.eps;
   c.active = active ? 1.0f : 0.0f;
   ((Constants*)constants)[slot] = c;

@@ -124,6 +124,58 @@ def test_found_inf_changes_nothing_and_scales_are_read_on_the_device(device):
     assert all(torch.equal(a, b) for a, b in zip(scaled.state, plain.state, strict=True))
 
 
+def test_with_a_grad_scaler(device):
+    """A scaled loss steps as an unscaled one; a gradient that overflowed changes no weight, and halves the scale."""
+    p, q = (nn.Parameter(torch.ones(5, device=device)) for _ in range(2))
+    ours, theirs, scaler = AdamW([p], lr=0.1), AdamW([q], lr=0.1), torch.amp.GradScaler(device.type, init_scale=128.0)
+    for n in (1.0, 2.0):
+        scaler.scale((p * n).square().sum()).backward()
+        (q * n).square().sum().backward()
+        scaler.step(ours, factor=torch.tensor(0.5, device=device))
+        theirs.step(factor=torch.tensor(0.5, device=device))
+        scaler.update()
+        ours.zero_grad()
+        theirs.zero_grad()
+    assert torch.equal(p, q) and p[0] < 0.85 and scaler.get_scale() == 128
+    scaler.scale((p * torch.inf).sum()).backward()
+    scaler.step(ours)
+    scaler.update()
+    assert torch.equal(p, q) and scaler.get_scale() == 64 and ours.state[p]["step"].item() == 2
+
+
+@pytest.mark.gpu
+def test_a_captured_step_replays_with_new_rates(monkeypatch):
+    monkeypatch.setenv("MINITRANSFER_KERNELS", "on")
+    ours, theirs = ([nn.Parameter(t.cuda()) for t in tensors(0, torch.float32)] for _ in range(2))
+    one, other, targets = AdamW(ours, lr=0.1), torch.optim.AdamW(theirs, lr=0.1), torch.tensor(4.0, device="cuda")
+    for p, q, g in zip(ours, theirs, tensors(1, torch.float32), strict=True):
+        p.grad, q.grad = g.cuda(), g.cuda()
+
+    def step():
+        one.step(factor=clip_factor(grad_norm(p.grad for p in ours), targets, 1.0))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for rate, count in ((0.2, 4.0), (0.01, 1e6)):
+        one.param_groups[0]["lr"] = rate
+        one.send_groups()
+        targets.fill_(count)
+        graph.replay()
+    for rate, count in ((0.1, 4.0), (0.2, 4.0), (0.01, 1e6)):
+        other.param_groups[0]["lr"] = rate
+        for q, g in zip(theirs, tensors(1, torch.float32), strict=True):
+            q.grad = g.cuda() / count
+        nn.utils.clip_grad_norm_(theirs, 1.0)
+        other.step()
+    for p, q in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
 def test_a_rate_on_the_device(device):
     """A tensor as learning rate is read at each step: what a captured step replays with."""
     p, q = (nn.Parameter(torch.ones(5, device=device)) for _ in range(2))
@@ -191,7 +243,7 @@ def test_no_barrier_of_its_own():
     ("i < count; i += blockDim.x) update", "i <= count; i += blockDim.x) update", "bad memory access"),
     ("c.to_v = (float)(1.0 - group.beta2)", "c.to_v = (float)(1.0 - group.beta1)", "from the truth"),
     ("c.keep = (float)(1.0 - group.lr * group.decay)", "c.keep = (float)(1.0 - group.decay)", "from the truth"),
-    ("pow(group.beta1, (double)t)", "pow(group.beta1, (double)t + 1.0)", "from the truth"),
+    ("power(group.beta1, (u64)t)", "power(group.beta1, (u64)t + 1)", "from the truth"),
     ("bool aligned =", "bool aligned = true ||", "misaligned access"),
 ])
 def test_planted_faults_are_noticed(old, new, message, emulator):
