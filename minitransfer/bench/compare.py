@@ -22,7 +22,7 @@ from .characters import check_clone
 from .rows import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
-MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention")          # what a side may add to its readings
+MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention", "perplexity", "accuracy")          # what a side may add to its readings
 
 
 def child(row: Row, side: str, threads: int, quick: bool, nanogpt: Path | None) -> dict[str, Any]:
@@ -72,16 +72,15 @@ def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
 
     Raises: ValueError for a peer that is not installed, and for a row that was asked for by name and has no data.
     """
-    if importlib.util.find_spec("transformers") is None and any(row.kind in ("step", "memory", "generate") for row in rows):
+    if importlib.util.find_spec("transformers") is None and any(row.kind in ("step", "memory", "generate", "generate_int8") for row in rows):
         raise ValueError('transformers is not installed; it is the peer of these rows: pip install "minitransfer[verify]", or choose others with --rows')
     if nanogpt is not None:
         check_clone(nanogpt)
     data = os.environ.get("MINITRANSFER_DATA")
-    if data and (Path(data) / "tinyshakespeare/input.txt").is_file():
-        return rows
-    if named and any(row.data for row in rows):
-        raise ValueError("the row characters, and MINITRANSFER_DATA names no folder with tinyshakespeare/input.txt; it trains on that text: set the variable")
-    return [row for row in rows if not row.data]
+    missing = [row for row in rows if row.data and not (data and (Path(data) / row.data).is_file())]
+    if named and missing:
+        raise ValueError(f"the row {missing[0].name}, and MINITRANSFER_DATA names no folder with {missing[0].data}; it reads that text: set the variable")
+    return [row for row in rows if row not in missing]
 
 
 def write(lines: list[dict[str, Any]]) -> Path:

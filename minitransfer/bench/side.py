@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from . import characters, sides
+from . import characters, quantized, sides
 from .rows import ROWS
 
-QUICK = {"characters": 20, "memory": 2}             # readings (steps) of a quick run; of the others 1
+QUICK = {"characters": 20, "memory": 2, "lora_memory": 1}             # readings (steps) of a quick run; of the others 1
 
 
 def versions(side: str) -> dict[str, str]:
@@ -39,6 +39,9 @@ def main() -> None:
     measure = {"step": (sides.ours_step, sides.peer_step),
                "memory": (sides.with_memory(sides.ours_step), sides.with_memory(sides.peer_step)),
                "generate": (sides.ours_generate, sides.peer_generate),
+               "generate_int8": (quantized.generate_int8, sides.peer_generate),
+               "embed": (quantized.ours_embed, quantized.fp32_embed),
+               "lora_memory": (quantized.ours_lora_memory, quantized.fp32_lora_memory),
                "imports": (sides.ours_imports, sides.peer_imports),
                "characters": (characters.ours_characters, lambda row, repeats: characters.peer_characters(row, repeats, args.nanogpt))}[row.kind][args.side == "peer"]
     print(json.dumps(measure(row, repeats) | {"threads": torch.get_num_threads(), "versions": versions(args.side)}))

@@ -11,6 +11,11 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 
+def held_bytes(F: int, D: int) -> int:
+    """What codes and scales take."""
+    return F * D + 4 * F
+
+
 def quantise(weight: Float[Tensor, "F D"], top: int = 127) -> tuple[Int8[Tensor, "F D"], Float[Tensor, "F 1"]]:
     """The codes, in [-top, top], and the scales in fp32. A row of zeros has the scale 0."""
     weight = weight.detach().float()

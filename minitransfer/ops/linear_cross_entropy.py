@@ -18,6 +18,8 @@ from torch.nn.functional import cross_entropy, linear
 
 from .linear import product
 
+CHUNK = 1024                                                        # rows whose logits exist at a time
+
 
 def reference(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
     """The same number with all logits at once."""
@@ -80,7 +82,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"],
-                         chunk: int = 1024) -> Float[Tensor, ""]:
+                         chunk: int = CHUNK) -> Float[Tensor, ""]:
     """Sum over the rows of x of the cross-entropy between x W^T + b and its target.
 
     Args:    targets: in [0, V); rows without a target are left out by the caller. chunk: rows whose logits exist at a time.

@@ -38,6 +38,7 @@ class QuantizedWeight(Tensor):
     @classmethod
     def of(cls, weight: Float[Tensor, "F D"], called: str) -> QuantizedWeight:
         """The codes of a matrix, one of FORMATS. Raises: ValueError for numbers that are not finite: they share a scale with others."""
+        weight = weight.detach()
         if not bool(weight.isfinite().all()):
             raise ValueError(f"a matrix of shape {tuple(weight.shape)} with numbers that are not finite, to be held in {called}; the numbers that share a scale with them "
                              "would be lost: load the model anew")

@@ -67,7 +67,7 @@ def quantize(model: Model, base: str = "nf4") -> QuantizeReport:
     known, held, before, weights = fingerprint(model), 0, 0, 0
     for name in names:
         weight = model.get_parameter(name + ".weight")
-        codes = QuantizedWeight.of(weight.detach(), base)
+        codes = QuantizedWeight.of(weight, base)
         put(model, name + ".weight", nn.Parameter(codes, requires_grad=False))
         held, before, weights = held + codes.held_bytes, before + weight.nbytes, weights + weight.numel()
     model.quantized_from = known
