@@ -28,7 +28,7 @@ class Row:
 
     name: str
     bar: float
-    kind: str                           # "step" | "memory" | "generate" | "generate_int8" | "embed" | "lora_memory" | "imports" | "characters": the pair of functions that measure it
+    kind: str                           # "step" | "memory" | "generate" | "generate_int8" | "embed" | "lora_memory" | "imports" | "characters": see side.py
     what: str
     peer: str                           # what the other side is, and the choices made for it
     minimum: bool = True

@@ -16,7 +16,7 @@ import functools
 import math
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 

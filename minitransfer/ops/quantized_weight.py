@@ -73,13 +73,13 @@ class QuantizedWeight(Tensor):
         return f"QuantizedWeight({self.called}, {tuple(self.shape)}, {self.held_bytes:,} bytes)"
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):              # type: ignore[override]
         kwargs = kwargs or {}
-        if function in (torch.ops.aten.detach.default, torch.ops.aten._to_copy.default):
+        if func in (torch.ops.aten.detach.default, torch.ops.aten._to_copy.default):
             given, device, dtype = args[0], kwargs.get("device"), kwargs.get("dtype")
             return cls(given.called, given.shape, dtype or given.dtype, tuple(part.to(device or part.device) for part in given.parts))
         args, kwargs = tree_map(lambda one: one.dequantised() if isinstance(one, cls) else one, (args, kwargs))
-        return function(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def plain(weight: Tensor) -> Tensor:
