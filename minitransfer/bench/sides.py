@@ -148,7 +148,7 @@ def ours_generate(row: Row, repeats: int) -> dict[str, Any]:
     assert row.config is not None
     model, ids = Model(row.config, row.head).to(row.device).eval(), prompt(row)
     readings = timed(row, lambda: generate(model, ids, max_new_tokens=NEW_TOKENS, precision=row.precision), repeats)
-    return {"readings": readings, "dtype": Precision(row.precision, model).name}
+    return {"readings": readings, "dtype": row.precision if row.precision == "int8" else Precision(row.precision, model).name}
 
 
 def peer_generate(row: Row, repeats: int) -> dict[str, Any]:

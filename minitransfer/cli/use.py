@@ -13,6 +13,7 @@ from ..tasks import AnswerPrediction, LabelsPrediction, NumberPrediction, Predic
 from ..tasks import predict as answers_of
 from ..tasks.predict import saved_task
 from ..tasks.token import Tagged
+from ..training.settings import PRECISIONS
 from .texts import add_model, add_texts, chunks, device_of, load, positive, print_json, print_tabbed, rows
 from .verb import UsageError, Verb
 
@@ -63,6 +64,11 @@ def print_words(row: tuple, words: Tagged, as_json: bool) -> None:
     print(flush=True)
 
 
+def add_precision(parser: argparse.ArgumentParser, usual: str) -> None:
+    parser.add_argument("--precision", default=usual, choices=(*PRECISIONS, "int8"),
+                        help=f"numbers to compute in; int8: matrices in 8 bits, on a CPU, quicker and less exact [{usual}]")
+
+
 def generate_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_texts(parser, "prompt")
@@ -73,6 +79,7 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: what the text has becomes unlikelier [1]")
     parser.add_argument("--samples", type=positive, default=1, metavar="N", help="continuations of each prompt; with temperature 0 all the same [1]")
     parser.add_argument("--seed", type=int, default=0, help="of the samples [0]")
+    add_precision(parser, "auto")
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -82,7 +89,7 @@ def generate(args: argparse.Namespace) -> int:
         batch = tok(part, padding_side="left")
         ids, keep = batch["input_ids"].to(model.device), batch["attention_mask"].to(model.device)
         out = continued(model, ids, keep, args.max_new_tokens, args.temperature, args.top_k, args.top_p, args.repetition_penalty,
-                        stop=() if tok.eos_id is None else (tok.eos_id,), generator=dice)
+                        stop=() if tok.eos_id is None else (tok.eos_id,), generator=dice, precision=args.precision)
         for prompt, row, n in zip(part, out, keep.sum(1), strict=True):
             start = ids.shape[1] - int(n)                                          # padding is on the left: the prompt starts here
             text = tok.decode(row if model.head_name == "seq2seq" else row[start:])
@@ -118,6 +125,7 @@ def embed_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="text", metavar="COLUMN", help="the column of --file that holds the text [text]")
     parser.add_argument("--out", metavar="FILE.npy", help="write one float32 array (texts, width) instead of printing")
     parser.add_argument("--prompt", metavar="NAME", help="the kind of these texts, such as query or passage, if the model has a prompt for each [the model's default]")
+    add_precision(parser, "fp32")
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -126,7 +134,7 @@ def embed(args: argparse.Namespace) -> int:
     model, tok = load(args, head="embedding")
     kept = []
     for part in chunks((row[0] for row in rows(args, (args.text,))), args.batch_size):
-        vectors = vectors_of(model, tok, part, args.batch_size, prompt=args.prompt)
+        vectors = vectors_of(model, tok, part, args.batch_size, prompt=args.prompt, precision=args.precision)
         if args.out:
             kept.append(vectors)
             continue

@@ -81,6 +81,7 @@ class Model(nn.Module):
 
     embed: Any      # Embeddings, or Patches
     head: Any       # a module of nn.heads, or None
+    quantized_from: dict[str, str] | None = None        # of a base held as codes: the fingerprint from before
 
     def __init__(self, config: ModelConfig, head: str = "none", labels: list[str] | None = None, pooling: str = "mean", normalise: bool = True,
                  seed: int | None = 0):

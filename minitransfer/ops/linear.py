@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear as torch_linear
 
 from .packed_linear import available
+from .quantized_weight import QuantizedWeight
 
 
 def reference(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, "F"] | None) -> Float[Tensor, "*N F"]:
@@ -56,11 +57,27 @@ class OneDNNLinear(torch.autograd.Function):
                 rows.sum(0) if wants_b else None)
 
 
+class QuantizedLinear(torch.autograd.Function):
+    """The formulas of the module's docstring without dW, for a W that is held as codes: what autograd keeps is the codes, and W is made again in either direction."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return product(x, weight.dequantised(), bias)
+
+    @staticmethod
+    def backward(ctx, dy: Tensor):
+        return (linear(dy, ctx.weight.dequantised().to(dy.dtype).t(), None) if ctx.needs_input_grad[0] else None, None,
+                dy.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None)
+
+
 def linear(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, "F"] | None = None) -> Float[Tensor, "*N F"]:
     """y = x W^T + b, differentiable.
 
     Errors: those of torch.nn.functional.linear, for shapes that do not fit.
     """
+    if isinstance(weight, QuantizedWeight):
+        return QuantizedLinear.apply(x, weight, bias)
     return OneDNNLinear.apply(x, weight, bias) if suits_onednn(x, weight) else torch_linear(x, weight, bias)
 
 

@@ -24,6 +24,8 @@ from .dispatch import pick
 from .kernels import Kernels
 from .linear import product
 
+CHUNK = 1024                                                        # rows whose logits exist at a time
+
 
 def reference(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"]) -> Float[Tensor, ""]:
     """The same number with all logits at once."""
@@ -111,7 +113,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, "V"] | None, targets: Int[Tensor, "N"],
-                         chunk: int = 1024) -> Float[Tensor, ""]:
+                         chunk: int = CHUNK) -> Float[Tensor, ""]:
     """Sum over the rows of x of the cross-entropy between x W^T + b and its target.
 
     Args:    targets: below V; a row with a negative one (-100) counts for nothing. chunk: rows whose logits exist at a time.

@@ -4,7 +4,7 @@
 
 The same base may be loaded in fp32, fp16 or bf16. Casting is repeatable, so the hash at a lower precision can be had from the higher one: a base is known
 by its hash at each precision that it holds, and two are the same if all they have in common agree. (fp16 and bf16 have nothing in common: not compared.)
-The head, the pooler under it and all that ways to adapt put in do not count.
+A quantised base is the one that it was quantised from. The head, the pooler under it and all that ways to adapt put in do not count.
 """
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def base_tensors(model: Model) -> dict[str, Tensor]:
 
 def fingerprint(model: Model) -> dict[str, str]:
     """Precision -> hash of the body, for each precision that its numbers can be cast to from their own. The same on every device."""
+    if model.quantized_from is not None:
+        return model.quantized_from
     tensors = base_tensors(model)
     shapes = repr([(name, tuple(tensor.shape)) for name, tensor in tensors.items()]).encode()
     flat = [tensor.flatten()[:: max(1, tensor.numel() // SAMPLE)][:SAMPLE] for tensor in tensors.values()]

@@ -12,6 +12,7 @@ from html import escape
 from torch import nn
 
 from ..nn.model import Model
+from ..ops.quantized_weight import QuantizedWeight
 from .wrapped import WrappedLinear, own_names
 
 TASK_HEADS = ("sequence", "token", "span")      # heads that a task brings; the others are part of what was pretrained
@@ -174,6 +175,9 @@ def explain(model: Model) -> Explanation:
 def set_trainable(model: nn.Module, names: list[str] | set[str]) -> None:
     """Exactly the parameters `names` train; every other one is frozen and loses its gradient."""
     names = set(names)
+    if codes := [name for name, p in model.named_parameters() if name in names and isinstance(p, QuantizedWeight)]:
+        raise ValueError(f"{', '.join(codes[:2])} ({len(codes)} in all) are held as codes of a few bits and were asked to train; a quantised base stays frozen: add LoRA or "
+                         "another adapter and train that, or call dequantize(model) first")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in names)
         if name not in names:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..ops.linear import Linear
+from ..ops.quantized_weight import QuantizedWeight
 
 BASE = ("weight", "bias")       # the parameters that are the Linear's own
 
@@ -44,6 +45,9 @@ class WrappedLinear(nn.Module):
         """
         if self.merged:
             return
+        if isinstance(self.weight, QuantizedWeight):
+            raise ValueError(f"merging {self.CALLED} into a weight that is held as codes; quantised again, the sum would lose most of the change: call dequantize(model) first, "
+                             "or load the adapter onto the base as it was before")
         with torch.no_grad():
             weight, bias = self.changed()
         own = {name: p for name, p in self._parameters.items() if name not in BASE}

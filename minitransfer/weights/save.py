@@ -13,6 +13,7 @@ from ..families import FAMILIES, Family, find, written_as
 from ..families.rules import spelled
 from ..nn.heads import ONE_CLASS, EmbeddingHead, SequenceHead
 from ..nn.model import Model
+from ..ops.quantized_weight import plain
 from .files import replace_files, write_json
 from .sentences import write_sentences
 from .tensors import INDEX, SINGLE
@@ -82,7 +83,7 @@ def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
     for theirs, rule, ours in spelled(family.weights(model.config), model.head_name, model.config):
         if all(one in parameters for one in ours):
             used.update(ours)
-            yield ("" if bare or ours[0].startswith("head.") else family.prefix(model.head_name)) + theirs, rule.op.write([parameters[one].detach() for one in ours])
+            yield ("" if bare or ours[0].startswith("head.") else family.prefix(model.head_name)) + theirs, rule.op.write([plain(parameters[one].detach()) for one in ours])
     if strangers := sorted(name for name in set(parameters) - used if not name.startswith("head.projections.")):       # those have files of their own
         raise ValueError(f"{', '.join(strangers[:3])} ({len(strangers)} in all) have no name in {family.model_type} files; only the architecture's own "
                          "parameters can be saved: merge or remove adapters first, or save them with save_adapter")

@@ -1,4 +1,6 @@
 """Generation against the reference library's: greedy ids, caches, padding, and the distributions that are sampled from."""
+import sys
+
 import pytest
 import torch
 import transformers
@@ -11,6 +13,7 @@ from transformers.generation.logits_process import (
 
 import minitransfer as mt
 from minitransfer.generate import filtered_probs, left_padded, packed_copy, penalised, quick
+from minitransfer.ops.packed_linear import PackedLinear
 from tests.reference import pair
 
 
@@ -119,6 +122,49 @@ def test_default_precision_stays_close(models):
             packed = fast(ids).logits
     assert (packed - exact).abs().mean() <= (plain.float() - exact).abs().mean()
     assert (packed - exact).abs().max() > 0
+
+
+def test_int8_stays_close_and_leaves_the_model_alone(models):
+    """Weights within 1/128 of their row's largest, inputs within 1/510 of their range: a few percent of the logits' size, and not nothing."""
+    _, ours = models
+    before = {name: p.clone() for name, p in ours.named_parameters()}
+    ids = torch.randint(2, 100, (3, 29))
+    exact = ours(ids).logits
+    with torch.no_grad(), quick(ours, "int8") as fast:
+        got = fast(ids).logits
+        held = [m.dtype for m in fast.modules() if isinstance(m, PackedLinear)]
+    assert held == [torch.int8] * len(held) and len(held) == 4 * len(ours.blocks) + 1      # q, k and v in one; o; up; down; and the output
+    assert 0 < (got - exact).std() <= 0.06 * exact.std()
+    assert mt.generate(ours, ids, max_new_tokens=9, precision="int8").shape == (3, 38)
+    assert dict(ours.named_parameters()).keys() == before.keys() and all(torch.equal(p, before[name]) for name, p in ours.named_parameters())
+
+
+def test_int8_changes_the_perplexity_of_the_bundled_decoder_by_less_than_one_percent():
+    model, tok = mt.Model.from_pretrained("mini-gpt"), mt.Tokenizer.from_pretrained("mini-gpt")
+    ids = tok([mt.samples.path("general.txt").read_text(encoding="utf-8")[:5000]], max_length=10**6)["input_ids"][0]
+    ids = ids[: len(ids) // 97 * 97].view(-1, 97)
+    losses = {}
+    for precision in ("fp32", "int8"):
+        with torch.no_grad(), quick(model, precision) as fast:
+            losses[precision] = fast(ids, labels=ids).loss
+    assert len(ids) > 5 and 0 < (losses["int8"] - losses["fp32"]).abs().expm1() <= 0.01
+
+
+def test_vectors_in_int8():
+    model, tok = mt.Model.from_pretrained("mini-bert", head="embedding"), mt.Tokenizer.from_pretrained("mini-bert")
+    texts = [line for line in mt.samples.path("general.txt").read_text(encoding="utf-8").splitlines() if line][:17]
+    exact, got = (mt.embed(model, tok, texts, batch_size=5, precision=precision) for precision in ("fp32", "int8"))
+    cosines = (exact * got).sum(1)
+    assert bool((cosines > 0.98).all()) and bool((cosines < 1 - 1e-6).all())
+    assert torch.equal((got @ exact.T).argmax(1), torch.arange(17))              # each is nearest to itself
+
+
+def test_precisions_that_are_not_there(models, monkeypatch):
+    with pytest.raises(ValueError, match="precision='int7'; it is one of 'auto', 'fp32', 'bf16', 'fp16', 'int8'"):
+        mt.generate(models[1], torch.ones(1, 3, dtype=torch.long), precision="int7")
+    monkeypatch.setattr(sys.modules["minitransfer.generate"], "available", lambda dtype: dtype != torch.int8)
+    with pytest.raises(ValueError, match=r'precision="int8" on cpu with the quantised engine .*: use "auto"'):
+        mt.generate(models[1], torch.ones(1, 3, dtype=torch.long), precision="int8")
 
 
 def test_packed_copy_follows_the_weights(models):
