@@ -13,7 +13,7 @@ SCHEDULES = ("linear", "cosine", "constant", "slanted")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LIMITS = ("steps", "epochs", "tokens", "minutes")
 Number = int | float
-FREE = ("checkpointing", "save_every", "log_every", "progress", "tensorboard")  # may change between a run and its resumption: they move no number
+FREE = ("checkpointing", "save_every", "log_every", "progress", "tensorboard", "shard")  # may change between a run and its resumption: they move no number
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class TrainSettings:
     # the machine
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
     checkpointing: bool = False         # recompute the inside of each block in the backward pass: less memory, more time
+    shard: bool = False                 # under torchrun, each process holds a part of the weights, gradients and moments (FSDP2); else a copy of all
     # what is watched and kept
     eval_every: int | None = None       # steps; None: at the end of each epoch. The end of the run is always evaluated
     save_every: int = 500               # steps
