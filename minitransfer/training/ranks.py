@@ -109,9 +109,8 @@ def named() -> str:
 
 
 def report(hook: Callable[..., object], kind: type[BaseException], error: BaseException, trace: object) -> None:
-    """Say once for the whole job which rank failed and why. Each process then ends with an exit code that makes `torchrun` end the others."""
+    """Show the error of the first rank that fails, and no other. Each process then ends with an exit code that makes `torchrun` end the others."""
     if first_to_fail():
-        print(f"minitransfer: {named()}{kind.__name__}", file=sys.stderr)
         hook(kind, error, trace)
 
 
@@ -183,7 +182,7 @@ def alone(ask: Callable[..., A], *given: Any, last: bool = True) -> A:
     return ask(*given)
 
 
-def summed(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def summed(state, bucket):      # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
     """Gradients are added up; DDP by itself would take their mean."""
     return dist.all_reduce(bucket.buffer(), async_op=True).get_future().then(lambda done: done.value()[0])
 
@@ -194,7 +193,9 @@ def replicated(model: Model, groups: list[dict]) -> Ask:
     now = [p.requires_grad for p in trained]
     for p in trained:                                                            # also those that a strategy unfreezes later
         p.requires_grad_(True)
-    ddp = nn.parallel.DistributedDataParallel(Around(model), broadcast_buffers=False, find_unused_parameters=True)
+    around = Around(model)
+    around.unused = nn.Parameter(torch.zeros(1, device=model.device))            # DDP looks for parameters without a gradient, and complains where there are none
+    ddp = nn.parallel.DistributedDataParallel(around, find_unused_parameters=True, gradient_as_bucket_view=True)
     ddp.register_comm_hook(None, summed)
     for p, trains in zip(trained, now, strict=True):
         p.requires_grad_(trains)
