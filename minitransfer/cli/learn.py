@@ -95,7 +95,7 @@ class Job:
 
         Raises: ValueError for settings that cannot be, a device that is not there, or a folder that holds another run.
         """
-        TrainSettings.from_dict({name: self[name] for name in settings.TRAIN})
+        ranks.check_shares(TrainSettings.from_dict({name: self[name] for name in settings.TRAIN}))
         if self["out"] and not self["resume"]:
             ranks.from_first(lambda: refuse_another_run(Path(self["out"])))
         return device_of(self["device"])
