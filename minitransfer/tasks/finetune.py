@@ -61,7 +61,8 @@ class FinetuneResult:
 def tune_language(model: Model, tok: Tokenizer, texts: list[str], epochs: int | float, chosen: TrainSettings, length: int, out: Path | None, resume: bool) -> TrainResult:
     """The language model of a pretrained model goes on with the texts of the task. Its run is in out/language, and goes on where it stopped."""
     place = None if out is None else out / "language"
-    return adapt(model, tok, texts, out=place, resume=resume and place is not None and place.is_dir(), length=min(length, 128), epochs=epochs, seed=chosen.seed,
+    begun = ranks.from_first(lambda: resume and place is not None and place.is_dir())
+    return adapt(model, tok, texts, out=place, resume=begun, length=min(length, 128), epochs=epochs, seed=chosen.seed,
                  precision=chosen.precision, progress=chosen.progress, micro_batches=chosen.micro_batches, shard=chosen.shard)
 
 
