@@ -93,13 +93,13 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
     if out is not None:
         family_of(model)  # an architecture that no standard file can describe is refused now and not at the first save
     ranks.join(model)
-    ranks.check_shares(settings, objective)
+    precision = Precision(settings.precision, model)
+    ranks.check_shares(settings, objective, precision.name)
     check_weights(model)
     keep_freed_memory()
     model.checkpointing = settings.checkpointing
     groups = param_groups(model, settings.weight_decay) if groups is None else groups
     check_groups(model, groups)
-    precision = Precision(settings.precision, model)
     with ranks.shared(model, groups, settings.shard) as held:
         run = Run(held, make_optimizer(held.groups, settings), precision, settings, Horizon.of(settings, len(batches)),
                   {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)

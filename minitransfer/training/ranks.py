@@ -80,8 +80,11 @@ def own_gpu() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def check_shares(settings: TrainSettings, objective: Objective | None = None) -> None:
-    """Raises: ValueError for a step that cannot be shared out evenly, or what several processes, or a model in shards, cannot do."""
+def check_shares(settings: TrainSettings, objective: Objective | None = None, precision: str = "") -> None:
+    """Raises: ValueError for a step that cannot be shared out evenly, or what several processes, or a model in shards, cannot do.
+
+    Args: precision: what the settings' own came to be on this device.
+    """
     if world() == 1:
         return
     if settings.micro_batches % world():
@@ -89,10 +92,10 @@ def check_shares(settings: TrainSettings, objective: Objective | None = None) ->
                          f"number: give micro_batches={-(-settings.micro_batches // world()) * world()}, with a smaller batch_size for as many rows a step")
     if isinstance(objective, Carried):
         raise ValueError(f"the carried objective on {world()} processes; each batch goes on where the one before it ended: use one process, or Causal()")
-    if settings.shard and (settings.precision == "fp16" or isinstance(objective, Replaced)):
-        what = "precision=fp16" if settings.precision == "fp16" else "the replaced objective"
-        raise ValueError(f"shard=True with {what}; a loss scale, or a generator beside the model, needs the whole model on each process: leave shard out"
-                         + (", or use bf16 or fp32" if settings.precision == "fp16" else ""))
+    if settings.shard and "fp16" in (settings.precision, precision):
+        raise ValueError("shard=True with fp16; its loss scale needs all gradients on each process: leave shard out, or give precision=fp32")
+    if settings.shard and isinstance(objective, Replaced):
+        raise ValueError("shard=True with the replaced objective; a generator stands beside the model, and only the model is in shards: leave shard out")
 
 
 def first_to_fail() -> bool:

@@ -33,22 +33,27 @@ from .small import batches, bert, gpt, settings
 
 TOK = Tokenizer.train([row["text"] for row in TRAIN], vocab_size=120, max_len=29, min_count=1)
 TEXTS = [row["text"] for row in rows(150, 7)]                                    # of 4 to 18 words
-QUICK = {"progress": False, "precision": "fp32", "micro_batches": 4, "lr": 1e-3}
+QUICK = {"progress": False, "precision": "fp32", "micro_batches": 4, "lr": 1e-3, "log_every": 1}
 STEPS = 12
+
+
+def norms(history: list[dict]) -> dict[str, float]:
+    """What Adam hides, which divides by the size of gradients."""
+    return {f"{name} {one['step']}": one[name] for one in history for name in ("grad_norm", "loss", "targets", "tokens") if name in one}
 
 
 def pretrained(folder: Path, **given) -> tuple[Model, dict]:
     """Dropout, masks drawn anew, rows with padding, four micro-batches a step with unequal numbers of targets, evaluations, the best weights."""
     model = bert(vocab_size=TOK.vocab_size)
     result = mt.pretrain(model, TOK, TEXTS, Masked(TOK, 0.3), length=17, batch_size=3, **(QUICK | {"steps": 7, "eval_every": 3} | given))
-    return model, result.metrics | {"tokens": result.tokens}
+    return model, result.metrics | norms(result.history)
 
 
 def finetuned(strategy: str, **given) -> tuple[Model, dict]:
     """59 rows in 20 batches: epochs end inside steps."""
     model = classifier(TOK, dropout=0.1)
     result = mt.finetune(model, TOK, train=TRAIN[:59], validation=HELD_OUT, strategy=strategy, batch_size=3, epochs=1.3, **(QUICK | given))
-    return model, result.metrics | {"best": result.training.best["step"]}
+    return model, result.metrics | norms(result.history) | {"best": result.training.best["step"]}
 
 
 def replaced(folder: Path) -> tuple[Model, dict]:

@@ -126,7 +126,7 @@ def test_one_rank_talks_and_a_mistake_is_said_once(jobs):
 def test_a_rank_that_fails_ends_the_job_and_says_why(tmp_path):
     done = ended(start(tmp_path, 2, "failing"))
     assert done.returncode != 0
-    errors = [line for line in done.stderr.splitlines() if line.startswith("[rank") and "Error" in line]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("[rank") and "Error: " in line]
     assert errors == ["[rank1]: OSError: the disk of this machine is gone"]      # the other rank only lost its partner
 
 
