@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -91,7 +92,7 @@ def measured(folder: Path) -> tuple[Model, dict]:
 
 
 def seen(folder: Path) -> tuple[Model, dict]:
-    """Which rows were trained on in which epoch."""
+    """Which rows were trained on in which epoch, and how often gradients travelled: the model is smaller than a message."""
     ids, types = TOK.encode_rows([row["text"] for row in TRAIN[:31]], None, 29)
     stream, met = EncodedBatches(ids, types, torch.arange(31), TOK, 3), []
 
@@ -106,9 +107,15 @@ def seen(folder: Path) -> tuple[Model, dict]:
         met.extend((int(batch["epoch"]), row) for row in batch["labels"].tolist())
         return supervised(model, batch | {"labels": batch["labels"] % 2}, generator)
 
-    model = classifier(TOK)
-    train(model, Numbered(), objective, settings(6, micro_batches=4))
-    return model, {"seen": [one for all_of_rank in ranks.each(range(ranks.world()), lambda _: met) for one in all_of_rank]}
+    model, own, sent = classifier(TOK), ranks.summed, []
+
+    def counted(state, bucket):
+        sent.append(bucket.index())
+        return own(state, bucket)
+
+    with patch.object(ranks, "summed", counted):
+        train(model, Numbered(), objective, settings(6, micro_batches=4))
+    return model, {"messages": len(sent), "seen": [one for all_of_rank in ranks.each(range(ranks.world()), lambda _: met) for one in all_of_rank]}
 
 
 def interrupted(folder: Path, at: int, seed: int = 0, **changes) -> tuple[Model, dict]:

@@ -102,6 +102,7 @@ def test_held_out_metrics_are_the_same_numbers(jobs, n):
 def test_no_row_is_left_out_or_seen_twice_in_an_epoch(jobs, n):
     seen = Counter(map(tuple, told(jobs[0], f"seen-{n}")["seen"]))
     assert {(epoch, row): times for (epoch, row), times in seen.items() if epoch < 2} == {(epoch, row): 1 for epoch in (0, 1) for row in range(31)}
+    assert told(jobs[0], f"seen-{n}")["messages"] == (0 if n == 1 else 6)         # one a step, of 4 / n batches on each process
     assert seen == Counter(map(tuple, told(jobs[0], "seen-1")["seen"]))          # and the third epoch begins alike
 
 
