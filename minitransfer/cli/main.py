@@ -62,8 +62,9 @@ def dispatch(words: Sequence[str]) -> int:
 
 
 def joined(words: Sequence[str]) -> int:
-    """One of the processes of `torchrun`, or the only one."""
-    ranks.join()
+    """Run a command as one of the processes of `torchrun`, or as the only one."""
+    if words and VERBS.get(words[0]) in (PRETRAIN, ADAPT, FINETUNE):
+        ranks.join()
     with ranks.one_voice():
         return dispatch(words)
 

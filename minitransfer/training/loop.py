@@ -75,7 +75,7 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
 
     Everything random is drawn from (seed, number of the batch): on a CPU, a run that was stopped or killed and went on with `resume` ends with the same bits as one
     that never stopped. Exceptions: a limit in minutes (weights and optimizer go on exactly, the learning rate follows the clock), and another number
-    of threads (sums are taken in another order).
+    of threads or processes (sums are taken in another order). Under `torchrun` every process calls this alike, see the README beside this file.
 
     Args:    out: the run's folder: manifest.json, log.jsonl, last/ (to resume from), best/, model/ (the result). None: nothing is written.
              evaluate: model -> metrics, called in evaluation mode without gradients.
@@ -106,6 +106,4 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
         run.open(resume)
         feed = Feed(batches, settings.micro_batches, model.device)
         with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory():
-            result = run.finish(steps(run, feed, objective, held.ask, ctrl_c, on_step))
-    model.eval()
-    return result
+            return run.finish(steps(run, feed, objective, held.ask, ctrl_c, on_step))

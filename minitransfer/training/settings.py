@@ -34,7 +34,7 @@ class TrainSettings:
     warmup: Number = 0.1                # steps if >= 1, a fraction of the run if < 1
     min_lr: Number = 0.0                # where the schedule ends, as a fraction of lr
     # the step
-    micro_batches: int = 1              # batches per optimizer step
+    micro_batches: int = 1              # batches per optimizer step, of all processes together
     max_grad_norm: Number | None = 1.0  # None: gradients are not clipped
     weight_decay: Number = 0.01         # of matrices; biases and norms do not decay
     beta1: Number = 0.9

@@ -54,6 +54,7 @@ def sharded(model: Model, groups: list[dict]) -> Iterator[Shared]:
     empty()
     yield Shared(twin, [{**group, "params": [shards[name_of[id(p)]] for p in group["params"]]} for group in groups], asking(root), whole)
     fill(None, True)
+    model.eval()
 
 
 def asking(root: Around) -> Callable[..., Any]:

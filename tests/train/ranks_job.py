@@ -152,6 +152,11 @@ def failing(folder: Path) -> tuple[Model, dict]:
     raise AssertionError("a batch that cannot be read was trained on")
 
 
+def unequal(folder: Path) -> tuple[Model, dict]:
+    train(gpt(), batches(11, seed=ranks.rank()), Causal(), settings(STEPS, micro_batches=2))
+    raise AssertionError("two processes trained on two sets of data")
+
+
 def slow(folder: Path) -> tuple[Model, dict]:
     """Steps that leave time for a signal from outside."""
     def wait(record: dict) -> None:
@@ -174,10 +179,10 @@ def spoken(folder: Path) -> tuple[Model, dict]:
 
 CASES: dict[str, Callable[[Path], tuple[Model, dict]]] = {
     "masked": pretrained, "masked in shards": lambda folder: pretrained(folder, shard=True, out=folder / f"shards-{ranks.world()}", checkpointing=True),
-    "full": lambda folder: finetuned("full"), "lora": lambda folder: finetuned("lora"), "lora in shards": lambda folder: finetuned("lora", shard=True),
+    "full": lambda folder: finetuned("full"), "lora": lambda folder: finetuned("lora", checkpointing=True), "lora in shards": lambda folder: finetuned("lora", shard=True),
     "ulmfit": lambda folder: finetuned("ulmfit"), "replaced": replaced, "span": corrupted, "measured": measured, "seen": seen,
     "first leg": lambda folder: interrupted(folder, 4), "second leg": lambda folder: interrupted(folder, 7, seed=1), "third leg": lambda folder: interrupted(folder, 0, seed=2),
-    "sharded": sharded, "failing": failing, "slow": slow, "spoken": spoken}
+    "sharded": sharded, "failing": failing, "unequal": unequal, "slow": slow, "spoken": spoken}
 
 
 def run(folder: Path, name: str) -> None:
