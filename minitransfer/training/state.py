@@ -1,4 +1,4 @@
-"""What a run needs to go on: the parameters it trains, the optimizer's moments, a page of JSON. Randomness and data are functions of (seed, step)."""
+"""What a run needs to go on: the parameters it trains, the optimizer's moments, a page of JSON. Randomness and data are functions of (seed, number of the batch)."""
 from __future__ import annotations
 
 import functools
