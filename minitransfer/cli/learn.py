@@ -21,7 +21,7 @@ from ..tasks import FinetuneResult, Seeds, compare_seeds, finetune_seeds, load_t
 from ..tasks import finetune as tune
 from ..tasks.named import named_task
 from ..text import TokenCache, Tokenizer, read_rows, read_texts, sample_rows, tokenize_corpus
-from ..training import TrainResult, TrainSettings
+from ..training import TrainResult, TrainSettings, ranks
 from ..training import adapt as go_on
 from ..training import pretrain as start
 from ..training.evaluate import refuse_test_split
@@ -73,7 +73,8 @@ class Job:
             raise UsageError(f"no {absent[0]} given, and it is needed: {keys[absent[0]].about} (--help says more)")
         self.folder = None
         if self.dry:
-            self.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minitransfer-dry-")))
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="minitransfer-dry-"))
+            self.folder = Path(ranks.from_first(lambda: folder))
             for name, value in {**DRY, "out": str(self.folder / "run"), "resume": False}.items():
                 self.given.pop(name, None)
                 self.given |= {} if value is None else {name: value}
@@ -94,18 +95,19 @@ class Job:
 
         Raises: ValueError for settings that cannot be, a device that is not there, or a folder that holds another run.
         """
-        TrainSettings.from_dict({name: self[name] for name in settings.TRAIN})
+        ranks.check_shares(TrainSettings.from_dict({name: self[name] for name in settings.TRAIN}))
         if self["out"] and not self["resume"]:
-            refuse_another_run(Path(self["out"]))
+            ranks.from_first(lambda: refuse_another_run(Path(self["out"])))
         return device_of(self["device"])
 
     def corpus(self, tok: Tokenizer, name: str) -> TokenCache | None:
         """The corpus under a name, as ids; of a dry run its first documents."""
         if self[name] is None:
             return None
-        if self.dry:
-            return tokenize_corpus(tok, self.first_documents(name), cache=self.folder)
-        return tokenize_corpus(tok, bundled_sample(self[name]), self["field"], documents=self["documents"])
+        with ranks.first_alone():
+            if self.dry:
+                return tokenize_corpus(tok, self.first_documents(name), cache=self.folder)
+            return tokenize_corpus(tok, bundled_sample(self[name]), self["field"], documents=self["documents"])
 
     def documents(self, name: str) -> Iterator[str]:
         return read_texts(bundled_sample(self[name]), self["field"], self["documents"])
@@ -184,13 +186,13 @@ def pretrain(args: argparse.Namespace) -> int:
             raise ValueError(f"generator={job['generator']} with objective={job['objective']}; only objective=replaced has one: leave it out, or choose that objective")
         device = job.ready()
         smaller(make_config(job, job["vocab_size"]), job["generator"])      # a tokenizer may take minutes: what is wrong with the rest is said before
-        tok = make_tokenizer(job)
+        tok = ranks.from_first(lambda: make_tokenizer(job))
         tok = with_sentinels(tok) if job["objective"] == "span" else tok
         model = make_model(make_config(job, tok.vocab_size, tok), HEADS[job["objective"]], seed=job["seed"]).to(device)
         result = start(model, tok, job.corpus(tok, "corpus"), make_objective(job, tok, model), job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size"), **job.training)
         if job.dry:
-            job.check_saved()
+            ranks.from_first(job.check_saved)
         return job.finished(result)
 
 
@@ -204,7 +206,7 @@ def adapt(args: argparse.Namespace) -> int:
         result = go_on(model, tok, job.corpus(tok, "corpus"), job["objective"], job.corpus(tok, "validation"), job["out"], job["resume"],
                        general=job.corpus(tok, "general"), **job.only("length", "batch_size", "mix", "strategy"), **job.training)
         if job.dry:
-            job.check_saved(source, model.head_name)
+            ranks.from_first(lambda: job.check_saved(source, model.head_name))
         return job.finished(result)
 
 
@@ -229,7 +231,7 @@ def finetune(args: argparse.Namespace) -> int:
         result = tune(model, tok, task, train=train, validation=validation, **chosen, **job.training)
         print(result.report, file=sys.stderr)
         if job.dry:
-            predict(*load_tuned(job["out"]), ["a text"], ["another"] if len(task.asks) > 1 else None)
+            ranks.from_first(lambda: bool(predict(*load_tuned(job["out"]), ["a text"], ["another"] if len(task.asks) > 1 else None)))
         return job.finished(result.training, {"metrics": result.metrics})
 
 

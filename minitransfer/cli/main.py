@@ -11,6 +11,7 @@ from typing import TextIO
 import torch
 
 from .. import __version__
+from ..training import ranks
 from .files import BENCH, CONVERT, DEMO, INSPECT, VERIFY
 from .keys import nearest
 from .learn import ADAPT, FINETUNE, PRETRAIN
@@ -60,11 +61,25 @@ def dispatch(words: Sequence[str]) -> int:
     return verb.run(args)
 
 
+def joined(words: Sequence[str]) -> int:
+    """Run a command as one of the processes of `torchrun`, or as the only one."""
+    if words and VERBS.get(words[0]) in (PRETRAIN, ADAPT, FINETUNE):
+        ranks.join()
+    with ranks.one_voice():
+        return dispatch(words)
+
+
 def explained(error: BaseException) -> str:
     """What to tell the user; the system's own errors say what and where, and not what to do."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}; this file or folder has to be there and open to you: check its path and its rights"
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+
+
+def say(what: str) -> None:
+    """Why this ends; of several ranks, the first that fails says it."""
+    if ranks.first_to_fail():
+        print(f"minitransfer: {ranks.named()}{what}", file=sys.stderr)
 
 
 def guarded(call: Callable[[], int], traceback: bool) -> int:
@@ -78,15 +93,15 @@ def guarded(call: Callable[[], int], traceback: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("minitransfer: interrupted", file=sys.stderr)
+        say("interrupted")
         return 130
     except UsageError as e:
-        print(f"minitransfer: {e}", file=sys.stderr)
+        say(str(e))
         return 2
     except MISTAKES as e:
         if traceback:
             raise
-        print(f"minitransfer: {explained(e)}", file=sys.stderr)
+        say(explained(e))
         return 1
 
 
@@ -94,4 +109,4 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command. Returns: its exit code."""
     words = sys.argv[1:] if words is None else words
     with plain_warnings():
-        return guarded(lambda: dispatch(words), "--traceback" in words)
+        return guarded(lambda: joined(words), "--traceback" in words)

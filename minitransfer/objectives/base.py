@@ -20,7 +20,7 @@ class Objective(Protocol):
     """`objective(model, batch, generator)` -> (sum of the losses over all targets, number of targets).
 
     A sum and a count rather than a mean: micro-batches hold different numbers of targets, and an average of their averages would weigh them wrongly.
-    All randomness comes from `generator`, which lives on the model's device and is seeded from (seed, step).
+    All randomness comes from `generator`, which lives on the model's device and is seeded from (seed, number of the batch).
     """
 
     def __call__(self, model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]: ...

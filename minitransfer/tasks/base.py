@@ -13,6 +13,7 @@ from ..objectives.base import INPUTS
 from ..text import Tokenizer
 from ..training import Batches
 from ..training.evaluate import Evaluation
+from ..training.ranks import each
 from ..transfer.named import check_not_by_row
 from .auc import Auc
 from .metrics import Confusion
@@ -63,15 +64,17 @@ def classification(batches: Batches) -> Evaluation:
     """An evaluation for `train`: one epoch of batches, each target one decision. Gives `Confusion.metrics`, of two labels also `Auc.metrics`, and the loss
     per target in nats."""
     def evaluate(model: Model) -> dict[str, float]:
-        confusion, loss_sum = Confusion(len(model.labels or ())), 0.0
-        auc = Auc() if len(model.labels or ()) == 2 else None
-        for k in range(len(batches)):
+        def ask(k: int) -> tuple[float, Tensor, Tensor]:
             batch = {name: t.to(model.device) for name, t in batches[k].items()}
             out, asked = model(**batch), batch["labels"] != IGNORE
-            loss_sum += float(out.loss) * int(asked.sum())
-            confusion.add(batch["labels"][asked], out.logits.argmax(-1)[asked])
+            return float(out.loss), batch["labels"][asked].cpu(), out.logits[asked].cpu()      # (N,), (N, n)
+        confusion, loss_sum = Confusion(len(model.labels or ())), 0.0
+        auc = Auc() if len(model.labels or ()) == 2 else None
+        for loss, truth, logits in each(range(len(batches)), ask):
+            loss_sum += loss * len(truth)
+            confusion.add(truth, logits.argmax(-1))
             if auc is not None:
-                auc.add(batch["labels"][asked], (out.logits[..., 1] - out.logits[..., 0])[asked].float())
+                auc.add(truth, (logits[..., 1] - logits[..., 0]).float())
         return confusion.metrics() | (auc.metrics() if auc is not None else {}) | {"loss": loss_sum / max(confusion.n, 1)}
     return evaluate
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..nn.heads import EmbeddingHead
 from ..nn.model import Model
 from ..text import Tokenizer, read_rows
-from ..training import TrainResult, TrainSettings, adapt
+from ..training import TrainResult, TrainSettings, adapt, ranks
 from ..training.evaluate import refuse_test_split
 from ..training.tune import tune
 from ..transfer.base import Strategy
@@ -61,8 +61,9 @@ class FinetuneResult:
 def tune_language(model: Model, tok: Tokenizer, texts: list[str], epochs: int | float, chosen: TrainSettings, length: int, out: Path | None, resume: bool) -> TrainResult:
     """The language model of a pretrained model goes on with the texts of the task. Its run is in out/language, and goes on where it stopped."""
     place = None if out is None else out / "language"
-    return adapt(model, tok, texts, out=place, resume=resume and place is not None and place.is_dir(), length=min(length, 128), epochs=epochs, seed=chosen.seed,
-                 precision=chosen.precision, progress=chosen.progress)
+    begun = ranks.from_first(lambda: resume and place is not None and place.is_dir())
+    return adapt(model, tok, texts, out=place, resume=begun, length=min(length, 128), epochs=epochs, seed=chosen.seed,
+                 precision=chosen.precision, progress=chosen.progress, micro_batches=chosen.micro_batches, shard=chosen.shard)
 
 
 def pooling_of(model: Model) -> dict[str, Any]:
@@ -128,11 +129,13 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     Raises:  ValueError or KeyError for rows, labels, a strategy, settings or a tokenizer that do not fit, before anything is trained;
              and what `train` raises.
     """
+    ranks.join(model)
     check_keep(keep)
     asked, plan = task_of(task, {"text": text, "pair": pair, "label": label}), strategy_of(strategy)
     rows = read_rows(train)
     held_out = [] if validation is None else read_rows(validation)
     chosen = TrainSettings.for_tuning(plan.settings, settings, asked.best if validation is not None else None)
+    ranks.check_shares(chosen)
     refuse_test_split(validation, chosen.best)
     check_columns(asked, {"training": rows, "validation": held_out})
     limit, labels = longest(model, tok, max_length, plan.ahead), asked.labels(rows, held_out)

@@ -14,6 +14,7 @@ from ..nn.model import Model
 from ..text import EncodedBatches, Tokenizer, label_name
 from ..text.readers import column
 from ..training.evaluate import Evaluation
+from ..training.ranks import each
 from .base import in_batches, logits_of
 from .metrics import YesNo
 from .sequence import SequenceTask, check_unseen, encoded, label_set, no_label, warn_if_odd
@@ -42,9 +43,7 @@ def answers(batches: EncodedBatches) -> Evaluation:
     """A text's label is answered with yes where its logit is above 0."""
     def evaluate(model: Model) -> dict[str, float]:
         counts, loss_sum, n = YesNo(len(model.labels or ())), 0.0, 0
-        for k in range(len(batches)):
-            batch = batches[k]
-            logits, truth = logits_of(model, batch).cpu(), batch["labels"]      # (B, n), (B, n)
+        for truth, logits in each(range(len(batches)), lambda k: ((batch := batches[k])["labels"], logits_of(model, batch).cpu())):      # (B, n), (B, n)
             loss_sum += float(binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
             n += truth.numel()
             counts.add(truth > 0.5, logits > 0)

@@ -14,6 +14,7 @@ from ..nn.model import Model
 from ..text import EncodedBatches, Tokenizer
 from ..text.readers import column
 from ..training.evaluate import Evaluation
+from ..training.ranks import each
 from .base import in_batches, logits_of
 from .metrics import Numbers
 from .sequence import SequenceTask, encoded
@@ -45,9 +46,8 @@ def numbers_of(rows: Sequence[dict], label: str, split: str) -> Tensor:
 def distances(batches: EncodedBatches) -> Evaluation:
     def evaluate(model: Model) -> dict[str, float]:
         numbers = Numbers()
-        for k in range(len(batches)):
-            batch = batches[k]
-            numbers.add(batch["labels"], logits_of(model, batch)[:, 0].cpu())
+        for truth, answer in each(range(len(batches)), lambda k: ((batch := batches[k])["labels"], logits_of(model, batch)[:, 0].cpu())):
+            numbers.add(truth, answer)
         found = numbers.metrics()
         return found | {"loss": found["mse"]}
     return evaluate

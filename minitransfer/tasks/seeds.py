@@ -13,6 +13,7 @@ import numpy as np
 
 from ..nn.model import Model
 from ..text import Tokenizer
+from ..training import ranks
 from ..weights.files import read_json, write_json
 from .finetune import FinetuneResult, finetune
 from .named import task_of
@@ -100,7 +101,7 @@ def finetune_seeds(model: Model, tok: Tokenizer, task: Any = "sequence", *, seed
         if on_run is not None:
             on_run(result)
     found = Seeds(metric, chosen, runs)
-    if out is not None:
+    if out is not None and ranks.first():
         write_json(Path(out) / FILE, found.spread)
     return found
 

@@ -18,6 +18,7 @@ from ..objectives.base import INPUTS
 from ..text import PairBatches, Tokenizer
 from ..text.readers import column
 from ..training.evaluate import Evaluation
+from ..training.ranks import each
 from .intervals import with_interval
 from .metrics import Numbers, wilson
 from .regression import NumberPrediction, numbers_of
@@ -26,15 +27,17 @@ from .regression import NumberPrediction, numbers_of
 def cosines(batches: PairBatches, negatives: bool) -> Evaluation:
     """pearson and spearman of cosine and label; with negatives the share of texts whose own partner is the nearest of the batch."""
     def evaluate(model: Model) -> dict[str, float]:
-        numbers, right, n, loss = Numbers(), 0, 0, 0.0
-        for k in range(len(batches)):
+        def ask(k: int) -> tuple[float, int, Tensor, Tensor]:
             batch = {name: t.to(model.device) for name, t in batches[k].items()}
             inputs: dict[str, Any] = {name: t for name, t in batch.items() if name in INPUTS}
             body = model.body(**inputs)
             a, b = normalize(model.head(body).float(), dim=-1).chunk(2)
-            loss, n = loss + float(model.head.loss(body, batch["labels"])[0]), n + len(a)
-            right += int(((a @ b.T).argmax(1).cpu() == torch.arange(len(a))).sum())
-            numbers.add(batch["labels"].float(), (a * b).sum(1))
+            nearest = int(((a @ b.T).argmax(1).cpu() == torch.arange(len(a))).sum())
+            return float(model.head.loss(body, batch["labels"])[0]), nearest, batch["labels"].float().cpu(), (a * b).sum(1).cpu()
+        numbers, right, n, loss = Numbers(), 0, 0, 0.0
+        for one, nearest, truth, answer in each(range(len(batches)), ask):
+            loss, right, n = loss + one, right + nearest, n + len(answer)
+            numbers.add(truth, answer)
         found = with_interval("accuracy", right / n, wilson(right, n)) | {"n": float(n)} if negatives else numbers.metrics()
         return found | {"loss": loss / n}
     return evaluate

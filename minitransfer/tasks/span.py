@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -19,9 +20,10 @@ from ..text import EncodedBatches, Tokenizer
 from ..text.readers import column
 from ..text.tokenizer import check_texts
 from ..training.evaluate import Evaluation
+from ..training.ranks import each
 from .base import logits_of
 from .squad import SpanScores
-from .windows import NULL, Found, Window, best_spans, in_order, merge, place, windows
+from .windows import NULL, Found, Window, best_spans, merge, place, windows
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,18 @@ class SpanBatches:
         return self.plain[k]
 
 
-def found_by(model: Model, batches: Iterator[tuple[Sequence[Window], dict[str, Tensor]]], contexts: Sequence[str], n_best: int,
-             max_answer: int) -> Iterator[tuple[int, float, list[Found]]]:
-    """For each question in order: its number, the score of no answer, the best spans. Only one question's windows are held."""
+def found_by(logits: Iterable[Tensor], asked: Sequence[Window], contexts: Sequence[str], n_best: int, max_answer: int) -> Iterator[tuple[int, float, list[Found]]]:
+    """For each question in order: its number, the score of no answer, the best spans. Only one question's windows are held.
+
+    Args: logits: (B, T, 2), batch after batch of the windows that were asked.
+    """
     row = 0
     parts: list[tuple[float, list[Found]]] = []
-    for some, batch in batches:
-        logits = logits_of(model, batch).cpu()                                     # (B, T, 2)
-        for window, one in zip(some, logits, strict=True):
-            if window.row != row:
-                yield row, *merge(parts, n_best)
-                row, parts = window.row, []
-            parts.append(best_spans(one, window, contexts[window.row], n_best, max_answer))
+    for window, one in zip(asked, chain.from_iterable(logits), strict=True):
+        if window.row != row:
+            yield row, *merge(parts, n_best)
+            row, parts = window.row, []
+        parts.append(best_spans(one, window, contexts[window.row], n_best, max_answer))
     if parts:
         yield row, *merge(parts, n_best)
 
@@ -173,7 +175,8 @@ class SpanTask:
         """Exact match and F1 over all true answers of each question."""
         def evaluate(model: Model) -> dict[str, float]:
             sums = SpanScores(self.no_answer)
-            for row, null, found in found_by(model, in_order(batches.windows, batches.plain), batches.contexts, 1, self.max_answer):
+            logits = each(batches.plain.in_order(), lambda batch: logits_of(model, batch).cpu())
+            for row, null, found in found_by(logits, batches.windows, batches.contexts, 1, self.max_answer):
                 sums.add(self.choice(null, found, batches.contexts[row]), [text for text, _ in answers_of(batches.rows[row], self.answers, "a row")])
             return sums.metrics()
         return evaluate
@@ -197,7 +200,8 @@ class SpanTask:
         training = model.training
         model.eval()
         with torch.no_grad():
-            found = found_by(model, in_order(asked, stream), pairs, self.n_best, self.max_answer)
+            logits = (logits_of(model, batch).cpu() for batch in stream.in_order())
+            found = found_by(logits, asked, pairs, self.n_best, self.max_answer)
             answers = [self.read(null, spans, pairs[row]) for row, null, spans in found]
         model.train(training)
         return answers

@@ -20,6 +20,7 @@ from ..nn.model import Model
 from ..text import LabelledBatches, Tokenizer, TruncationWarning, label_name
 from ..text.readers import column
 from ..training.evaluate import Evaluation
+from ..training.ranks import each
 from .base import in_batches, logits_of
 from .entities import EntityCounts, are_iob, breaks, repaired, spans
 from .metrics import Confusion
@@ -146,15 +147,17 @@ class TokenBatches:
 def tagging(batches: TokenBatches) -> Evaluation:
     """One decision a word, at its first piece; with entity tags also whole entities, in which a word that was cut off counts as answered with O."""
     def evaluate(model: Model) -> dict[str, float]:
+        def ask(k: int) -> tuple[float, int, list[int], list[list[int]]]:
+            batch = batches[k]
+            logits = logits_of(model, batch)                                         # (B, T, n)
+            loss = cross_entropy(logits.flatten(0, 1), batch["labels"].to(logits.device).flatten(), ignore_index=IGNORE, reduction="sum")
+            return float(loss), int((batch["labels"] != IGNORE).sum()), batches.rows(k), logits.argmax(-1).tolist()
         names = model.labels or []
         number = {name: i for i, name in enumerate(names)}
         confusion, entities, loss_sum, targets = Confusion(len(names)), EntityCounts() if are_iob(names) else None, 0.0, 0
-        for k in range(len(batches)):
-            batch = batches[k]
-            logits = logits_of(model, batch)                                         # (B, T, n)
-            loss_sum += float(cross_entropy(logits.flatten(0, 1), batch["labels"].to(logits.device).flatten(), ignore_index=IGNORE, reduction="sum"))
-            targets += int((batch["labels"] != IGNORE).sum())
-            for row, answers in zip(batches.rows(k), logits.argmax(-1).tolist(), strict=True):
+        for loss, n, rows, answered in each(range(len(batches)), ask):
+            loss_sum, targets = loss_sum + loss, targets + n
+            for row, answers in zip(rows, answered, strict=True):
                 truth = batches.tags[row]
                 found = [answers[places[0]] if places else None for places in batches.places[row]]
                 seen = [(number[tag], answer) for tag, answer in zip(truth, found, strict=True) if answer is not None]

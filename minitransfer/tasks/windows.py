@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..text import EncodedBatches, Tokenizer, TruncationWarning
+from ..text import Tokenizer, TruncationWarning
 
 NULL = 0            # the position whose scores mean "no answer": the first token, [CLS] in BERT's format
 Found = tuple[float, int, int]      # score, first and last character (end exclusive) of an answer in its context
@@ -103,14 +103,6 @@ def place(window: Window, start: int, end: int) -> tuple[int, int]:
     if not len(tokens) or tokens[0] < window.begin or tokens[-1] >= window.begin + len(window.offsets):
         return NULL, NULL
     return window.first + int(tokens[0] - window.begin), window.first + int(tokens[-1] - window.begin)
-
-
-def in_order(asked: Sequence[Window], stream: EncodedBatches) -> Iterator[tuple[Sequence[Window], dict[str, Tensor]]]:
-    """Every window once, beside the batch it is in, the windows of a question one after the other."""
-    start = 0
-    for batch in stream.in_order():
-        yield asked[start : start + len(batch["input_ids"])], batch
-        start += len(batch["input_ids"])
 
 
 def best_spans(logits: Float[Tensor, "T 2"], window: Window, context: str, n_best: int, max_answer: int) -> tuple[float, list[Found]]:

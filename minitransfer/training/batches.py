@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..text import Batches, PackedBatches
+from . import ranks
 from .seeds import mix
 
 
@@ -109,7 +110,7 @@ def fingerprint(batches: Batches) -> str:
 
 
 class Feed:
-    """Hands each step its micro-batches, on the model's device, each with its number of tokens.
+    """Hands each step those of its micro-batches that are this process's, on the model's device: number, batch, tokens in it.
 
     For a GPU a thread prepares the next one meanwhile, in pinned memory; on a CPU the cores have enough to do.
     """
@@ -118,6 +119,7 @@ class Feed:
         self.batches, self.micro_batches, self.device = batches, micro_batches, device
         self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self.ahead: dict = {}
+        self.rank, self.ranks = ranks.rank(), ranks.world()
 
     @property
     def epoch_steps(self) -> float:
@@ -127,14 +129,18 @@ class Feed:
         batch = self.batches[k]
         return ({name: t.pin_memory() for name, t in batch.items()} if self.pool else batch), count_tokens(batch)
 
-    def step(self, step: int) -> Iterator[tuple[dict[str, Tensor], int]]:
-        for k in range(step * self.micro_batches, (step + 1) * self.micro_batches):
+    def step(self, step: int) -> Iterator[tuple[int, dict[str, Tensor], int]]:
+        for k in range(step * self.micro_batches + self.rank, (step + 1) * self.micro_batches, self.ranks):
             if self.pool is None:
-                yield self.get(k)
+                yield k, *self.get(k)
                 continue
             batch, tokens = self.ahead.pop(k, None).result() if k in self.ahead else self.get(k)
-            self.ahead = {k + 1: self.pool.submit(self.get, k + 1)}
-            yield {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}, tokens
+            self.ahead = {k + self.ranks: self.pool.submit(self.get, k + self.ranks)}
+            yield k, {name: t.to(self.device, non_blocking=True) for name, t in batch.items()}, tokens
+
+    def is_last(self, k: int) -> bool:
+        """Is batch k the last of its step for this process?"""
+        return k % self.micro_batches + self.ranks >= self.micro_batches
 
     def close(self) -> None:
         if self.pool is not None:

@@ -7,6 +7,8 @@ from dataclasses import fields, is_dataclass
 import torch
 from torch import Tensor, nn
 
+from .ranks import each, full, world
+
 
 class NonFiniteError(ValueError):
     """A weight, a loss or a gradient is NaN or infinite."""
@@ -23,7 +25,7 @@ def check_weights(model: nn.Module) -> None:
 def check_trained(trained: Mapping[str, Tensor], step: int, kept: str) -> None:
     """Raises: NonFiniteError that names the first trained parameter a step has made NaN or infinite; its own loss was finite."""
     for name, p in trained.items():
-        if not bool(p.detach().isfinite().all()):
+        if not bool(full(p.detach()).isfinite().all()):
             raise NonFiniteError(f"step {step} left NaN or infinite values in {name}; only finite weights are saved, and {kept}: "
                                  'lower lr, lengthen warmup, or use precision="fp32"')
 
@@ -66,13 +68,14 @@ def explain_non_finite(model: nn.Module, forward: Callable[[], object], loss: fl
 
     Args: forward: runs the step's forward passes again, with the same random numbers; saved: the step of the last good save.
     """
-    where = first_non_finite(model, forward)
+    found = each(range(world()), lambda r: first_non_finite(model, forward))
+    where = next((one for one in list(found) if one is not None), None)
     if where is not None:
         what = f"the first module with a non-finite output is {where}"
     elif loss - loss != 0:
         what = "every module's output is finite, the loss of the head is not: look at the labels"
     else:
-        bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+        bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(full(p.grad).isfinite().all())]
         what = f"the loss is finite, the gradient is not; nearest to the loss that is {bad[-1] if bad else 'the norm over all parameters'}"
     kept = "nothing was saved yet" if saved is None else f"the save of step {saved} is intact"
     return NonFiniteError(f"step {step + 1}: the loss ({loss:g}) or its gradient is NaN or infinite; {what}. This step changed no weight, and "

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..objectives import Objective, Replaced
 from ..text.readers import is_test_split
 from .batches import Batches
 from .precision import Precision
+from .ranks import each
 from .seeds import mix
 
 Evaluation = Callable[[Model], dict[str, float]]
@@ -34,10 +35,9 @@ def measure(model: Model, evaluate: Evaluation, precision: Precision) -> dict[st
         return {name: float(value) for name, value in evaluate(model).items()}
 
 
-def asked(batches: Batches, device: torch.device, seed: int) -> Iterator[tuple[dict[str, Tensor], torch.Generator]]:
-    """One epoch of batches. Masks are drawn from (seed, number of the batch), so every evaluation asks for the same tokens and two of them can be compared."""
-    for k in range(len(batches)):
-        yield {name: t.to(device) for name, t in batches[k].items()}, torch.Generator(device).manual_seed(mix(seed, "evaluation", k))
+def asked(batches: Batches, k: int, device: torch.device, seed: int) -> tuple[dict[str, Tensor], torch.Generator]:
+    """Batch k. Masks are drawn from (seed, k), so every evaluation asks for the same tokens and two of them can be compared."""
+    return {name: t.to(device) for name, t in batches[k].items()}, torch.Generator(device).manual_seed(mix(seed, "evaluation", k))
 
 
 def perplexity(loss: float) -> float:
@@ -47,10 +47,12 @@ def perplexity(loss: float) -> float:
 def held_out_loss(batches: Batches, objective: Objective, seed: int = 0) -> Evaluation:
     """An evaluation for `train`: loss per target in nats and perplexity exp(loss) over one epoch of `batches`."""
     def evaluate(model: Model) -> dict[str, float]:
+        def ask(k: int) -> tuple[float, int]:
+            loss, n = objective(model, *asked(batches, k, model.device, seed))
+            return float(loss), int(n)
         loss_sum, targets = 0.0, 0
-        for batch, generator in asked(batches, model.device, seed):
-            loss, n = objective(model, batch, generator)
-            loss_sum, targets = loss_sum + float(loss), targets + int(n)
+        for loss, n in each(range(len(batches)), ask):
+            loss_sum, targets = loss_sum + loss, targets + n
         mean = loss_sum / max(targets, 1)
         return {"loss": mean, "perplexity": perplexity(mean), "targets": float(targets)}
     return evaluate
@@ -59,10 +61,12 @@ def held_out_loss(batches: Batches, objective: Objective, seed: int = 0) -> Eval
 def held_out_replaced(batches: Batches, objective: Replaced, seed: int = 0) -> Evaluation:
     """The same for a generator and a discriminator: each one's loss per target, their weighted sum as loss, and the generator's perplexity."""
     def evaluate(model: Model) -> dict[str, float]:
+        def ask(k: int) -> list[tuple[float, int]]:
+            return [(float(loss), int(n)) for loss, n in objective.terms(model, *asked(batches, k, model.device, seed))]
         sums, counts = [0.0, 0.0], [0, 0]
-        for batch, generator in asked(batches, model.device, seed):
-            for i, (loss, n) in enumerate(objective.terms(model, batch, generator)):
-                sums[i], counts[i] = sums[i] + float(loss), counts[i] + int(n)
+        for terms in each(range(len(batches)), ask):
+            for i, (loss, n) in enumerate(terms):
+                sums[i], counts[i] = sums[i] + loss, counts[i] + n
         masked, replaced = (total / max(n, 1) for total, n in zip(sums, counts, strict=True))
         return {"loss": masked + objective.weight * replaced, "masked_loss": masked, "replaced_loss": replaced, "perplexity": perplexity(masked),
                 "targets": float(counts[1])}

@@ -7,17 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from . import ranks
+
 
 class Interrupt:
-    """Has the user asked to stop? A second Ctrl-C does not ask."""
+    """Has the user asked to stop? A second Ctrl-C does not ask, unless there are several ranks: `torchrun` passes it on to each, and ends what does not stop.
+
+    `agreed` is for the loop to set: the signal comes to the ranks at different times, and they have to stop at the same step.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.pressed = self.agreed = False
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.pressed if ranks.world() == 1 else self.agreed)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.pressed and ranks.world() == 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self.pressed = True
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from ..nn.model import Model
 from ..objectives import Objective
 from ..weights.save import family_of
+from . import ranks
 from .batches import Batches, Feed, fingerprint
 from .diagnose import check_weights, explain_non_finite
 from .evaluate import Evaluation
@@ -20,12 +21,12 @@ from .optim import check_groups, gradient_norm, make_optimizer, param_groups, sc
 from .precision import Precision
 from .run import Run, TrainResult
 from .schedule import Horizon, lr_at
-from .seeds import own_randomness, seed_step
+from .seeds import own_randomness, seed_batch
 from .settings import TrainSettings
 from .state import Save
 
 
-def steps(run: Run, feed: Feed, objective: Objective, ctrl_c: Interrupt, on_step: Callable[[dict], None] | None) -> str:
+def steps(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, ctrl_c: Interrupt, on_step: Callable[[dict], None] | None) -> str:
     """Step after step until something says stop. Returns: what did."""
     model, optimizer, precision, settings, done = run.model, run.optimizer, run.precision, run.settings, run.progress
     model.train()
@@ -33,18 +34,18 @@ def steps(run: Run, feed: Feed, objective: Objective, ctrl_c: Interrupt, on_step
         total = run.horizon.total_steps(*done.used())
         model.progress, lr = done.step / total, lr_at(done.step, total, settings)
         set_lr(optimizer, lr)
-        generator = seed_step(settings.seed, done.step, model.device)
         loss_sum, counted, tokens, length = torch.zeros((), device=model.device), torch.zeros((), dtype=torch.long), 0, 0
-        for batch, n_tokens in feed.step(done.step):
+        for k, batch, n_tokens in feed.step(done.step):
             with precision.autocast():
-                loss, n = objective(model, batch, generator)
+                loss, n = ask(objective, model, batch, seed_batch(settings.seed, k, model.device), last=feed.is_last(k))
             precision.backward(loss)
             loss_sum, counted, tokens, length = loss_sum + loss.detach(), counted + n, tokens + n_tokens, batch["input_ids"].shape[1]
-        targets = max(int(counted), 1)
+        loss_sum, counted, tokens, ctrl_c.agreed = ranks.total(model.device, loss_sum, counted, tokens, ctrl_c.pressed)
+        tokens, targets = int(tokens), max(int(counted), 1)
         precision.unscale(optimizer)
         mean_loss, grad_norm = torch.stack([loss_sum / targets, gradient_norm(run.trained.values()) / targets]).tolist()
         if not math.isfinite(mean_loss if precision.scaled else mean_loss + grad_norm):  # a loss scale makes overflows ordinary: the step is skipped
-            raise explain_non_finite(model, lambda: replay(run, feed, objective), mean_loss, done.step, run.saved)
+            raise explain_non_finite(model, lambda: replay(run, feed, objective, ask), mean_loss, done.step, run.saved)
         # once per step: micro-batches hold different numbers of targets, averaging their averages would weigh them wrongly
         scale_and_clip(run.trained.values(), targets, grad_norm, settings.max_grad_norm)
         precision.step(optimizer)
@@ -60,12 +61,11 @@ def steps(run: Run, feed: Feed, objective: Objective, ctrl_c: Interrupt, on_step
     return stopped
 
 
-def replay(run: Run, feed: Feed, objective: Objective) -> None:
+def replay(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask) -> None:
     """The forward passes of the current step once more, with the same random numbers."""
-    generator = seed_step(run.settings.seed, run.progress.step, run.model.device)
-    for batch, _ in feed.step(run.progress.step):
+    for k, batch, _ in feed.step(run.progress.step):
         with run.precision.autocast():
-            objective(run.model, batch, generator)
+            ask(objective, run.model, batch, seed_batch(run.settings.seed, k, run.model.device))
 
 
 def train(model: Model, batches: Batches, objective: Objective, settings: TrainSettings, *, out: str | Path | None = None,
@@ -73,9 +73,9 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
           on_step: Callable[[dict], None] | None = None, save: Save | None = None, data: dict[str, str] | None = None) -> TrainResult:
     """Train the parameters of `model` that are in `groups` (default: all that require a gradient) until the first limit of `settings`.
 
-    Everything random is drawn from (seed, step): on a CPU, a run that was stopped or killed and went on with `resume` ends with the same bits as one
+    Everything random is drawn from (seed, number of the batch): on a CPU, a run that was stopped or killed and went on with `resume` ends with the same bits as one
     that never stopped. Exceptions: a limit in minutes (weights and optimizer go on exactly, the learning rate follows the clock), and another number
-    of threads (sums are taken in another order).
+    of threads or processes (sums are taken in another order). Under `torchrun` every process calls this alike, see the README beside this file.
 
     Args:    out: the run's folder: manifest.json, log.jsonl, last/ (to resume from), best/, model/ (the result). None: nothing is written.
              evaluate: model -> metrics, called in evaluation mode without gradients.
@@ -92,14 +92,18 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
         raise ValueError(f"best={settings.best!r} without an evaluation; held-out data picks the best weights: give some (validation=, here evaluate=), or leave best out")
     if out is not None:
         family_of(model)  # an architecture that no standard file can describe is refused now and not at the first save
+    ranks.join(model)
+    precision = Precision(settings.precision, model)
+    ranks.check_shares(settings, objective, precision.name)
     check_weights(model)
     keep_freed_memory()
     model.checkpointing = settings.checkpointing
     groups = param_groups(model, settings.weight_decay) if groups is None else groups
     check_groups(model, groups)
-    run = Run(model, make_optimizer(groups, settings), Precision(settings.precision, model), settings, Horizon.of(settings, len(batches)),
-              {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)
-    run.open(resume)
-    feed = Feed(batches, settings.micro_batches, model.device)
-    with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory():
-        return run.finish(steps(run, feed, objective, ctrl_c, on_step))
+    with ranks.shared(model, groups, settings.shard) as held:
+        run = Run(held, make_optimizer(held.groups, settings), precision, settings, Horizon.of(settings, len(batches)),
+                  {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)
+        run.open(resume)
+        feed = Feed(batches, settings.micro_batches, model.device)
+        with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory():
+            return run.finish(steps(run, feed, objective, held.ask, ctrl_c, on_step))

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .ranks import full
 from .settings import Number, TrainSettings
 
 
@@ -66,8 +67,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
-    """|g| over all parameters together."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """|g| over all parameters together, whole or in shards."""
+    return full(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from ..transfer.forgetting import Keep, check_keep
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, write_json
 from ..weights.save import config_json
+from . import ranks
 from .batches import Batches, Mixture, Rows
 from .diagnose import check_weights
 from .evaluate import Evaluation, held_out_loss, held_out_replaced, measure, refuse_test_split
@@ -107,7 +108,8 @@ class Corpus:
         causal = isinstance(self.objective, Causal | Span)                       # documents of these rows end with eos
 
         def pack(source: Any) -> PackedBatches:
-            cache = source if isinstance(source, TokenCache) else tokenize_corpus(tok, source)
+            with ranks.first_alone():
+                cache = source if isinstance(source, TokenCache) else tokenize_corpus(tok, source)
             return PackedBatches(cache, tok, length, batch_size, seed=seed, causal=causal)
 
         packed = pack(corpus)
@@ -162,7 +164,9 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
     Returns: the TrainResult; metrics are loss (nats per target), perplexity, and unigram_loss, what token frequencies alone would give.
     Raises:  ValueError for a vocabulary, head, length or corpus that does not fit, before training starts; and what `train` raises.
     """
+    ranks.join(model)
     chosen = TrainSettings.from_dict(defaults(settings))
+    ranks.check_shares(chosen)
     refuse_test_split(validation, chosen.best)
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general)
     pair = texts.objective if isinstance(texts.objective, Replaced) else None
@@ -213,11 +217,13 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     Raises:  what `pretrain` raises, and ValueError for a mix out of range or without general text, or a strategy that does not fit.
     Source:  Gururangan et al. 2020, "Don't Stop Pretraining".
     """
+    ranks.join(model)
     plan = as_it_is(model) if strategy is None else strategy_of(strategy)
     check_keep(keep)
     check_mix(mix, general)
     check_reading(plan)
     chosen = TrainSettings.from_dict(defaults({"lr": 1e-4, **plan.settings, **settings}))
+    ranks.check_shares(chosen)
     refuse_test_split(validation, chosen.best)
     check_weights(model)
     put_vocabulary_head(model, tok, chosen.seed)
@@ -232,7 +238,7 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     _, result = tune(model, texts.train, texts.objective, chosen, plan, beside=lambda _, folder: tok.save_pretrained(folder), data=texts.data, keep=keep, out=out,
                      evaluate=evaluate, resume=resume)
     result = replace(result, before=before, after=measure(model, evaluate, precision))
-    if result.out is not None:
+    if result.out is not None and ranks.first():
         write_json(result.out / "manifest.json", {**read_json(result.out / "manifest.json"), "before": result.before, "after": result.after})
     return result
 

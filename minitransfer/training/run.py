@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..nn.model import Model
 from ..weights.files import read_json, recover, write_aside, write_json
+from . import ranks
 from .diagnose import NonFiniteError, check_trained
 from .evaluate import Evaluation, measure
 from .log import RunLog, finish_manifest, write_manifest
@@ -20,7 +21,7 @@ from .memory import peak_memory, reset_peak
 from .precision import Precision
 from .schedule import Horizon
 from .settings import TrainSettings
-from .state import Progress, Save, SaveError, explained_save, identity, load_parameters, load_state, save_parameters, save_state, trained_parameters
+from .state import Progress, Save, SaveError, differences, explained_save, identity, load_parameters, load_state, moments_of, save_parameters, save_state, trained_parameters
 from .throughput import Meter
 
 
@@ -68,12 +69,12 @@ def refuse_another_run(out: Path) -> None:
 class Run:
     """The state of a run and its folder."""
 
-    def __init__(self, model: Model, optimizer: torch.optim.Optimizer, precision: Precision, settings: TrainSettings, horizon: Horizon,
+    def __init__(self, held: ranks.Shared, optimizer: torch.optim.Optimizer, precision: Precision, settings: TrainSettings, horizon: Horizon,
                  data: dict[str, str], out: Path | None, evaluate: Evaluation | None, save: Save):
-        self.model, self.optimizer, self.precision, self.settings, self.horizon = model, optimizer, precision, settings, horizon
+        self.held, self.model, self.optimizer, self.precision, self.settings, self.horizon = held, held.model, optimizer, precision, settings, horizon
         self.out, self.evaluation, self.save_model, self.data = out, evaluate, save, data
-        self.trained = trained_parameters(model, optimizer.param_groups)
-        self.whole = {} if out is None else identity(model, self.trained, settings, precision.name, data)
+        self.trained = trained_parameters(held.model, optimizer.param_groups)
+        self.whole = {} if out is None and ranks.world() == 1 else identity(held.model, self.trained, settings, precision.name, data)
         self.progress = Progress()
         self.saved: int | None = None
         self.best_weights: dict[str, Tensor] = {}
@@ -83,16 +84,16 @@ class Run:
 
     def open(self, resume: bool) -> None:
         """Begin, or go on where the folder's last save was made."""
+        self.check_ranks()
         if self.out is not None:
-            make_folder(self.out)
-            if not resume:
-                refuse_another_run(self.out)
+            ranks.from_first(lambda: self.claim(resume))
             if (found := load_state(self.out / "last", self.trained, self.optimizer, self.precision.scaler, self.whole)) is not None:
                 self.progress, self.saved = found, found.step
-            else:
+            elif ranks.first():
                 with explained_save(self.out, 0):
                     write_manifest(self.out, self.model, self.settings, self.precision.name, self.data)
-        self.log = RunLog(self.out, self.progress.step, self.settings.tensorboard)
+        self.log = RunLog(self.out if ranks.first() else None, self.progress.step, self.settings.tensorboard and ranks.first())
+        self.log.records = ranks.from_first(lambda: self.log.records)
         self.metrics = next((one["evaluation"] for one in reversed(self.log.records) if "evaluation" in one), {})
         self.meter = Meter(self.model, self.precision.dtype)
         reset_peak(self.model.device)
@@ -100,9 +101,27 @@ class Run:
         self.step_began = time.perf_counter()
         total = self.horizon.total_steps(*self.progress.used())
         self.bar = tqdm(total=int(total) if total < float("inf") else None, initial=self.progress.step, desc="training", unit="step", mininterval=0.5,
-                        disable=not self.settings.progress)
+                        disable=not (self.settings.progress and ranks.first()))
         if self.settings.best:
             self.say(f"keeping the weights with the best held-out {self.settings.best.replace(' ', ', ')} is better")
+
+    def claim(self, resume: bool) -> None:
+        """Make the run's folder. Raises: ValueError for one that holds another run."""
+        assert self.out is not None
+        make_folder(self.out)
+        if not resume:
+            refuse_another_run(self.out)
+
+    def check_ranks(self) -> None:
+        """Raises: ValueError that lists what this rank has otherwise than the first."""
+        if faults := differences(ranks.from_first(lambda: self.whole), self.whole):
+            raise ValueError("this rank was given another run than the first; all train one model on the same data, of which each takes its part: give all the same\n  "
+                             + "\n  ".join(fault.replace(" then, ", " there, ").replace(" now", " here") for fault in faults))
+
+    def clock(self) -> float:
+        """Seconds since the run began; where they decide something, by the clock of the first rank."""
+        seconds = time.perf_counter() - self.began
+        return ranks.from_first(lambda: seconds) if self.settings.minutes else seconds
 
     def reason_to_stop(self, interrupted: bool) -> str | None:
         if reason := self.horizon.reached(*self.progress.used()):
@@ -114,7 +133,7 @@ class Run:
     def after_step(self, loss: float, grad_norm: float, lr: float, tokens: int, targets: int, length: int) -> dict:
         """Count the step and, every `log_every` steps, write a record of those since the last one. Returns: the record of this step alone."""
         now, done = time.perf_counter(), self.progress
-        done.step, done.tokens, done.seconds = done.step + 1, done.tokens + tokens, now - self.began
+        done.step, done.tokens, done.seconds = done.step + 1, done.tokens + tokens, self.clock()
         self.meter.add(tokens, targets, length, now - self.step_began, loss)
         self.steps_here += 1
         if self.steps_here > 1:                                                  # the first step also warms caches up
@@ -137,7 +156,7 @@ class Run:
             self.log.write(record)
 
     def say(self, line: str) -> None:
-        if self.settings.progress:
+        if not self.bar.disable:
             self.bar.write(line, file=sys.stderr)                                # where the bar is: the standard output is for results
 
     def due(self, epoch_steps: float) -> tuple[bool, bool]:
@@ -150,12 +169,12 @@ class Run:
         """Measure, compare with the best so far and keep the weights if they are better."""
         if self.evaluation is None or self.progress.evaluated == self.progress.step:
             return
-        self.metrics = measure(self.model, self.evaluation, self.precision)
+        self.metrics = measure(self.model, lambda model: self.held.ask(self.evaluation, model), self.precision)
         self.model.train()
         if not math.isfinite(self.metrics.get("loss", 0.0)):
             raise NonFiniteError(f"step {self.progress.step}: the held-out loss is {self.metrics['loss']:g}; finite weights of a usual size are needed, the last "
                                  f"steps were too large, and {self.kept()}: lower lr, or lengthen warmup")
-        self.progress.evaluated, self.progress.seconds = self.progress.step, time.perf_counter() - self.began
+        self.progress.evaluated, self.progress.seconds = self.progress.step, self.clock()
         self.write_log({"step": self.progress.step, "tokens": self.progress.tokens, "seconds": self.progress.seconds, "evaluation": self.metrics})
         if self.settings.best:
             self.keep_if_best(*self.settings.best.split())
@@ -172,10 +191,21 @@ class Run:
         if self.out is None:
             self.best_weights = {name: p.detach().clone() for name, p in self.trained.items()}
             return
-        with explained_save(self.out / "best", done.step), write_aside(self.out / "best") as aside:
-            self.save_model(self.model, aside)
-            save_parameters(self.trained, aside)
-            write_json(aside / "best.json", done.best)
+        values, best = ranks.on_first(self.trained), done.best
+
+        def beside(aside: Path) -> None:
+            save_parameters(values, aside)
+            write_json(aside / "best.json", best)
+        self.write(self.out / "best", beside)
+
+    def write(self, folder: Path, beside: Callable[[Path], object] = bool) -> None:
+        """The first rank writes the model, and what stands beside it, in the place of what was in the folder before; the others wait."""
+        def write() -> None:
+            with explained_save(folder, self.progress.step), write_aside(folder) as aside:
+                self.save_model(model, aside)
+                beside(aside)
+        with self.held.whole() as model:
+            ranks.from_first(write)
 
     def kept(self) -> str:
         return "nothing was saved yet" if self.saved is None else f"the save of step {self.saved} is intact"
@@ -183,15 +213,17 @@ class Run:
     def save(self) -> None:
         check_trained(self.trained, self.progress.step, self.kept())             # a step that went wrong must not take the place of a good save
         if self.out is not None and self.saved != self.progress.step:
-            save_state(self.out / "last", self.model, self.save_model, self.trained, self.optimizer, self.precision.scaler, self.progress, self.whole)
+            values, moments = ranks.on_first(self.trained), ranks.on_first(moments_of(self.trained, self.optimizer))
+            self.write(self.out / "last", lambda aside: save_state(values, moments, self.precision.scaler, self.progress, self.whole, aside))
             self.saved = self.progress.step
         self.step_began = time.perf_counter()
 
     def restore_best(self) -> None:
         """Give the model the weights that were kept."""
         if self.out is not None:
-            load_parameters(self.trained, recover(self.out / "best"))
-            self.progress.best = read_json(self.out / "best" / "best.json")
+            best = self.out / "best"
+            load_parameters(self.trained, recover(best) if ranks.first() else best)
+            self.progress.best = ranks.from_first(lambda: read_json(best / "best.json"))
         else:
             with torch.no_grad():
                 for name, value in self.best_weights.items():
@@ -213,9 +245,9 @@ class Run:
                              self.timed_tokens / max(self.timed_seconds, 1e-9), peak_memory(self.model.device), self.precision.name, self.out)
         if self.out is not None:
             if stopped != "interrupted":
-                with explained_save(self.out / "model", done.step), write_aside(self.out / "model") as aside:
-                    self.save_model(self.model, aside)
-            finish_manifest(self.out, {name: value for name, value in asdict(result).items() if name not in ("history", "out", "before", "after")})
+                self.write(self.out / "model")
+            if ranks.first():
+                finish_manifest(self.out, {name: value for name, value in asdict(result).items() if name not in ("history", "out", "before", "after")})
         return result
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ SCHEDULES = ("linear", "cosine", "constant", "slanted")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LIMITS = ("steps", "epochs", "tokens", "minutes")
 Number = int | float
-FREE = ("checkpointing", "save_every", "log_every", "progress", "tensorboard")  # may change between a run and its resumption: they move no number
+FREE = ("checkpointing", "save_every", "log_every", "progress", "tensorboard", "shard")  # may change between a run and its resumption: they move no number
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class TrainSettings:
     warmup: Number = 0.1                # steps if >= 1, a fraction of the run if < 1
     min_lr: Number = 0.0                # where the schedule ends, as a fraction of lr
     # the step
-    micro_batches: int = 1              # batches per optimizer step
+    micro_batches: int = 1              # batches per optimizer step, of all processes together
     max_grad_norm: Number | None = 1.0  # None: gradients are not clipped
     weight_decay: Number = 0.01         # of matrices; biases and norms do not decay
     beta1: Number = 0.9
@@ -45,6 +45,7 @@ class TrainSettings:
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
     checkpointing: bool = False         # recompute the inside of each block in the backward pass: less memory, more time
     graphs: bool = False                # on an NVIDIA GPU: replay forward and backward as CUDA graphs, one for each shape of batch
+    shard: bool = False                 # under torchrun, each process holds a part of the weights, gradients and moments (FSDP2); else a copy of all
     # what is watched and kept
     eval_every: int | None = None       # steps; None: at the end of each epoch. The end of the run is always evaluated
     save_every: int = 500               # steps

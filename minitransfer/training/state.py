@@ -1,19 +1,22 @@
-"""What a run needs to go on: the parameters it trains, the optimizer's moments, a page of JSON. Randomness and data are functions of (seed, step)."""
+"""What a run needs to go on: the parameters it trains, the optimizer's moments, a page of JSON. Randomness and data are functions of (seed, number of the batch)."""
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..nn.model import Model
-from ..weights.files import read_json, recover, write_aside, write_json
+from ..weights.files import read_json, recover, write_json
+from . import ranks
 from .settings import FREE, TrainSettings
 
 PARAMETERS, MOMENTS, STATE = "parameters.safetensors", "optimizer.safetensors", "train_state.json"
@@ -47,7 +50,7 @@ def identity(model: nn.Module, trained: dict[str, nn.Parameter], settings: Train
     frozen = hashlib.sha256()
     for name, p in model.named_parameters():
         if name not in trained:
-            frozen.update(name.encode() + p.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+            frozen.update(name.encode() + ranks.full(p.detach()).cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return {"setting": {name: value for name, value in settings.to_dict().items() if name not in FREE} | {"precision": precision},
             "data": data, "shape of": {name: list(p.shape) for name, p in trained.items()}, "weights": {"frozen": frozen.hexdigest()[:16]}}
 
@@ -76,17 +79,25 @@ def explained_save(folder: Path, step: int) -> Iterator[None]:
                         "free some space and go on with resume=True") from error
 
 
-def save_parameters(trained: dict[str, nn.Parameter], folder: Path) -> None:
-    save_file({name: p.detach().cpu().contiguous() for name, p in trained.items()}, folder / PARAMETERS)
+def save_parameters(values: dict[str, Tensor], folder: Path) -> None:
+    save_file(values, folder / PARAMETERS)
 
 
 def load_parameters(trained: dict[str, nn.Parameter], folder: Path) -> None:
     """Fill the parameters from `folder`, every one of them."""
-    with explained_load(folder):
-        values = load_file(folder / PARAMETERS)
-    with torch.no_grad():
-        for name, p in trained.items():
-            p.copy_(values[name])
+    with explained_load(folder), torch.no_grad():
+        for name, value in read_tensors(folder / PARAMETERS):
+            trained[name].copy_(ranks.part_of(value, trained[name]))
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file with their names, one after the other; the first rank reads them for all."""
+    file: Any = safe_open(path, "pt") if ranks.first() else None
+
+    def read(name: str) -> Tensor:
+        return file.get_tensor(name)
+    for name in ranks.from_first(lambda: list(file.keys())):
+        yield name, ranks.from_first(functools.partial(read, name))
 
 
 @contextmanager
@@ -98,18 +109,15 @@ def explained_load(folder: Path) -> Iterator[None]:
                          "restore them, or start a new run in another folder") from error
 
 
-def save_state(folder: Path, model: Model, save: Save, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer,
-               scaler: torch.amp.GradScaler, progress: Progress, whole: dict[str, dict]) -> None:
-    """Write a save that takes the place of the previous one as a whole.
+def moments_of(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for name, p in trained.items() for key, value in optimizer.state[p].items()}
 
-    The files that `save` writes are for users; the run itself goes on from tensors under the model's own names, whatever adapters are in it.
-    """
-    moments = {f"{name}.{key}": value.detach().cpu().contiguous() for name, p in trained.items() for key, value in optimizer.state[p].items()}
-    with explained_save(folder, progress.step), write_aside(folder) as aside:
-        save(model, aside)
-        save_parameters(trained, aside)
-        save_file(moments, aside / MOMENTS)
-        write_json(aside / STATE, {"progress": asdict(progress), "scaler": scaler.state_dict(), "run": whole})
+
+def save_state(values: dict[str, Tensor], moments: dict[str, Tensor], scaler: torch.amp.GradScaler, progress: Progress, whole: dict[str, dict], folder: Path) -> None:
+    """Write what the run goes on from: tensors under the model's own names, whatever adapters are in it. The model beside them is for users."""
+    save_parameters(values, folder)
+    save_file(moments, folder / MOMENTS)
+    write_json(folder / STATE, {"progress": asdict(progress), "scaler": scaler.state_dict(), "run": whole})
 
 
 def load_state(folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler,
@@ -118,24 +126,24 @@ def load_state(folder: Path, trained: dict[str, nn.Parameter], optimizer: torch.
 
     Raises: ValueError that lists what differs, if this is another run than the one that was saved, or if the save's files were damaged.
     """
-    if not recover(folder).exists():
+    state = ranks.from_first(lambda: read_json(folder / STATE) if recover(folder).exists() else None)
+    if state is None:
         return None
-    state = read_json(folder / STATE)
     if faults := differences(state["run"], whole):
         raise ValueError(f"the run in {folder.parent} was another one; to go on, everything has to be as it was: give what it had, or start a new "
                          "run in another folder:\n  " + "\n  ".join(faults))
     load_parameters(trained, folder)
     with explained_load(folder):
-        moments = load_file(folder / MOMENTS)
-    put_moments(optimizer, trained, moments)
+        put_moments(optimizer, trained, read_tensors(folder / MOMENTS))
     scaler.load_state_dict(state["scaler"])
     return Progress(**state["progress"])
 
 
-def put_moments(optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter], moments: dict[str, Tensor]) -> None:
+def put_moments(optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter], moments: Iterable[tuple[str, Tensor]]) -> None:
     """Give the optimizer its state back, by name; it numbers parameters in the order of its groups."""
-    state: dict[int, dict[str, Tensor]] = {}
-    for number, name in enumerate(trained):
-        if own := {key.removeprefix(f"{name}."): value for key, value in moments.items() if key.rpartition(".")[0] == name}:
-            state[number] = own
+    number, state = {name: i for i, name in enumerate(trained)}, dict[int, dict[str, Tensor]]()
+    for key, value in moments:
+        name, _, moment = key.rpartition(".")
+        p = trained[name]
+        state.setdefault(number[name], {})[moment] = ranks.part_of(value, p) if value.shape == p.shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -13,6 +13,7 @@ from torch import nn
 from ..nn.encoder_decoder import EncoderDecoder
 from ..nn.heads import VocabularyHead
 from ..nn.model import Model
+from . import ranks
 
 
 def operations(module: nn.Module) -> int:
@@ -65,7 +66,7 @@ class Meter:
     """Adds up the steps since the last reading."""
 
     def __init__(self, model: Model, dtype: torch.dtype):
-        self.model, self.peak = model, peak_flops(model.device, dtype)
+        self.model, self.peak = model, ranks.world() * peak_flops(model.device, dtype)
         self.clear()
 
     def clear(self) -> None:

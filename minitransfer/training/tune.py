@@ -8,12 +8,13 @@ from torch import Tensor
 
 from ..nn.model import Model
 from ..objectives import Objective
-from ..transfer.base import Strategy
+from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep
 from ..transfer.groups import TrainableReport, set_trainable
 from ..transfer.peft_files import carried, check_adapter, save_adapter
 from ..weights.files import read_json, recover
 from ..weights.save import check_names
+from . import ranks
 from .batches import Batches
 from .evaluate import Evaluation
 from .loop import train
@@ -51,9 +52,11 @@ def follow(model: Model, strategy: Strategy, steps_per_epoch: float, start: int)
 
 def steps_done(out: Path | None, resume: bool) -> int:
     """The step from which a run goes on."""
-    if not resume or out is None or not recover(out / "last").is_dir():
-        return 0
-    return int(read_json(out / "last" / STATE)["progress"]["step"])
+    def read() -> int:
+        if not resume or out is None or not recover(out / "last").is_dir():
+            return 0
+        return int(read_json(out / "last" / STATE)["progress"]["step"])
+    return ranks.from_first(read)
 
 
 def once(streams: Sequence[Batches]) -> Iterator[dict[str, Tensor]]:
@@ -78,6 +81,9 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
     Returns: the table of what trained, and what `train` returns.
     Raises:  ValueError for a model that could not be saved, before anything is trained; and what `train` raises.
     """
+    if settings.shard and ranks.world() > 1 and (keep is not None or strategy.now is not None or strategy.during is not nothing_else):
+        raise ValueError(f"shard=True with strategy {strategy.name!r}{'' if keep is None else ' and keep'}; what compares, freezes or replaces weights during the run needs "
+                         "them whole: leave shard out, or choose a strategy such as full or lora without keep")
     report = strategy.apply(model, settings.seed)
     folder = None if out is None else Path(out)
     if folder is not None:
