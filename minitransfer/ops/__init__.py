@@ -5,5 +5,6 @@ from .embedding import embedding_sum
 from .gather_targets import gather_targets
 from .linear_cross_entropy import linear_cross_entropy
 from .norm import layer_norm_residual, rms_norm_residual
+from .rope import rope, rope_tables
 
-__all__ = ["bias_gelu", "embedding_sum", "gated", "gather_targets", "layer_norm_residual", "linear_cross_entropy", "rms_norm_residual", "why_not"]
+__all__ = ["bias_gelu", "embedding_sum", "gated", "gather_targets", "layer_norm_residual", "linear_cross_entropy", "rms_norm_residual", "rope", "rope_tables", "why_not"]
