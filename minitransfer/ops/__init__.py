@@ -9,6 +9,7 @@ from .lora_linear import lora_linear
 from .mask_tokens import mask_tokens, token_kinds
 from .muon import Muon
 from .norm import layer_norm_residual, rms_norm_residual
+from .rope import rope, rope_tables
 
 __all__ = ["AdamW", "Muon", "bias_gelu", "clip_factor", "embedding_sum", "gated", "gather_targets", "grad_norm", "layer_norm_residual", "linear_cross_entropy",
-           "lora_linear", "mask_tokens", "rms_norm_residual", "token_kinds", "why_not"]
+           "lora_linear", "mask_tokens", "rms_norm_residual", "rope", "rope_tables", "token_kinds", "why_not"]

@@ -4,7 +4,7 @@ NORM = [("norm.cu", {"SCALAR": scalar, "RMS": rms, "VECTOR": vector, "PER_THREAD
 ADAMW = [("adamw.cu", {"SCALAR": scalar}) for scalar in ("float", "fp16", "bf16")]
 MASK_TOKENS = [("mask_tokens.cu", {})]
 ACTIVATION = [("activation.cu", {"SCALAR": scalar, "ACTIVATION": activation, "VECTOR": vector})
-              for scalar, vector in (("bf16", 8), ("fp16", 8), ("float", 4), ("float", 1)) for activation in ("gelu", "gelu_tanh", "silu", "relu")]
+              for scalar, activation, vector in (("bf16", "gelu", 8), ("bf16", "silu", 8), ("fp16", "gelu_tanh", 8), ("float", "gelu", 4), ("float", "relu", 1))]
 CROSS_ENTROPY = [("cross_entropy.cu", {"SCALAR": scalar}) for scalar in ("bf16", "fp16", "float")]
 LORA = [("lora.cu", {"SCALAR": scalar, "RANK": rank, "VECTOR": vector, "PIECE": piece})
         for scalar, rank, vector, piece in (("float", 8, 4, 4), ("float", 13, 1, 1), ("bf16", 8, 8, 8), ("fp16", 16, 8, 4), ("bf16", 64, 8, 1))]
@@ -15,4 +15,5 @@ TENSOR_CORES = [{"SCALAR": scalar, "HEAD_DIM": Dh, "STRIPS": strips, "BIAS": bia
 ATTENTION = [(f"attention_{part}.cu", constants) for part in ("forward", "backward") for constants in TENSOR_CORES]
 ATTENTION += [("attention_bias.cu", constants) for constants in TENSOR_CORES if constants["BIAS"]]
 ATTENTION += [("attention_simple.cu", {"SCALAR": scalar, "HEAD_DIM": Dh}) for scalar, Dh in (("float", 64), ("float", 128), ("bf16", 80), ("fp16", 128))]
-BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *ACTIVATION, *CROSS_ENTROPY, *LORA, *EMBEDDING, *ATTENTION]
+ROPE = [("rope.cu", {"SCALAR": scalar, "VECTOR": vector}) for scalar, vector in (("bf16", 8), ("fp16", 8), ("float", 4), ("float", 1))]
+BUILDS = [*NORM, *ADAMW, *MASK_TOKENS, *ACTIVATION, *CROSS_ENTROPY, *LORA, *EMBEDDING, *ATTENTION, *ROPE]
