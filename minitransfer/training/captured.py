@@ -17,6 +17,7 @@ from ..nn.heads import VocabularyHead
 from ..nn.model import Model
 from ..objectives import Objective
 from .precision import Precision
+from .ranks import world
 
 WARM_UP = 3             # passes before a capture: they load kernels and let libraries choose
 Key = tuple[tuple[str, torch.Size, torch.dtype], ...]
@@ -26,6 +27,8 @@ def check_capture(model: Model, objective: Objective) -> None:
     """Raises: ValueError for a device, a head or an objective that no graph can hold."""
     if model.device.type != "cuda":
         raise ValueError(f"graphs=True on {model.device}; CUDA graphs are an NVIDIA GPU's: leave graphs out, or move the model there")
+    if world() > 1:
+        raise ValueError(f"graphs=True on {world()} processes; gradients that travel between processes are in no graph: leave graphs out, or train on one")
     if not isinstance(model.head, VocabularyHead) or not hasattr(objective, "most_targets"):
         raise ValueError(f'graphs=True with head="{model.head_name}" and {type(objective).__name__}; a graph needs to know how many targets there are at most, '
                          "which masked and causal pretraining say: leave graphs out")

@@ -13,6 +13,7 @@ from ..objectives import Objective
 from ..weights.save import family_of
 from . import ranks
 from .batches import Batches, Feed, fingerprint
+from .captured import Captured
 from .diagnose import check_weights, explain_non_finite
 from .evaluate import Evaluation
 from .interrupt import Interrupt, interruptible
@@ -29,6 +30,7 @@ from .state import Save
 def steps(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, ctrl_c: Interrupt, on_step: Callable[[dict], None] | None) -> str:
     """Step after step until something says stop. Returns: what did."""
     model, optimizer, precision, settings, done = run.model, run.optimizer, run.precision, run.settings, run.progress
+    captured = Captured(model, objective, precision) if settings.graphs else None
     model.train()
     while (stopped := run.reason_to_stop(ctrl_c.asked)) is None:
         total = run.horizon.total_steps(*done.used())
@@ -36,9 +38,13 @@ def steps(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, ctrl_c: In
         set_lr(optimizer, lr)
         loss_sum, counted, tokens, length = torch.zeros((), device=model.device), torch.zeros((), dtype=torch.long), 0, 0
         for k, batch, n_tokens in feed.step(done.step):
-            with precision.autocast():
-                loss, n = ask(objective, model, batch, seed_batch(settings.seed, k, model.device), last=feed.is_last(k))
-            precision.backward(loss)
+            generator = seed_batch(settings.seed, k, model.device)
+            if captured is not None:
+                loss, n = captured(batch, generator)
+            else:
+                with precision.autocast():
+                    loss, n = ask(objective, model, batch, generator, last=feed.is_last(k))
+                precision.backward(loss)
             loss_sum, counted, tokens, length = loss_sum + loss.detach(), counted + n, tokens + n_tokens, batch["input_ids"].shape[1]
         loss_sum, counted, tokens, ctrl_c.agreed = ranks.total(model.device, loss_sum, counted, tokens, ctrl_c.pressed)
         tokens, targets = int(tokens), max(int(counted), 1)
@@ -49,7 +55,7 @@ def steps(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, ctrl_c: In
         # once per step: micro-batches hold different numbers of targets, averaging their averages would weigh them wrongly
         scale_and_clip(run.trained.values(), targets, grad_norm, settings.max_grad_norm)
         precision.step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=captured is None)                        # graphs add to gradients that stay where they are
         record = run.after_step(mean_loss, grad_norm, lr, tokens, targets, length)
         if on_step is not None:
             on_step(record)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..ops import AdamW
 from .ranks import full
 from .settings import Number, TrainSettings
 
@@ -52,13 +53,15 @@ def check_groups(model: nn.Module, groups: list[dict]) -> None:
 
 
 def make_optimizer(groups: list[dict], settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW with bias correction and decoupled weight decay, in its fused form: on a CPU the others take several times as long.
+    """AdamW with bias correction and decoupled weight decay: on a GPU in one launch for all tensors, elsewhere PyTorch's fused form, which takes a fraction of the others'.
 
     Source: Kingma & Ba 2015; Loshchilov & Hutter 2019.
     """
-    device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW([dict(group) for group in groups], lr=settings.lr, betas=(settings.beta1, settings.beta2), eps=settings.eps,
-                             fused=device in ("cpu", "cuda", "mps"))
+    device, betas = groups[0]["params"][0].device.type, (settings.beta1, settings.beta2)
+    own = [dict(group) for group in groups]
+    if device == "cuda":
+        return AdamW(own, lr=settings.lr, betas=betas, eps=settings.eps)
+    return torch.optim.AdamW(own, lr=settings.lr, betas=betas, eps=settings.eps, fused=device in ("cpu", "mps"))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
