@@ -37,7 +37,6 @@ attention_forward(SCALAR* out, float* lse, const SCALAR* q, const SCALAR* k, con
 
   u32 qa[STRIPS][PIECES][4];
   float acc[STRIPS][HEAD_DIM / 8][4], top[STRIPS][2], total[STRIPS][2];  // per row: largest score, sum of 2^(x - top)
-  load_rows(qa, q + (i64)at.first * stride + head * HEAD_DIM, mine, at.T, stride);
   UNROLL for (int m = 0; m < STRIPS; m++) {
     UNROLL for (int n = 0; n < HEAD_DIM / 8; n++) UNROLL for (int i = 0; i < 4; i++) acc[m][n][i] = 0.0f;
     UNROLL for (int r = 0; r < 2; r++) top[m][r] = NEG_INF, total[m][r] = 0.0f;
@@ -48,6 +47,7 @@ attention_forward(SCALAR* out, float* lse, const SCALAR* q, const SCALAR* k, con
   }
   copy_async_commit();
 
+  load_rows(qa, q + (i64)at.first * stride + head * HEAD_DIM, mine, at.T, stride);
   for (int tile = first; tile < tiles; tile++) {
     int now = tile & 1, k0 = tile * TILE;
     copy_async_wait<0>();
@@ -92,13 +92,13 @@ attention_forward(SCALAR* out, float* lse, const SCALAR* q, const SCALAR* k, con
     }
   }
 
-  float inv[STRIPS][2];
+  float inv[STRIPS][2];  // below begin[s] is read again: kept since the start it would cost registers
   UNROLL for (int m = 0; m < STRIPS; m++) UNROLL for (int r = 0; r < 2; r++) {
     UNROLL for (int o = 1; o < 4; o <<= 1) total[m][r] += __shfl_xor_sync(FULL_WARP, total[m][r], o);
     int row = mine + m * 16 + r * 8 + g;
     bool some = total[m][r] > 0.0f;
     inv[m][r] = some ? 1.0f / total[m][r] : 0.0f;
-    if (t == 0 && row < at.T) lse[(u64)head * tokens + at.first + row] = some ? top[m][r] * to_log2 + log2f(total[m][r]) : -NEG_INF;
+    if (t == 0 && row < at.T) lse[(u64)head * tokens + begin[s] + row] = some ? top[m][r] * to_log2 + log2f(total[m][r]) : -NEG_INF;
   }
-  store_rows(out + (i64)at.first * stride + head * HEAD_DIM, acc, inv, mine, at.T, stride);
+  store_rows(out + (i64)begin[s] * stride + head * HEAD_DIM, acc, inv, mine, at.T, stride);
 }

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy, dropout, gelu, layer_norm, scaled_dot_product_attention, silu
 
-from ..ops import activation, adamw, norm, why_not
-from ..ops.attention import attention, attention_packed
+from ..ops import activation, adamw, attention_packed, attention_padded, norm, why_not
 from ..ops.dispatch import pick
 from ..ops.linear_cross_entropy import rows_in_kernel, rows_in_torch
 from .rows import Row
@@ -76,7 +75,7 @@ def attention_call(row: Row, ours: bool) -> Call:
 
     def forward() -> Tensor:
         if ours:
-            return attention(q, k, v, causal=True)
+            return attention_padded(q, k, v, causal=True)
         with flash(row):
             return scaled_dot_product_attention(q, k, v, is_causal=True)
     if not row.name.endswith("-backward"):
@@ -137,7 +136,7 @@ def copy_rate(row: Row, size: int) -> float:
 
 def measured(row: Row, repeats: int, ours: bool) -> dict[str, Any]:
     torch.manual_seed(0)
-    operation, make = CALLS.get(row.name, ("attention", attention_call))
+    operation, make = CALLS.get(row.name, ("attention_padded", attention_call))
     found = seconds(row, make(row, ours), repeats)
     said: dict[str, Any] = {"readings": found, "dtype": str(drawn(row, 1).dtype).removeprefix("torch.")}
     if row.name in BYTES:

@@ -35,7 +35,7 @@ DELTA_ROWS = 16                 # rows of delta for a block of attention_delta
 class Rows:
     """Which rows of a (N, heads, Dh) tensor each of B sequences owns, in the order of the sequences: begin[s] .. end[s]."""
 
-    begin: Int[Tensor, "B"]     # int32, on the device of the tensor
+    begin: Int[Tensor, "B"]     # int32, on the tensor's device
     end: Int[Tensor, "B"]
     longest: int                # no sequence owns more; a number of the host, which never waits for the device to say it
     pitch: int = 0              # > 0: sequence s lies within rows s pitch .. (s + 1) pitch, and a bias counts from there
@@ -43,6 +43,7 @@ class Rows:
     @classmethod
     def packed(cls, offsets: Int[Tensor, "B1"], longest: int) -> Rows:
         """Without padding: sequence s owns rows offsets[s] .. offsets[s + 1]. Equal offsets: an empty sequence."""
+        offsets = offsets.int()
         return cls(offsets[:-1], offsets[1:], longest)
 
     @classmethod
@@ -89,14 +90,15 @@ def reference(q: Float[Tensor, "N H Dh"], k: Float[Tensor, "M K Dh"], v: Float[T
     allowed = ((-left <= distance) & (distance <= right) & there[:, None])[:, None]
     x = x.masked_fill(~allowed, -math.inf).masked_fill(~allowed.any(-1, keepdim=True), 0.0)
     out = dropout((x.softmax(-1) * allowed).to(v.dtype), rate) @ vs
-    return torch.zeros_like(torch.cat([q, q[:1]])).index_put((torch.where(asks, i, len(q)),), out.transpose(1, 2))[:-1]    # what nobody asks ends up in the last row
+    spare = q.new_zeros(len(q) + 1, *q.shape[1:])                                 # what nobody asks ends up in the last row
+    return spare.index_put((torch.where(asks, i, len(q)),), out.transpose(1, 2))[:-1]
 
 
 def cost(pairs: int, N: int, M: int, H: int, K: int, Dh: int, bytes_per_number: int = 2) -> dict[str, int]:
     """`pairs`: of a query and a key that it sees, over all sequences (causal: about T^2 / 2 each). Forward: two products, each 2 Dh operations a pair;
     backward: seven, since dq and dk, dv each make the scores again, so that no two blocks add to one number."""
     queries, keys = N * H * Dh * bytes_per_number, M * K * Dh * bytes_per_number
-    return {"bytes_forward": 2 * queries + 2 * keys + 4 * N * H, "bytes_backward": 6 * queries + 6 * keys + 24 * N * H,
+    return {"bytes_forward": 2 * queries + 2 * keys + 4 * N * H, "bytes_backward": 7 * queries + 6 * keys + 20 * N * H,
             "flop_forward": 4 * pairs * H * Dh, "flop_backward": 14 * pairs * H * Dh}
 
 
@@ -115,9 +117,7 @@ def grid(rows: Rows, heads: int, of_block: int) -> tuple[int, int, int]:
 class Built:
     """The kernels of one call; a warp has 16 `strips` rows."""
 
-    forward: Kernels
-    backward: Kernels | None
-    bias: Kernels | None
+    parts: dict[str, Kernels]
     strips: int
 
     @property
@@ -134,7 +134,7 @@ class AttentionRows(torch.autograd.Function):
         out, lse = torch.empty_like(q), torch.empty(q.shape[1], len(q), device=q.device)
         added = None if bias is None else bias.to(q.dtype).contiguous()
         where = geometry(q, k, added, queries, keys, left, right)
-        built.forward("attention_forward", grid(queries, q.shape[1], ROWS), built.block, out, lse, q, k, v, added, random, *where, scale, rate)
+        built.parts["forward"]("attention_forward", grid(queries, q.shape[1], ROWS), built.block, out, lse, q, k, v, added, random, *where, scale, rate)
         ctx.save_for_backward(q, k, v, added, random, out, lse)
         ctx.built, ctx.queries, ctx.keys, ctx.where, ctx.numbers = built, queries, keys, where, (scale, rate)
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -148,14 +148,14 @@ class AttentionRows(torch.autograd.Function):
         owners, (tokens, H, *rest) = ctx.where[:4], ctx.where[4:]
         delta, dq, dk, dv = torch.empty_like(lse), torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         given = q, k, v, bias, dout, lse, delta, random, *owners, tokens
-        built.backward("attention_delta", (-(-lse.numel() // DELTA_ROWS), 1, 1), (16 * DELTA_ROWS, 1, 1), delta, out, dout, tokens, H)
-        built.backward("attention_dkv", grid(keys, k.shape[1], ROWS), built.block, dk, dv, *given, len(k), H, *rest, *ctx.numbers,
+        built.parts["backward"]("attention_delta", (-(-lse.numel() // DELTA_ROWS), 1, 1), (16 * DELTA_ROWS, 1, 1), delta, out, dout, tokens, H)
+        built.parts["backward"]("attention_dkv", grid(keys, k.shape[1], ROWS), built.block, dk, dv, *given, len(k), H, *rest, *ctx.numbers,
                        shared=shared_bytes(q.shape[2], built.strips))
-        built.backward("attention_dq", grid(queries, H, ROWS), built.block, dq, *given, H, *rest, *ctx.numbers)
+        built.parts["backward"]("attention_dq", grid(queries, H, ROWS), built.block, dq, *given, H, *rest, *ctx.numbers)
         if ctx.needs_input_grad[4]:
             dbias = torch.empty(bias.shape, device=q.device)
             blocks = -(-bias.shape[2] // ROWS), -(-bias.shape[3] // (32 * built.strips)), H * len(bias)
-            built.bias("attention_dbias", blocks, built.block, dbias, *given, H, *rest, *ctx.numbers, len(queries.begin))
+            built.parts["bias"]("attention_dbias", blocks, built.block, dbias, *given, H, *rest, *ctx.numbers, len(queries.begin))
             dbias = dbias.to(ctx.bias_dtype)
         return None, dq, dk, dv, dbias, *(None,) * 7
 
@@ -172,18 +172,13 @@ def limit_of(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, queries: Rows
             f"q is {q.dtype}, k {k.dtype} and v {v.dtype}; a kernel reads one dtype" if not q.dtype == k.dtype == v.dtype else
             f"Dh={Dh}; the kernels are for multiples of 16 up to {WIDEST}" if Dh % 16 or Dh > WIDEST else
             f"{q.dtype} with gradients; backward needs tensor cores for {q.dtype}, which are not there" if trained and not cores else
-            f"Dh={Dh} with gradients; backward needs {shared_bytes(Dh, 1)} bytes of shared memory, which a block does not get here"
-            if trained and Dh > NARROW and q.device.type == "cuda" and shared_bytes(Dh, 1) > shared_at_most(q.device) else
+            f"Dh={Dh} with gradients; backward needs {shared_bytes(Dh, 1)} bytes of shared memory, of which a block gets 65536 here"
+            if trained and Dh > 112 and not roomy(q.device) else
             f"{q.dtype} with dropout; it needs tensor cores for {q.dtype}, which are not there" if rate and not cores else "")
 
 
-def shared_at_most(device: torch.device) -> int:
-    """Bytes of shared memory that a block can ask for, less 1 KB for what it has without asking."""
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin - 1024
-
-
 def roomy(device: torch.device) -> bool:
-    """Whether the kernels with 32 rows a warp fit the registers: not on compute capability 7.5."""
+    """Whether the registers are enough for 32 rows a warp, and shared memory for any width: not on compute capability 7.5."""
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
@@ -198,30 +193,34 @@ def attention_rows(operation: str, q: Float[Tensor, "N H Dh"], k: Float[Tensor, 
     (_, H, Dh), K = q.shape, k.shape[1]
     if H % K:
         raise ValueError(f"{H} heads of queries and {K} of keys; each head of keys serves equally many of queries: give k and v a divisor of {H} heads")
+    B, T, S = len(queries.begin), queries.longest, keys.longest
+    if bias is not None and (len(bias) not in (1, B) or bias.shape[1] != H or bias.shape[2] < T or bias.shape[3] < S):
+        raise ValueError(f"a bias of {tuple(bias.shape)}; (1 or {B}, {H}, {T} or more, {S} or more) is needed: one number for each head, query and key")
     left = EVERYTHING if window is None else window - 1
     right = 0 if causal else left
     scale = 1 / math.sqrt(Dh) if scale is None else scale
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
     limit, cores = limit_of(q, k, v, bias, queries, keys, rate, trained), tensor_cores(q)
+    q, k, v = whole(q), whole(k), whole(v)
     present = q, k, v, bias, queries.begin, keys.begin
     if not cores:
         simple = pick(operation, "attention_simple.cu", *present, limit=limit, HEAD_DIM=Dh)
         if simple is None:
             return reference(q, k, v, queries, keys, left, right, bias, rate, scale)
         out, added = torch.empty_like(q), None if bias is None else bias.to(q.dtype).contiguous()
-        simple("attention_simple", grid(queries, H, SIMPLE_ROWS), (128, 1, 1), out, whole(q), whole(k), whole(v), added,
+        simple("attention_simple", grid(queries, H, SIMPLE_ROWS), (128, 1, 1), out, q, k, v, added,
                *geometry(q, k, added, queries, keys, left, right), scale)
         return out
     strips = 2 if Dh <= NARROW and bias is None and rate == 0 and roomy(q.device) else 1
     constants = {"HEAD_DIM": Dh, "STRIPS": strips, "BIAS": int(bias is not None), "DROPOUT": int(rate > 0)}
     wanted = ["forward"] + ["backward"] * trained + ["bias"] * (trained and bias is not None and bias.requires_grad)
-    built = {name: pick(operation, f"attention_{name}.cu", *present, limit=limit, **constants) for name in wanted}
-    if None in built.values():
+    built = [pick(operation, f"attention_{part}.cu", *present, limit=limit, **constants) for part in wanted]
+    ready = [one for one in built if one is not None]
+    if len(ready) < len(wanted):
         return reference(q, k, v, queries, keys, left, right, bias, rate, scale)
     if rate > 0 and random is None:
         random = draw(q.device)
-    kernels = Built(built["forward"], built.get("backward"), built.get("bias"), strips)
-    return AttentionRows.apply(kernels, whole(q), whole(k), whole(v), bias, random, queries, keys, left, right, rate, scale)
+    return AttentionRows.apply(Built(dict(zip(wanted, ready, strict=True)), strips), q, k, v, bias, random, queries, keys, left, right, rate, scale)
 
 
 def attention_packed(q: Float[Tensor, "N H Dh"], k: Float[Tensor, "M K Dh"], v: Float[Tensor, "M K Dh"], offsets: Int[Tensor, "B1"], longest: int, *,
@@ -235,24 +234,34 @@ def attention_packed(q: Float[Tensor, "N H Dh"], k: Float[Tensor, "M K Dh"], v: 
             causal, window: query i sees key j <= i, and |i - j| < window; bias: (1 or B, H, longest or more, longest_key or more), its gradient too;
             rate: probability in [0, 1) of dropping a weight; scale: positive (default 1 / sqrt(Dh));
             random: (seed, step) of the kernel's dropout, two int64 on the device (default: drawn).
-    Raises: ValueError for heads that k and v cannot share.
+    Raises: ValueError for heads that k and v cannot share, or a bias of another shape.
     """
     queries = Rows.packed(offsets, longest)
     keys = queries if key_offsets is None else Rows.packed(key_offsets, longest if longest_key is None else longest_key)
     return attention_rows("attention_packed", q, k, v, queries, keys, causal, window, bias, rate, scale, random)
 
 
-def attention(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], v: Float[Tensor, "B K S Dh"], keep: Bool[Tensor, "B S"] | None = None, *,
-              asking: Bool[Tensor, "B T"] | None = None, causal: bool = False, window: int | None = None, bias: Float[Tensor, "_ H T S"] | None = None,
-              rate: float = 0.0, scale: float | None = None, random: Tensor | None = None) -> Float[Tensor, "B H T Dh"]:
+def attention_padded(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], v: Float[Tensor, "B K S Dh"], keep: Bool[Tensor, "B S"] | Rows | None = None, *,
+                     asking: Bool[Tensor, "B T"] | Rows | None = None, causal: bool = False, window: int | None = None, bias: Float[Tensor, "_ H T S"] | None = None,
+                     rate: float = 0.0, scale: float | None = None, random: Tensor | None = None) -> Float[Tensor, "B H T Dh"]:
     """The same for a padded batch: padding is skipped, and gets zeros. Memory of q, k, v and out is best (B, T, H, Dh); anything else is copied.
 
-    Args:   keep: which keys are tokens, one run in each row (default: all); asking: which queries are, in the same way. By default queries are the last T
-            of the S keys, as with a cache; in cross-attention they are a text of their own: give its mask.
+    Args:   keep: which keys are tokens, one run in each row (default: all), or `Rows.padded` of that, made once for many calls; asking: which queries are, in
+            the same way. By default queries are the last T of the S keys, as with a cache; in cross-attention they are a text of their own: give its mask.
     """
     (B, H, T, Dh), S = q.shape, k.shape[2]
-    keys = Rows.full(B, S, q.device) if keep is None else Rows.padded(keep)
-    queries = Rows.padded(asking) if asking is not None else Rows.full(B, T, q.device) if keep is None else Rows.padded(keep[:, S - T :])
-    flat = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
-    out = attention_rows("attention", *flat, queries, keys, causal, window, bias, rate, scale, random)
+    if asking is None and T != S and isinstance(keep, Tensor):
+        asking = keep[:, S - T :]
+    keys = rows_of(keep, B, S, q.device)
+    queries = keys if asking is None and T == S else rows_of(asking, B, T, q.device)
+    flat_q, flat_k, flat_v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+    out = attention_rows("attention_padded", flat_q, flat_k, flat_v, queries, keys, causal, window, bias, rate, scale, random)
     return out.view(B, T, H, Dh).transpose(1, 2)
+
+
+def rows_of(tokens: Bool[Tensor, "B T"] | Rows | None, B: int, T: int, device: torch.device) -> Rows:
+    """Raises: ValueError for rows of another batch."""
+    rows = Rows.full(B, T, device) if tokens is None else Rows.padded(tokens) if isinstance(tokens, Tensor) else tokens
+    if (len(rows.begin), rows.pitch) != (B, T):
+        raise ValueError(f"tokens are named for {len(rows.begin)} texts of {rows.pitch} places, the batch has {B} of {T}: give a mask (or Rows.padded of one) of this batch")
+    return rows

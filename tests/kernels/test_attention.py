@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minitransfer.ops import dispatch
-from minitransfer.ops.attention import attention, attention_packed
+from minitransfer.ops.attention import Rows, attention_packed, attention_padded
 
 from .harness import barriers, guarded, guards, judge, philox, planted, took_kernel, turns
 
@@ -101,9 +101,10 @@ def check(c, device="cpu", ours=None):
 
 
 BF16, FP16, FLOAT = Case(torch.bfloat16), Case(torch.float16, Dh=80, heads=(4, 2), bias=1, rate=0.1), Case(torch.float32, Dh=80, heads=(4, 2))
-KINDS = {"bidirectional": {}, "causal": {"causal": True}, "shared heads": {"causal": True, "heads": (4, 1)}, "window": {"window": 29}, "causal window": {"causal": True, "window": 40},
-         "other keys": {"key_lengths": OTHERS}, "cache": {"key_lengths": (99, 3, 131, 200), "causal": True}, "nothing to see": {"lengths": (20, 150), "key_lengths": (7, 131), "causal": True},
-         "window over a cache": {"key_lengths": (99, 3, 131, 300), "causal": True, "window": 70}, "one long": {"lengths": (277,), "causal": True}}
+KINDS = {"bidirectional": {}, "causal": {"causal": True}, "shared heads": {"causal": True, "heads": (4, 1)}, "window": {"window": 29},
+         "causal window": {"causal": True, "window": 40}, "one long": {"lengths": (277,), "causal": True},
+         "other keys": {"key_lengths": OTHERS}, "cache": {"key_lengths": (99, 3, 131, 200), "causal": True},
+         "window over a cache": {"key_lengths": (99, 3, 131, 300), "causal": True, "window": 70}, "nothing to see": {"lengths": (20, 150), "key_lengths": (7, 131), "causal": True}}
 KINDS_OF_BIAS = {"shared bias": {}, "own bias": {"bias": 4, "causal": True, "rate": 0.5}, "bias, other keys": {"key_lengths": OTHERS}}
 
 
@@ -147,9 +148,24 @@ def test_the_order_of_threads_and_blocks_changes_no_bit(c, emulator):
             assert all(torch.equal(a, b) for a, b in zip(run(c), first, strict=True)), order
 
 
+@pytest.mark.gpu
+def test_a_graph_replays_with_the_offsets_of_the_day(monkeypatch):
+    monkeypatch.setenv("MINITRANSFER_KERNELS", "on")
+    q, k, v, *_ = (x if x is None else x.cuda().nan_to_num() for x in replace(BF16, heads=(4, 2)).inputs())
+    days = [offsets(lengths, "cuda") for lengths in (SOME, (100, 20, 3, 46))]
+    now, graph = days[0].clone(), torch.cuda.CUDAGraph()
+    expected = [attention_packed(q, k, v, day, 131, causal=True) for day in days]
+    with torch.cuda.graph(graph):
+        out = attention_packed(q, k, v, now, 131, causal=True)
+    for day, same in zip(days, expected, strict=True):
+        now.copy_(day)
+        graph.replay()
+        assert torch.equal(out, same)
+
+
 def padded(c, left, S, T=None):
-    """q, k, v and bias of a batch (B, heads, T or S, Dh), NaN where there is no token, and which places are tokens. Queries are the last T of S."""
-    q, k, v, bias, _ = c.inputs()
+    """q, k and v of a batch (B, heads, T or S, Dh), NaN where there is no token, and which places are tokens. Queries are the last T of S."""
+    q, k, v, *_ = c.inputs()
     keep = torch.zeros(len(c.keys), S, dtype=torch.bool)
     for row, n in zip(keep, c.keys, strict=True):
         row[S - n :] = left
@@ -164,14 +180,15 @@ def padded(c, left, S, T=None):
 def test_padding_changes_no_bit_of_the_tokens_and_gets_zeros(left, device):
     c = replace(BF16, causal=True, heads=(4, 2))
     q, k, v, keep = (x.to(device) for x in padded(c, left, 140))
-    out = attention(*(guarded(x) for x in (q, k, v)), keep, causal=True).transpose(1, 2)
-    assert took_kernel("attention") and torch.equal(out[keep], run(c, device)[0][: sum(c.lengths)]) and not out[~keep].any()
+    out = attention_padded(*(guarded(x) for x in (q, k, v)), keep, causal=True).transpose(1, 2)
+    again = attention_padded(q, k, v, Rows.padded(keep), causal=True).transpose(1, 2)
+    assert took_kernel("attention_padded") and torch.equal(out, again) and torch.equal(out[keep], run(c, device)[0][: sum(c.lengths)]) and not out[~keep].any()
 
 
 def test_a_left_padded_cache(device):
     c = replace(BF16, lengths=(5, 3, 5), key_lengths=(9, 3, 131), causal=True, window=7)
     q, k, v, keep = (x.to(device) for x in padded(c, True, 140, 5))
-    out = attention(q, k, v, keep, causal=True, window=7).transpose(1, 2)
+    out = attention_padded(q, k, v, keep, causal=True, window=7).transpose(1, 2)
     assert torch.equal(out[keep[:, -5:]], run(c, device)[0][:13])
 
 
@@ -181,7 +198,7 @@ def test_a_bias_counts_from_the_padding(mode, emulator, monkeypatch):
     c, S = replace(FP16, lengths=(37, 131, 2), bias=0, rate=0.1 if mode == "emulate" else 0.0), 150
     q, k, v, keep = padded(c, True, S)
     bias = torch.randn(1, 4, S, S, generator=torch.Generator().manual_seed(0)).half().float().requires_grad_()
-    out = attention(q, k, v, keep, bias=bias, rate=c.rate, random=RANDOM)
+    out = attention_padded(q, k, v, keep, bias=bias, rate=c.rate, random=RANDOM)
     (ours,) = torch.autograd.grad(out, bias, torch.ones_like(out))
     results = []
     for dtype in (torch.float16, torch.float64):
@@ -235,9 +252,9 @@ def test_a_wrong_formula_is_noticed(cu, old, new, emulator):
         noticed(PLANTS[cu])
 
 
-@pytest.mark.parametrize("cu, old, new", [("attention.cuh", "if ((u32)row < (u32)count) copy", "if ((u32)row <= (u32)count) copy"), ("attention.cuh", "if (row < count)", "if (row <= count)")])
-def test_access_past_the_end_is_noticed(cu, old, new, emulator):
-    with planted(cu, old, new), pytest.raises(RuntimeError, match="bad memory access"):
+@pytest.mark.parametrize("old, new", [("if ((u32)row < (u32)count) copy", "if ((u32)row <= (u32)count) copy"), ("if (row < count)", "if (row <= count)")])
+def test_access_past_the_end_is_noticed(old, new, emulator):
+    with planted("attention.cuh", old, new), pytest.raises(RuntimeError, match="bad memory access"):
         run(replace(BF16, causal=True, rest=0))
 
 
@@ -253,6 +270,27 @@ def test_what_has_no_kernel_runs_in_pytorch_and_says_why(emulator, monkeypatch):
     assert why(BF16).startswith("a tensor on cpu")
 
 
+def test_cross_attention_skips_the_padding_of_both_texts():
+    c = Case(torch.float64, 16, (4, 2), lengths=(3, 5), key_lengths=(9, 4), rest=0)
+    q, k, v = (torch.stack([torch.cat([x, x.new_full((9, *x.shape[1:]), math.nan)])[:9] for x in part.split(list(n))]).transpose(1, 2)
+               for part, n in zip(c.inputs()[:3], (c.lengths, c.keys, c.keys), strict=True))
+    asking, keep = (torch.arange(9)[None] < torch.tensor(n)[:, None] for n in (c.lengths, c.keys))
+    out = attention_padded(q, k, v, keep, asking=asking).transpose(1, 2)
+    assert torch.allclose(out[asking], one_by_one(c, torch.float64)[0], rtol=0, atol=1e-12) and not out[~asking].any()
+
+
+def test_rows_of_another_batch():
+    x = torch.randn(2, 4, 5, 16)
+    with pytest.raises(ValueError, match="tokens are named for 2 texts of 6 places, the batch has 2 of 5: give a mask"):
+        attention_padded(x, x, x, Rows.padded(torch.ones(2, 6, dtype=torch.bool)))
+
+
 def test_heads_that_cannot_be_shared():
     with pytest.raises(ValueError, match="4 heads of queries and 3 of keys; each head of keys serves equally many"):
         attention_packed(torch.randn(5, 4, 32), torch.randn(5, 3, 32), torch.randn(5, 3, 32), offsets((2, 3)), 3)
+
+
+def test_a_bias_that_is_too_small():
+    x = torch.randn(5, 4, 32)
+    with pytest.raises(ValueError, match=r"a bias of \(1, 4, 3, 2\); \(1 or 2, 4, 3 or more, 3 or more\) is needed"):
+        attention_packed(x, x, x, offsets((2, 3)), 3, bias=torch.zeros(1, 4, 3, 2))

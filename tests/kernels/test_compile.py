@@ -20,8 +20,8 @@ def name(cu, constants):
 
 def suits(cu, constants, capability):
     """What a GPU of this capability is given."""
-    if constants.get("STRIPS") == 2 and capability < 80:
-        return False
+    if capability < 80 and (constants.get("STRIPS") == 2 or (cu == "attention_backward.cu" and constants["HEAD_DIM"] > 112)):
+        return False                                         # too few registers; too little shared memory
     return capability >= TENSOR_CORES_BF16 or constants.get("SCALAR") != "bf16" or "attention.cuh" not in headers_of(text_of(cu))
 
 
