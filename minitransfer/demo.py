@@ -22,14 +22,16 @@ from .generate import fill, generate
 from .nn.model import Model
 from .report import Html, Points, element, facts, interval_chart, key, line_chart, page, paragraph, prediction_case, section, table, write_page
 from .tasks import Prediction, finetune, predict
-from .tasks.metrics import wilson
+from .tasks.metrics import mcnemar, wilson
 from .text import Tokenizer, read_rows, sample_rows
 from .training.log import package_versions
 from .training.memory import peak_memory, reset_peak
+from .weights.files import read_json, write_json
 
 FILLS = ("She opened the [MASK] and went in.", "He was born in the [MASK] of London.", "They sat down at the [MASK] to eat.")
 PROMPTS = ("The old man", "In the morning", "The city is")
 EPOCHS, BATCH, NEW_TOKENS = 8, 16, 24
+BASELINE, TOOK = "TF-IDF + logistic", "took.json"
 COLUMNS = ("strategy", "trainable", "share", "training", "memory", "accuracy on test (95 % interval)")
 
 
@@ -67,6 +69,7 @@ class Outcome:
     losses: Points = ()                 # (epoch, training loss)
     validation: Points = ()             # (epoch, accuracy in %)
     predictions: Sequence[Prediction] = ()
+    right: Sequence[bool] = ()          # row by row of the test
 
     @property
     def percent(self) -> tuple[float, float, float]:
@@ -96,7 +99,21 @@ class DemoResult:
         lines = ["  ".join([f"{row[0]:<{width[0]}}", *(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True))]) for row in rows]
         for title, pairs in (("fill", self.filled), ("generate", self.generated)):
             lines += [f"\n{title}:", *(f"  {a}  ->  {b}" for a, b in pairs)] if pairs else []
-        return "\n".join([*lines, *([f"\nreport: {self.report}"] if self.report else [])])
+        return "\n".join([*lines, "", conclusion(self.outcomes), *([f"\nreport: {self.report}"] if self.report else [])])
+
+
+def conclusion(outcomes: Sequence[Outcome]) -> str:
+    """What the table allows to say of tuning against the two ways without pretraining: one sentence.
+
+    With k comparisons a difference counts if its p is below 0.05 / k (Bonferroni), so that all that is said is right in 95 % of such runs.
+    """
+    by_name = {one.name: one for one in outcomes}
+    pairs = [(by_name[a], by_name[b]) for a in ("LoRA", "full") for b in (BASELINE, "random start, full") if a in by_name and b in by_name]
+    tested = [(a, b, mcnemar(a.right, b.right)) for a, b in pairs]
+    certain = [f"{a.name} is {'better' if a.correct > b.correct else 'worse'} than {b.name} (p = {p:.2g})" for a, b, p in tested if p < 0.05 / len(tested)]
+    found = "; ".join(certain) or f"nothing is certain: no way is shown to be better (the smallest p is {min((p for *_, p in tested), default=1.0):.2g})"
+    return (f"On the same {outcomes[-1].rows} test reviews {found}; {'all other differences between tuned and not pretrained' if certain else 'these differences'} may be chance "
+            f"(McNemar's exact test, {len(tested)} comparisons).")
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------------------------------------
@@ -134,9 +151,9 @@ def tf_idf(split: Split) -> Outcome | None:
     classifier.fit([row["text"] for row in split.train], [row["label"] for row in split.train])
     seconds, memory = time.perf_counter() - began, used_since(before, cpu)
     answers = classifier.predict([row["text"] for row in split.test])
-    correct = sum(answer == row["label"] for answer, row in zip(answers, split.test, strict=True))
+    right = [answer == row["label"] for answer, row in zip(answers, split.test, strict=True)]
     n = classifier[-1].coef_.size + classifier[-1].intercept_.size
-    return Outcome("TF-IDF + logistic", n, n, seconds, memory, correct, len(split.test))
+    return Outcome(BASELINE, n, n, seconds, memory, sum(right), len(right), right=right)
 
 
 def tune(way: Way, source: str, tok: Tokenizer, split: Split, epochs: int, seed: int, device: torch.device) -> Outcome:
@@ -152,11 +169,11 @@ def tune(way: Way, source: str, tok: Tokenizer, split: Split, epochs: int, seed:
         raise KeyboardInterrupt
     memory = used_since(before, device)
     answers = predict(result.model, tok, [row["text"] for row in split.test])
-    correct = sum(answer.label == row["label"] for answer, row in zip(answers, split.test, strict=True))
+    right = [answer.label == row["label"] for answer, row in zip(answers, split.test, strict=True)]
     per_epoch = result.training.steps / epochs
-    return Outcome(way.name, result.report.trainable, result.report.total.parameters, result.seconds, memory, correct, len(split.test),
+    return Outcome(way.name, result.report.trainable, result.report.total.parameters, result.seconds, memory, sum(right), len(right),
                    [(one["step"] / per_epoch, one["loss"]) for one in result.history if "loss" in one],
-                   [(one["step"] / per_epoch, 100 * one["evaluation"]["accuracy"]) for one in result.history if "evaluation" in one], answers)
+                   [(one["step"] / per_epoch, 100 * one["evaluation"]["accuracy"]) for one in result.history if "evaluation" in one], answers, right)
 
 
 def warm_up(source: str, tok: Tokenizer, split: Split, device: torch.device) -> None:
@@ -213,7 +230,7 @@ def demo_page(result: DemoResult, split: Split) -> Html:
                   f"Always answering “{label}” would be right for {most / n:.0%}. All numbers were measured in the run that wrote this page."),
         section("The ways compared", table(COLUMNS, [one.cells() for one in outcomes]),
                 paragraph("Share: of the model's parameters, how many train. Memory: the peak during training above what the process held before. "
-                          "The interval is Wilson's; ways whose intervals overlap may be equally good.", class_="soft"),
+                          "The interval is Wilson's; ways whose intervals overlap may be equally good.", class_="soft"), paragraph(conclusion(outcomes)),
                 interval_chart("Accuracy on the test split, %, with 95 % intervals", [(one.name, *one.percent) for one in outcomes], "accuracy, %")),
         section("Learning curves", key(losses), element("div", line_chart("Training loss", losses, "epoch"),
                                                         line_chart("Accuracy on the validation split, %", validation, "epoch"), class_="charts")),
@@ -236,6 +253,12 @@ def setting_of(split: Split, epochs: int, seed: int, models: list[str], baseline
         "command": shlex.join(["minitransfer", *sys.argv[1:]]) if called else "minitransfer.demo.run(...)"}
 
 
+def took(out: Path, amount: dict[str, object]) -> str:
+    """How long as much work took the last time, if it was done here before."""
+    last = read_json(out / TOOK) if (out / TOOK).is_file() else {}
+    return f"about {last['seconds']:.0f} s, as the last time" if last.get("amount") == amount else "a few minutes of CPU, less on a GPU"
+
+
 def run(model: str = "mini-bert", generator: str | None = "mini-gpt", out: str | Path = "runs/demo", rows: int | None = None, epochs: int = EPOCHS,
         seed: int = 0) -> DemoResult:
     """Compare the ways on the bundled reviews and write `out`/report.html.
@@ -248,6 +271,9 @@ def run(model: str = "mini-bert", generator: str | None = "mini-gpt", out: str |
         split = replace(split, train=sample_rows(split.train, rows, seed, by="label"))
     device, tok, began = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Tokenizer.from_pretrained(model), time.perf_counter()
     filled, generated = fill_lines(model, device), [] if generator is None else generate_lines(generator, seed, device)
+    amount: dict[str, object] = {"model": model, "reviews": len(split.train), "epochs": epochs, "device": device.type}
+    print(f"minitransfer: {len(split.train)} reviews, {epochs} epochs, {len(WAYS)} ways: {took(Path(out), amount)}; --rows 100 or --epochs 2 is quicker, "
+          "--dry-run takes seconds", file=sys.stderr, flush=True)
     Path(out).mkdir(parents=True, exist_ok=True)            # a folder that cannot be written is better known now than after the work
     baseline = tf_idf(split)
     outcomes = [] if baseline is None else [baseline]
@@ -256,7 +282,9 @@ def run(model: str = "mini-bert", generator: str | None = "mini-gpt", out: str |
         print(f"minitransfer: training {way.name!r} (learning rate {way.lr:g}, epochs {epochs})", file=sys.stderr, flush=True)
         outcomes.append(tune(way, model, tok, split, epochs, seed, device))
     setting = setting_of(split, epochs, seed, [model, *([generator] if generator else [])], baseline is not None)
-    setting["whole demo"] = f"{time.perf_counter() - began:.0f} s"
+    seconds = time.perf_counter() - began
+    setting["whole demo"] = f"{seconds:.0f} s"
+    write_json(Path(out) / TOOK, {"seconds": round(seconds, 1), "amount": amount})
     result = DemoResult(outcomes, setting, filled, generated, Path(out) / "report.html")
     write_page(Path(out) / "report.html", demo_page(result, split))
     return result

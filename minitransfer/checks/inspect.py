@@ -5,21 +5,22 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from ..families import FAMILIES, read_config
-from ..nn.model import Model
+from ..config import ModelConfig, RecurrentConfig
+from ..families import FAMILIES, class_name, find, read_config
+from ..nn.fresh import Room
+from ..nn.heads import CLASSIFIES
 from ..tasks.predict import tuned_folder
 from ..text import Tokenizer
 from ..transfer.groups import layer_groups
 from ..weights.files import read_json
-from ..weights.load import labels_of
+from ..weights.load import labels_of, unfilled
 from ..weights.sources import resolve
-from ..weights.tensors import INDEX, shards
+from ..weights.tensors import INDEX, heads_of, numbers_in
 
 ADAPTER = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "size", "placement", "hypercomplex", "rank",
            "num_virtual_tokens", "target_modules", "modules_to_save")
@@ -36,17 +37,28 @@ class Inspection:
     found: dict[str, dict[str, Any]]
 
     def __str__(self) -> str:
+        return self.listed()
+
+    def listed(self, everything: bool = False) -> str:
+        """The list; of the config what is not as usual, unless `everything` is wanted."""
         lines = [f"{self.source} ({self.folder})"]
         for subject, values in self.found.items():
-            lines.append(subject)
-            width = max(map(len, values), default=0)
-            lines += [f"  {name:<{width}}  {shown(value)}" for name, value in values.items()]
+            given = values if everything or subject != "config" else unusual(values)
+            left_out = f" ({len(values) - len(given)} more are as usual: --all shows them)" if len(given) < len(values) else ""
+            width = max(map(len, given), default=0)
+            lines += [subject + left_out, *(f"  {name:<{width}}  {shown(value)}" for name, value in given.items())]
         return "\n".join(lines)
+
+
+def unusual(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config that are not the default of their kind of body."""
+    usual = {f.name: f.default for f in fields(RecurrentConfig if "d_hidden" in values else ModelConfig)}
+    return {name: value for name, value in values.items() if name not in usual or value != usual[name]}
 
 
 def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown, value))
+        return ", ".join(map(shown, value)) or "none"
     if isinstance(value, dict):
         return ", ".join(f"{name}={shown(one)}" for name, one in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
@@ -61,8 +73,8 @@ def inspect(source: str | Path, revision: str | None = None) -> Inspection:
     folder = tuned_folder(source) if revision is None else resolve(source, revision)
     parts: dict[str, tuple[bool, Callable[[Path], dict[str, Any]]]] = {
         "model": ((folder / "config.json").is_file(), model_facts),
-        "config": ((folder / "config.json").is_file(), config_facts),
-        "parameters": ((folder / "config.json").is_file(), parameter_facts),
+        "config": (known(folder), config_facts),
+        "parameters": (known(folder), parameter_facts),
         "files": (any(path.suffix in (".safetensors", ".bin") or path.name == INDEX for path in folder.iterdir()), file_facts),
         "tokenizer": (any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")), tokenizer_facts),
         "adapter": ((folder / "adapter_config.json").is_file(), adapter_facts),
@@ -78,20 +90,30 @@ def attempted(read: Callable[[Path], dict[str, Any]], folder: Path) -> dict[str,
     """What `read` finds, or why it cannot: one broken file does not hide the others."""
     try:
         return read(folder)
-    except (ValueError, KeyError, OSError) as e:
+    except (ValueError, KeyError, OSError, RuntimeError) as e:
         return {"problem": str(e.args[0] if isinstance(e, KeyError) else e).splitlines()[0]}
 
 
+def known(folder: Path) -> bool:
+    """Whether there is a config.json that names a family."""
+    try:
+        return str(read_json(folder / "config.json").get("model_type")) in FAMILIES
+    except ValueError:
+        return False
+
+
 def head_of(hf: dict) -> str:
-    architecture = (hf.get("architectures") or [""])[0]
-    return FAMILIES[hf["model_type"]].heads.get(architecture, "none") if hf.get("model_type") in FAMILIES else "unknown"
+    return find(hf.get("model_type")).heads.get(class_name(hf), "none")
 
 
 def model_facts(folder: Path) -> dict[str, Any]:
     hf = read_json(folder / "config.json")
-    known = hf.get("model_type") in FAMILIES
-    family = f"{hf.get('model_type')}" + ("" if known else f" (not one of {', '.join(FAMILIES)})")
-    facts = {"family": family, "architecture": (hf.get("architectures") or ["not given"])[0], "head": head_of(hf)}
+    facts = {"family": str(hf.get("model_type")), "architecture": class_name(hf) or "not given"}
+    if isinstance(hf.get("vision_config"), dict):
+        return facts | {"parts": "a text model and an image model: load_two_towers reads them, as .text and .image"}
+    if not known(folder):
+        return facts | {"problem": f"the family is not one of {', '.join(FAMILIES)}"}
+    facts["head"] = head_of(hf)
     return facts | ({"labels": labels_of(hf)} if facts["head"] in ("sequence", "token") else {})
 
 
@@ -103,31 +125,31 @@ def config_facts(folder: Path) -> dict[str, Any]:
 def parameter_facts(folder: Path) -> dict[str, Any]:
     """Parameters by layer group; memory is reserved for them and never touched."""
     hf = read_json(folder / "config.json")
-    _, config = read_config(hf)
+    family, config = read_config(hf)
     head = head_of(hf)
-    model = Model(config, head, labels_of(hf) if head in ("sequence", "token") else None, seed=None)
+    with Room(numbers_in(folder), folder) if weighed(folder) else nullcontext():
+        model = unfilled(family.needed(config, head), head, labels_of(hf) if head in CLASSIFIES else None)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     groups = {group: sum(sizes[name] for name in names) for group, names in layer_groups(model).items()}
     return groups | {"total": sum(groups.values())}
 
 
+def weighed(folder: Path) -> bool:
+    """Whether there are weights that we read."""
+    return any(re.fullmatch(r"model(-.*)?\.safetensors(\.index\.json)?", path.name) for path in folder.iterdir())
+
+
 def file_facts(folder: Path) -> dict[str, Any]:
     """Every file of weights with its size, and how many numbers of which dtype they hold."""
     pickled = {path.name: f"{path.stat().st_size:,} bytes, pickled: convert it with `minitransfer convert`" for path in sorted(folder.glob("*.bin"))}
-    if not any(re.fullmatch(r"model(-.*)?\.safetensors(\.index\.json)?", path.name) for path in folder.iterdir()):
+    if not weighed(folder):
         return {path.name: f"{path.stat().st_size:,} bytes" for path in sorted(folder.glob("*.safetensors"))} | pickled
     facts: dict[str, Any] = {}
     numbers: Counter[str] = Counter()
     tensors = 0
-    for path in shards(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():
-                    one = file.get_slice(name)
-                    numbers[DTYPES.get(one.get_dtype(), one.get_dtype())] += math.prod(one.get_shape())
-                    tensors += 1
-        except SafetensorError as e:
-            raise ValueError(f"{path.name} cannot be read as safetensors ({e}): fetch it again") from None
+    for path, dtype, shape in heads_of(folder):
+        numbers[DTYPES.get(dtype, dtype)] += math.prod(shape)
+        tensors += 1
         facts[path.name] = f"{path.stat().st_size:,} bytes"
     return facts | {"tensors": tensors} | {f"{dtype} numbers": n for dtype, n in numbers.items()} | pickled
 

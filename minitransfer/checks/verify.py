@@ -95,9 +95,9 @@ class Certificate:
         return list(found.items())
 
     def __str__(self) -> str:
-        bar, width = self.settings["bar"], max(len(name) for name, _ in self.groups())
+        bar, width = self.settings["bar"], max(len(name) for name, _ in [("part of the model", 0.0), *self.groups()])
         lines = [f"{self.source}: {self.class_name} of transformers {self.versions['transformers']} beside {self.head!r} here",
-                 f"  {'largest relative error of':<{width + 2}}  (bar {bar:.0e})"]
+                 f"  {'part of the model':<{width + 2}}  largest relative error (at most {bar:.0e})"]
         lines += [f"  {name:<{width + 2}}  {error:.1e}" + ("" if error <= bar else "  too large") for name, error in self.groups()]
         lines += [f"  {row}" for row in self.precision]
         lines += [f"  {line}" for line in cost_lines(self.cost)]

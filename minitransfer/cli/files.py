@@ -33,6 +33,7 @@ def convert(args: argparse.Namespace) -> int:
 def inspect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="a folder, a bundled name such as mini-bert, or a hub id")
     parser.add_argument("--revision", help="a branch, tag or commit of the hub")
+    parser.add_argument("--all", action="store_true", help="list every field of the config, those too that are as usual")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
 
 
@@ -41,7 +42,7 @@ def inspect(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"source": found.source, "folder": str(found.folder), **found.found})
     else:
-        print(found)
+        print(found.listed(args.all))
     return 0
 
 

@@ -24,7 +24,8 @@ MISTAKES = (ValueError, KeyError, OSError, torch.OutOfMemoryError)       # what 
 
 def overview() -> str:
     width = max(map(len, VERBS))
-    lines = "\n".join(f"  {name:<{width}}  {verb.summary.splitlines()[0]}" for name, verb in VERBS.items())
+    below = "\n" + " " * (width + 4)
+    lines = "\n".join(f"  {name:<{width}}  {verb.summary.replace(chr(10), below)}" for name, verb in VERBS.items())
     return ("usage: minitransfer <verb> ...\n\nTransfer learning in NLP you can read, run and check.\n\n" + lines + "\n\n"
             "minitransfer <verb> --help explains one of them, with examples; minitransfer --version prints the version.\n"
             "Results go to the standard output, progress and errors to the standard error.\n"

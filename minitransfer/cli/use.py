@@ -9,13 +9,27 @@ import torch
 from ..generate import embed as vectors_of
 from ..generate import fill as fill_masks
 from ..generate import generate as continued
+from ..nn.model import Model
 from ..tasks import AnswerPrediction, LabelsPrediction, NumberPrediction, Prediction, load_tuned
 from ..tasks import predict as answers_of
 from ..tasks.predict import saved_task
 from ..tasks.token import Tagged
+from ..text import Tokenizer
 from ..training.settings import PRECISIONS
 from .texts import add_model, add_texts, chunks, device_of, load, positive, print_json, print_tabbed, rows
 from .verb import UsageError, Verb
+
+VERB_OF = {"causal": "generate", "seq2seq": "generate", "masked": "fill", "masked+next": "fill", **dict.fromkeys(("sequence", "token", "span"), "predict")}
+NEEDS = {"generate": "continues texts (a decoder, such as mini-gpt)", "fill": "fills masks (an encoder, such as mini-bert)"}
+
+
+def load_for(verb: str, args: argparse.Namespace) -> tuple[Model, Tokenizer]:
+    """As `load`. Raises: ValueError that names the verb for this model, if it is another one."""
+    model, tok = load(args)
+    if (fits := VERB_OF.get(model.head_name, "embed")) != verb:
+        raise ValueError(f'{args.model} has the head "{model.head_name}"; minitransfer {verb} needs one that {NEEDS[verb]}: use minitransfer {fits} {args.model}, or '
+                         f"another model for {verb}")
+    return model, tok
 
 
 def predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +97,7 @@ def generate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def generate(args: argparse.Namespace) -> int:
-    model, tok = load(args)
+    model, tok = load_for("generate", args)
     dice = torch.Generator(model.device).manual_seed(args.seed)
     for part in chunks((row[0] for row in rows(args) for _ in range(args.samples)), args.batch_size):
         batch = tok(part, padding_side="left")
@@ -107,7 +121,7 @@ def fill_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def fill(args: argparse.Namespace) -> int:
-    model, tok = load(args)
+    model, tok = load_for("fill", args)
     for number, (text,) in enumerate(rows(args), 1):
         masks = fill_masks(model, tok, text, args.top)
         if args.json:

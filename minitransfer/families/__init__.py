@@ -26,6 +26,7 @@ from .rules import Table
 PAGES = (bert, gpt2, roberta, distilbert, electra, albert, mpnet, deberta, modernbert, llama, gpt_neox, t5, bart, pegasus, clip, recurrent)
 SAID = {"n_kv_heads": "kv_heads", "head_width": "d_head", "attn_scale": "score_scale", "d_project": "project_width", "n_decoder_heads": "decoder_heads",
         "d_decoder_ff": "decoder_ff"}                                            # fields where None stands for a value
+MALFORMED = (TypeError, AttributeError, ArithmeticError, IndexError)             # what computing with values of a wrong kind ends in
 
 
 @dataclass(frozen=True)
@@ -76,13 +77,28 @@ class Family:
         for name, value in self.page.REQUIRED.items():
             if hf.get(name, value) != value:
                 raise ValueError(f"{name}={hf[name]!r} in config.json; our {self.model_type} computes {name}={value!r} only: use another checkpoint")
+        hf = {"model_type": self.model_type} | hf
         try:
-            c = self.page.config_from_hf({"model_type": self.model_type} | hf)
+            c = self.page.config_from_hf(hf)
         except KeyError as e:
             raise KeyError(f"config.json of a {self.model_type} model without {e}; needed are the fields transformers writes: "
                            "take the config.json that belongs to the weights") from None
-        ending = (hf.get("architectures") or [""])[0].removeprefix(self.page.MODEL_TYPES[self.model_type])
+        except MALFORMED as e:
+            raise ValueError(f"{self.culprit(hf)} in config.json of a {self.model_type} model; it is of a kind nothing can be computed from ({str(e).splitlines()[0]}): "
+                             "take the config.json that belongs to the weights") from None
+        ending = class_name(hf).removeprefix(self.page.MODEL_TYPES[self.model_type])
         return c.encoder_side() if c.n_decoder_layers and (ending in self.encoder_heads or hf.get("is_encoder_decoder") is False) else c
+
+    def culprit(self, hf: dict) -> str:
+        """The field that hides the architecture: with another value in its place it can be read."""
+        for name, value in hf.items():
+            for other in (1, 1024, "gelu", None):
+                try:
+                    self.page.config_from_hf(hf | {name: other})
+                except (KeyError, ValueError, *MALFORMED):
+                    continue
+                return f"{name}={value!r}"
+        return "several fields"
 
     def write(self, c: ModelConfig) -> dict:
         """The config.json of this family that comes nearest to `c`."""
@@ -105,13 +121,21 @@ class Family:
 FAMILIES: dict[str, Family] = {model_type: Family(model_type, page) for page in PAGES for model_type in page.MODEL_TYPES}
 
 
-def find(model_type: str | None) -> Family:
+def find(model_type: object) -> Family:
     """The family of a model type. Raises: KeyError that lists those there are."""
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         near = difflib.get_close_matches(str(model_type), FAMILIES, 1)
         raise KeyError(f"model_type {model_type!r} in config.json; known are {', '.join(FAMILIES)}"
                        + (f" (did you mean {near[0]}?)" if near else "") + ": use a checkpoint of one of these families")
     return FAMILIES[model_type]
+
+
+def class_name(hf: dict) -> str:
+    """The class that a config.json says its weights were saved from; "" if it says none. Raises: ValueError if `architectures` is no list of names."""
+    said = hf.get("architectures") or [""]
+    if not isinstance(said, list) or not isinstance(said[0], str):
+        raise ValueError(f"architectures={said!r} in config.json; needed is a list with the name of a class: take the config.json that belongs to the weights")
+    return said[0]
 
 
 def read_config(hf: dict) -> tuple[Family, ModelConfig]:

@@ -17,6 +17,8 @@ HEADS = {"Model": "none", "ForCausalLM": "causal", "ForSequenceClassification": 
 ODD_PREFIXES = dict.fromkeys(("LlamaForQuestionAnswering", "Qwen2ForQuestionAnswering", "Qwen3ForQuestionAnswering"), "transformer.")
 REQUIRED = {"pretraining_tp": 1}
 RENAMED: dict[str, str] = {}
+GLOBAL, LOCAL = "full_attention", "sliding_attention"
+KV_HEADS = {"mistral": 8, "qwen2": 32, "qwen3": 32}         # where a config.json does not say
 
 
 def rotary_from_hf(hf: dict) -> Rotary:
@@ -48,20 +50,28 @@ def rotary_to_hf(r: Rotary) -> dict[str, Any]:
     return said
 
 
+def layer_types(hf: dict, usual: list[str]) -> list[str]:
+    """Which blocks see everything and which the nearest tokens only. Raises: ValueError for another list than one of these two for each block."""
+    layers, n = hf.get("layer_types") or usual, hf["num_hidden_layers"]
+    if len(layers) != n or not set(layers) <= {GLOBAL, LOCAL}:
+        raise ValueError(f"layer_types={layers} in config.json; needed is {GLOBAL} or {LOCAL} for each of {n} layers: use another checkpoint")
+    return layers
+
+
 def config_from_hf(hf: dict) -> ModelConfig:
     kind, n = hf["model_type"], hf["num_hidden_layers"]
-    windowed = hf.get("use_sliding_window", kind == "mistral") and hf.get("sliding_window")
+    window = hf.get("sliding_window", 4096) if hf.get("use_sliding_window", kind == "mistral") else None
     below = hf.get("max_window_layers", 28) if kind.startswith("qwen") else 0            # these blocks see everything
-    layers = hf.get("layer_types") or ["full_attention" if i < below else "sliding_attention" for i in range(n)]
+    layers = layer_types(hf, [GLOBAL if i < below else LOCAL for i in range(n)])
     biased = hf.get("attention_bias", False)
     return ModelConfig(
         vocab_size=hf["vocab_size"], d_model=hf["hidden_size"], n_layers=n, n_heads=hf["num_attention_heads"],
-        n_kv_heads=hf.get("num_key_value_heads"), head_width=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
+        n_kv_heads=hf.get("num_key_value_heads", KV_HEADS.get(kind)), head_width=hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
         d_ff=hf["intermediate_size"], max_len=hf["max_position_embeddings"],
         n_token_types=0, positions="none", rotary=rotary_from_hf(hf), norm_position="pre", norm="rms", norm_eps=hf.get("rms_norm_eps", 1e-6),
         qkv_bias=biased or kind == "qwen2", o_bias=biased, mlp_bias=hf.get("mlp_bias", False), qk_norm=kind == "qwen3",
-        activation=activation(hf, "hidden_act", "silu"), gated=True, causal=True, window=hf["sliding_window"] if windowed else None,
-        global_layers=tuple(i for i, layer in enumerate(layers) if layer == "full_attention") if windowed else (),
+        activation=activation(hf, "hidden_act", "silu"), gated=True, causal=True, window=window or None,
+        global_layers=tuple(i for i, layer in enumerate(layers) if layer == GLOBAL) if window else (),
         embed_norm=False, final_norm=True, pooler=False, tied=hf.get("tie_word_embeddings", False), dropout=0.0,
         attn_dropout=hf.get("attention_dropout", 0.0), head_dropout=hf.get("classifier_dropout", 0.0), init_std=hf.get("initializer_range", 0.02))
 
@@ -77,7 +87,7 @@ def config_to_hf(c: ModelConfig, model_type: str) -> dict:
         return said | {"attention_bias": c.o_bias, "mlp_bias": c.mlp_bias}
     if model_type == "mistral":
         return said | {"sliding_window": c.window}
-    layers = ["sliding_attention" if c.window_of(i) else "full_attention" for i in range(c.n_layers)]
+    layers = [LOCAL if c.window_of(i) else GLOBAL for i in range(c.n_layers)]
     return said | {"use_sliding_window": c.window is not None, "sliding_window": c.window, "layer_types": layers} | (
         {"attention_bias": c.o_bias} if model_type == "qwen3" else {})
 

@@ -11,7 +11,7 @@ probabilities only (there on the output of the attention too), none in front of 
 from dataclasses import replace
 
 from ..config import ModelConfig, Rotary
-from .llama import rotary_from_hf, rotary_to_hf
+from .llama import GLOBAL, LOCAL, layer_types, rotary_from_hf, rotary_to_hf
 from .rules import Rule, Table, Tied, activation, both, spelling, split
 
 MODEL_TYPES = {"modernbert": "ModernBert"}
@@ -20,7 +20,6 @@ HEADS = {"Model": "none", "ForMaskedLM": "masked", "ForSequenceClassification": 
          "ForQuestionAnswering": "span"}
 REQUIRED: dict[str, object] = {}
 RENAMED: dict[str, str] = {}
-GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
 
 def both_rotaries(hf: dict) -> Rotary:
@@ -33,16 +32,9 @@ def both_rotaries(hf: dict) -> Rotary:
     return everywhere if near == everywhere else replace(everywhere, local_theta=near.theta)
 
 
-def layer_types(hf: dict) -> list[str]:
-    n = hf["num_hidden_layers"]
-    layers = hf.get("layer_types") or [LOCAL if i % hf.get("global_attn_every_n_layers", 3) else GLOBAL for i in range(n)]
-    if len(layers) != n or not set(layers) <= {GLOBAL, LOCAL}:
-        raise ValueError(f"layer_types={layers} in config.json; needed is {GLOBAL} or {LOCAL} for each of {n} layers: use another checkpoint")
-    return layers
-
-
 def config_from_hf(hf: dict) -> ModelConfig:
-    layers, pooling = layer_types(hf), hf.get("classifier_pooling", "cls")
+    every, pooling = hf.get("global_attn_every_n_layers", 3), hf.get("classifier_pooling", "cls")
+    layers = layer_types(hf, [LOCAL if i % every else GLOBAL for i in range(hf["num_hidden_layers"])])
     biased, bend = hf.get("attention_bias", False), activation(hf, "classifier_activation", "gelu")
     return ModelConfig(
         vocab_size=hf["vocab_size"], d_model=hf["hidden_size"], n_layers=hf["num_hidden_layers"], n_heads=hf["num_attention_heads"],

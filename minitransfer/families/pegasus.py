@@ -24,7 +24,8 @@ RENAMED: dict[str, str] = {}
 def config_from_hf(hf: dict) -> ModelConfig:
     computed = hf["model_type"] == "m2m_100"
     pad = 1 if computed else 0
-    default = {"pad_token_id": pad, "scale_embedding": computed, "decoder_start_token_id": 2 if computed else 0}
+    default = {"pad_token_id": pad, "scale_embedding": computed, "decoder_start_token_id": 2 if computed else 0,
+               "attention_dropout": 0.1 if computed else 0.0}
     hf = default | {name: value for name, value in hf.items() if value is not None}
     return ModelConfig(**sizes_from_hf(hf), activation=activation(hf, "activation_function", "relu" if computed else "gelu"), norm_position="pre", final_norm=True,
                        embed_norm=False, positions="sinusoidal" if computed else "learned", position_offset=hf["pad_token_id"] + 1 if computed else 0,

@@ -114,7 +114,7 @@ class EncoderDecoder(Model):
 
     def body(self, input_ids: Int[Tensor, "B M"], attention_mask: Tensor | None = None, decoder_input_ids: Int[Tensor, "B U"] | None = None,      # type: ignore[override]
              decoder_attention_mask: Tensor | None = None, cache: Cache | None = None, trace: tuple[Trace, Trace] | None = None,
-             memory: Memory | None = None) -> BodyOutput:
+             memory: Memory | None = None, token_type_ids: Tensor | None = None) -> BodyOutput:
         """Everything below the head. See `forward` for the arguments; trace: of the encoder and of the decoder; memory: what was read, if it has been.
 
         Raises: ValueError without ids for the decoder, if the head needs some.
@@ -131,12 +131,13 @@ class EncoderDecoder(Model):
 
     def forward(self, input_ids: Int[Tensor, "B M"], attention_mask: Tensor | None = None, decoder_input_ids: Int[Tensor, "B U"] | None = None,   # type: ignore[override]
                 decoder_attention_mask: Tensor | None = None, labels: Tensor | None = None, cache: Cache | None = None, output_hidden_states: bool = False,
-                output_attentions: bool = False) -> ModelOutput:
+                output_attentions: bool = False, token_type_ids: Tensor | None = None) -> ModelOutput:
         """Read the input, write, and ask the head about what was written.
 
         Args:   attention_mask, decoder_attention_mask: nonzero = a token, absent = all are; decoder_input_ids: what was written so far, from the start id on;
                 absent: the labels of a seq2seq head, a position later, or for heads that classify the input once more;
-                labels: what the head's loss takes; cache: of the decoder, grows by these U tokens; output_attentions: runs the reference path.
+                labels: what the head's loss takes; cache: of the decoder, grows by these U tokens; output_attentions: runs the reference path;
+                token_type_ids: what some tokenizers give; not read, as in every body without a table of segments.
         Raises: ValueError for a text longer than max_len, ids or labels outside the tables, or no ids for the decoder.
         """
         if decoder_input_ids is None and labels is not None and self.head_name == "seq2seq":

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from ..config import ModelConfig
 from .heads import VocabularyHead
 from .norms import LayerNorm, RMSNorm
 from .patches import Patches
+
+FRESH = 2**16           # numbers that a head without a file may have, beside as many as the file
 
 
 class Unfilled(TorchFunctionMode):
@@ -24,6 +27,24 @@ class Unfilled(TorchFunctionMode):
         if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+class Room(TorchFunctionMode):
+    """Modules made inside hold no more than twice the `numbers` of the files they are to be filled from, and fresh heads of a usual size: a description
+    of something larger is refused before memory is asked for.
+    """
+
+    def __init__(self, numbers: int, folder: Path):
+        super().__init__()
+        self.numbers, self.folder, self.left = numbers, folder, 2 * numbers + FRESH
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.empty, torch.zeros, torch.ones):
+            self.left -= math.prod(args[0] if isinstance(args[0], list | tuple) else args)
+            if self.left < 0:
+                raise ValueError(f"config.json in {self.folder} describes a model of far more than the {self.numbers:,} numbers that its files hold; one of its sizes "
+                                 "(of the vocabulary, widths, layers) is not theirs: take the config.json that belongs to these weights, or fetch both again")
+        return func(*args, **(kwargs or {}))
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,6 +27,17 @@ def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
     return low if successes else 0.0, high if successes < n else 1.0               # exact where rounding would miss the end
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """How often two classifiers that are equally good differ on the same rows at least as much as these, which were right in rows `a` and in rows `b`.
+
+    Of the n rows where one of them alone is right, either is right in a Binomial(n, 1/2) of them; two-sided and exact.
+    Source: McNemar 1947, "Note on the sampling error of the difference between correlated proportions or percentages".
+    """
+    only_a, only_b = (sum(x and not y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
+    n = only_a + only_b
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(only_a, only_b) + 1)) / 2**n)
 
 
 class Confusion:

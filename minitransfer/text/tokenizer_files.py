@@ -209,7 +209,7 @@ def _json(path: Path) -> dict:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as why:
+    except (ValueError, RecursionError) as why:
         raise ValueError(f"{path} is not JSON ({why}): fetch or write the file again") from why
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}; it should hold one JSON object: fetch or write the file again")

@@ -21,6 +21,7 @@ from .wrapped import remove_wrapped
 
 UNREAD = {"bias": "none", "lora_bias": False, "layer_replication": None, "trainable_token_indices": None,
           "target_parameters": None, "alora_invocation_tokens": None}
+PLAIN = re.compile(r"\^?(?:[\w-]|\\?\.|\\d\+|\.\*)*\$?")           # of a rank_pattern: an expression that cannot take long
 PART = re.compile(r"(.+)\.lora_(?:([AB])\.weight|(magnitude)_vector(?:\.weight)?)")
 
 
@@ -53,9 +54,15 @@ def write_lora(model: Model) -> Written:
     return Written(lora_config(model, next(iter(layers.values())), pairs), tensors, {name: pair.ranks for name, pair in pairs.items() if pair.ranks is not None})
 
 
-def pattern_value(patterns: dict | None, name: str, default: int | float) -> int | float:
-    """The entry of a rank_pattern or alpha_pattern that matches the end of `name`, as PEFT matches it."""
-    return next((value for key, value in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
+def pattern_value(config: dict, field: str, name: str, default: int | float) -> int | float:
+    """The entry of a rank_pattern or alpha_pattern that matches the end of `name`, as PEFT matches it.
+
+    Raises: ValueError for an expression with more than names, numbers and two gaps: foreign ones can take forever.
+    """
+    patterns = config.get(field) or {}
+    if bad := next((key for key in patterns if not PLAIN.fullmatch(key) or key.count(".*") > 2), None):
+        raise ValueError(f"{field} in adapter_config.json has {bad!r}; read are names of modules, with ^, $, \\., \\d+ and at most two .*: write out the modules it means")
+    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
 
 
 @dataclass
@@ -80,7 +87,7 @@ class Fit:
         rows = sum(self.model.get_parameter(name + ".weight").shape[0] for name in site.ours)
         width = self.model.get_parameter(site.ours[0] + ".weight").shape[1]
         whole = file_name(self.model, site.theirs, site.ours[0])
-        r = int(pattern_value(self.config.get("rank_pattern"), whole, self.config.get("r", 0)))
+        r = int(pattern_value(self.config, "rank_pattern", whole, self.config.get("r", 0)))
         if A.shape != (r, width) or B.shape != (rows, r):
             self.faults.append(f"shape: {site.theirs} has A {tuple(A.shape)} and B {tuple(B.shape)}; rank {r} (adapter_config.json) on this base "
                                f"needs {(r, width)} and {(rows, r)}")
@@ -88,7 +95,7 @@ class Fit:
         if magnitude is not None and magnitude.shape != (rows,):
             self.faults.append(f"shape: {site.theirs} has a magnitude {tuple(magnitude.shape)}; on this base it needs {(rows,)}")
             return
-        alpha = pattern_value(self.config.get("alpha_pattern"), whole, self.config.get("lora_alpha", r))
+        alpha = pattern_value(self.config, "alpha_pattern", whole, self.config.get("lora_alpha", r))
         parted_pair = Pair(A, B, alpha, tuple(self.note[site.theirs]) if site.theirs in self.note else None, magnitude)
         self.pairs[site.theirs] = parted_pair if block_structured(site, parted_pair) else Pair(A, B, alpha, None, magnitude)
 

@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"no {path.name} in {path.parent}; it describes the other files there: give a folder that has one") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
         raise ValueError(f"{path} is not JSON ({e}); it may be cut off or another kind of file: fetch or write it again") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}; a JSON object {{...}} is needed: fetch or write it again")

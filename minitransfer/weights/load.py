@@ -4,16 +4,17 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..config import ModelConfig, RecurrentConfig, choose
-from ..families import Family, read_config
+from ..families import Family, class_name, read_config
 from ..families.rules import Ignored, Rule, Tied, pattern
 from ..nn.encoder_decoder import make_model
 from ..nn.feedforward import FeedForward
-from ..nn.fresh import initialise
+from ..nn.fresh import Room, initialise
 from ..nn.heads import CLASSIFIES, HEAD_NAMES, ONE_CLASS, REGRESSION, SequenceHead
 from ..nn.model import Model
 from ..nn.recurrent import RecurrentModel
@@ -21,10 +22,11 @@ from .files import read_json
 from .report import LoadReport
 from .sentences import pooling_of, read_sentences
 from .sources import resolve
-from .tensors import DTYPES, check_finite, read_tensors
+from .tensors import DTYPES, check_finite, numbers_in, read_tensors
 
 WRAPPERS = ("_orig_mod.", "module.")                # torch.compile and DistributedDataParallel put these before every name
 MAPPED = 1024 * 1024                                # bytes from which on a tensor stays in its file
+MOST_LABELS = 1_000_000
 SHARED = {"masked", "masked+next"}                  # heads whose common parameters mean the same
 
 
@@ -42,14 +44,14 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     if isinstance(hf.get("vision_config"), dict):
         raise ValueError(f"{source} holds a text model and an image model; from_pretrained reads one: use load_two_towers, whose .text and .image are models as this one")
     family, config = read_config(hf)
-    file_head = family.heads.get((hf.get("architectures") or [""])[0], "none")
+    file_head = family.heads.get(class_name(hf), "none")
     head = automatic(file_head, folder) if head == "auto" else head
     choose("head", head, ("auto", *HEAD_NAMES))
     config = family.needed(told_by_file(family, config, folder), head)
     classes = labels_of(hf) if head in CLASSIFIES and labels is None else labels
     same_head = (head == file_head or {head, file_head} == SHARED) and (head not in CLASSIFIES or classes == labels_of(hf))
-    make = RecurrentModel if isinstance(config, RecurrentConfig) else make_model
-    model: Model = make(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}), seed=None)
+    with Room(numbers_in(folder), folder):
+        model = unfilled(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}))
     if isinstance(model.head, SequenceHead) and same_head:
         model.head.use(hf.get("problem_type") or (REGRESSION if len(classes or ()) == 1 else ONE_CLASS))      # what transformers takes it for
     model.source_config = hf
@@ -58,6 +60,12 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     if head == "embedding":
         read_sentences(model, folder)
     return cast(model, dtype).eval()
+
+
+def unfilled(config: ModelConfig, head: str, labels: list[str] | None = None, **pooling: Any) -> Model:
+    """The model of this architecture without values, for a loader to fill."""
+    make = RecurrentModel if isinstance(config, RecurrentConfig) else make_model
+    return make(config, head, labels, **pooling, seed=None)
 
 
 def told_by_file(family: Family, c: ModelConfig, folder: Path) -> ModelConfig:
@@ -79,7 +87,10 @@ def cast(model: Model, dtype: torch.dtype) -> Model:
 
 def labels_of(hf: dict) -> list[str]:
     """The classes a config.json names, in order; what transformers leaves out is two classes without names."""
-    names = hf.get("id2label") or {str(i): f"LABEL_{i}" for i in range(hf.get("num_labels", 2))}
+    n = hf.get("num_labels", 2)
+    if not isinstance(n, int) or not 0 <= n <= MOST_LABELS:
+        raise ValueError(f"num_labels={n!r} in config.json; needed is a number of classes, at most {MOST_LABELS:,}: correct the file, or pass labels=[...]")
+    names = hf.get("id2label") or {str(i): f"LABEL_{i}" for i in range(n)}
     if not isinstance(names, dict) or not all(str(i).isdecimal() for i in names):
         raise ValueError(f"id2label={names!r} in config.json; needed is a table from numbers to names: correct the file, or pass labels=[...]")
     return [str(names[i]) for i in sorted(names, key=int)]

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import save_file
 
 from ..config import choose
+from ..nn.fresh import Room
 from ..nn.heads import POOLINGS, EmbeddingHead
 from ..nn.model import Model
 from ..nn.sentence import Projection
 from .files import read_json, write_json
-from .tensors import SINGLE, check_finite, read_tensors
+from .tensors import SINGLE, check_finite, numbers_in, read_tensors
 
 MODULES, PROMPTS = "modules.json", "config_sentence_transformers.json"
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
@@ -38,7 +39,7 @@ def modules_of(folder: Path) -> list[tuple[str, Path]]:
     try:
         rows = json.loads((folder / MODULES).read_text(encoding="utf-8"))
         found = [(str(row["type"]).rpartition(".")[2], str(row["path"])) for row in rows]
-    except (ValueError, TypeError, KeyError) as e:
+    except (ValueError, TypeError, KeyError, RecursionError) as e:
         raise ValueError(f"{folder / MODULES} is no list of modules ({e}); each has a type and a path: fetch it again") from None
     kinds = [kind for kind, _ in found]
     if strangers := [kind for kind in kinds if kind not in KINDS]:
@@ -47,7 +48,7 @@ def modules_of(folder: Path) -> list[tuple[str, Path]]:
     order = sorted(kinds, key=KINDS.index)
     if kinds != order or any(kinds.count(kind) > 1 for kind in KINDS if kind != "Dense"):
         raise ValueError(f'{folder / MODULES} has {", ".join(kinds)}; they are computed in the order {", ".join(KINDS)}: use another checkpoint, or head="none" for its states')
-    if outside := [path for _, path in found if Path(path).name != path]:
+    if outside := [path for _, path in found if Path(path).name != path or path == ".."]:
         raise ValueError(f"{folder / MODULES} names the folder {outside[0]!r}; a module's folder is in the same one: do not load this checkpoint")
     return [(kind, folder / path) for kind, path in found]
 
@@ -76,7 +77,8 @@ def read_projection(place: Path) -> Projection:
     odd = {"use_residual": (False,), "module_input_name": ("sentence_embedding",), "module_output_name": ("sentence_embedding", None)}
     if other := [f"{name}={told[name]!r}" for name, values in odd.items() if name in told and told[name] not in values]:
         raise ValueError(f"{', '.join(other)} in {place / 'config.json'}; we compute f(x W^T + b) of the pooled vector only: use another checkpoint")
-    made = Projection(told["in_features"], told["out_features"], told.get("bias", True), ACTIVATIONS[activation])
+    with Room(numbers_in(place), place):
+        made = Projection(told["in_features"], told["out_features"], told.get("bias", True), ACTIVATIONS[activation])
     tensors, needed = dict(read_tensors(place)), dict(made.named_parameters())
     if {name: t.shape for name, t in tensors.items()} != {name: p.shape for name, p in needed.items()}:
         raise ValueError(f"{place / SINGLE} holds { {name: tuple(t.shape) for name, t in tensors.items()} }; its config.json needs "

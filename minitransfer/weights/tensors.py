@@ -1,6 +1,7 @@
 """Tensors from safetensors files, one at a time: a single file, or shards with an index. Nothing is trusted before it was checked."""
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator
 from pathlib import Path
 
@@ -38,6 +39,23 @@ def shards(folder: Path) -> dict[Path, set[str] | None]:
             raise ValueError(f"{INDEX} in {folder} names {file}, which is missing: fetch all shards again")
         promised.setdefault(path, set()).add(name)      # type: ignore[union-attr]
     return promised
+
+
+def heads_of(folder: Path) -> Iterator[tuple[Path, str, list[int]]]:
+    """File, dtype (as safetensors spells it) and shape of every tensor of the checkpoint in `folder`; no tensor is read. Raises: as `read_tensors`."""
+    for path in shards(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():
+                    one = file.get_slice(name)
+                    yield path, one.get_dtype(), one.get_shape()
+        except (SafetensorError, OSError) as e:
+            raise ValueError(f"{path} cannot be read as safetensors ({e}); it is cut off, damaged or another kind of file: fetch it again") from None
+
+
+def numbers_in(folder: Path) -> int:
+    """How many numbers the files hold."""
+    return sum(math.prod(shape) for _, _, shape in heads_of(folder))
 
 
 def read_tensors(folder: Path, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:

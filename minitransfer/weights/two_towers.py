@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..families import read_config
+from ..nn.fresh import Room
 from ..nn.model import Model
 from ..nn.two_towers import LOGIT_SCALE, TwoTowers
 from .files import read_json
@@ -49,9 +50,10 @@ def tower(source: str, hf: dict, part: str, tensors: dict[str, Tensor]) -> Model
     described = hf[part] if hf.get(part + "_dict") is None else hf[part + "_dict"]     # in old files that have both, the latter is the one that counts
     described = {"model_type": "clip_" + part.replace("config", "model")} | described | {"projection_dim": hf.get("projection_dim", 512)}
     family, config = read_config(described)
-    model = Model(config, "projection", seed=None)
-    model.source_config, model.load_report = described, LoadReport(source)
     own = {name: tensors.pop(name) for name in list(tensors) if name.startswith(TOWERS[part])}
+    with Room(sum(t.numel() for t in own.values()), Path(source)):
+        model = Model(config, "projection", seed=None)
+    model.source_config, model.load_report = described, LoadReport(source)
     Filling(model, family, "projection", True, True, 0).run(own.items())
     return model
 

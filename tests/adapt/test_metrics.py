@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minitransfer.tasks.auc import Auc
-from minitransfer.tasks.metrics import Z95, Confusion, YesNo, wilson
+from minitransfer.tasks.metrics import Z95, Confusion, YesNo, mcnemar, wilson
 
 
 @pytest.mark.parametrize("n_labels", [2, 3, 7])
@@ -86,3 +86,9 @@ def test_a_yes_or_no_for_each_label_equals_scikit_learn():
         low, high = np.percentile([metrics.f1_score(truth[rows], answer[rows], average=average) for rows in draws], (2.5, 97.5))
         assert (found[f"{name}_low"], found[f"{name}_high"]) == pytest.approx((low, high), abs=0.2 * (high - low))
     assert found["accuracy"] == pytest.approx(metrics.accuracy_score(truth, answer), abs=1e-12)
+
+
+@pytest.mark.parametrize("only_a, only_b, both, p", [(0, 0, 9, 1.0), (5, 5, 3, 1.0), (1, 7, 4, 0.0703125), (10, 0, 0, 2 / 2**10)])
+def test_mcnemar_is_the_exact_binomial_test(only_a, only_b, both, p):
+    a, b = ([True] * only_a + [False] * only_b + [True] * both + [False] * 2, [False] * only_a + [True] * only_b + [True] * both + [False] * 2)
+    assert mcnemar(a, b) == mcnemar(b, a) == pytest.approx(p, abs=1e-12)

@@ -1,5 +1,6 @@
 """Adapter files against the library that defines them, both ways."""
 import json
+import re
 
 import peft
 import pytest
@@ -12,6 +13,7 @@ from minitransfer.families import FAMILIES
 from minitransfer.nn.model import Model
 from minitransfer.transfer.lora import add_lora, lora_layers
 from minitransfer.transfer.peft_files import load_adapter, remove_adapters, save_adapter
+from minitransfer.transfer.peft_lora import pattern_value
 
 NONE, SEQUENCE, TOKEN, MASKED = "BertModel", "BertForSequenceClassification", "BertForTokenClassification", "BertForMaskedLM"
 GPT2_LM, GPT2_SEQUENCE = "GPT2LMHeadModel", "GPT2ForSequenceClassification"
@@ -271,3 +273,14 @@ def test_a_full_disk_leaves_the_previous_adapter(twin, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"could not be written .*No space left"):
         save_adapter(model, tmp_path / "adapter")
     assert {p.name: p.read_bytes() for p in (tmp_path / "adapter").iterdir()} == before
+
+
+@pytest.mark.parametrize("key, r", [("q_proj", 2), (r"^blocks\.\d+\.attn\.q_proj$", 2), (r".*\.attn\.q_proj", 2), ("blocks.1.attn.q_proj", 3), ("v_proj", 3)])
+def test_patterns_match_as_in_peft(key, r):
+    assert pattern_value({"rank_pattern": {key: 2}}, "rank_pattern", "blocks.0.attn.q_proj", 3) == r == (2 if re.match(rf"(.*\.)?({key})$", "blocks.0.attn.q_proj") else 3)
+
+
+@pytest.mark.parametrize("key", ["([a-z0-9_.]+)+!", "(a|aa)+$", ".*.*.*.*!", "[qv]_proj", "q_proj+"])
+def test_patterns_that_may_never_end_are_refused(key):
+    with pytest.raises(ValueError, match=r"alpha_pattern in adapter_config\.json has"):
+        pattern_value({"alpha_pattern": {key: 2}}, "alpha_pattern", "blocks.0.attn.q_proj", 3)

@@ -426,7 +426,37 @@ def test_inspect(capsys, place, tiny):
     (place / "broken/config.json").write_text('{"model_type": "lama"}')
     (place / "broken/model.safetensors").write_bytes(b"\x00" * 30)
     out = done(capsys, "inspect", "broken")
-    assert "lama (not one of bert, gpt2" in out and len(re.findall(r"^  problem  ", out, re.MULTILINE)) == 3
+    assert "the family is not one of bert, gpt2" in out and len(re.findall(r"^  problem  ", out, re.MULTILINE)) == 2
+    assert out.count("deberta-v2") == 1
+
+
+def test_inspect_lists_what_is_unusual_and_the_rest_if_asked(capsys, place):
+    few, every = done(capsys, "inspect", "mini-bert"), done(capsys, "inspect", "mini-bert", "--all")
+    assert "vocab_size" in few and "global_layers" not in few and re.search(r"^config \(\d+ more are as usual: --all shows them\)$", few, re.MULTILINE)
+    assert re.search(r"^  global_layers +none$", every, re.MULTILINE) and "as usual" not in every
+
+
+def test_inspect_of_two_stacks_and_of_two_towers(capsys, place):
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2, "vocab_size": 30}
+    for name, config in {"t5": {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"], **sizes},
+                         "clip": {"model_type": "clip", "architectures": ["CLIPModel"], "text_config": {}, "vision_config": {}}}.items():
+        (place / name).mkdir()
+        (place / name / "config.json").write_text(json.dumps(config))
+    out = done(capsys, "inspect", "t5")
+    assert "problem" not in out and "decoder.blocks.0" in out and re.search(r"^  n_decoder_layers +1$", out, re.MULTILINE)
+    out = done(capsys, "inspect", "clip")
+    assert "load_two_towers" in out and "problem" not in out
+
+
+@pytest.mark.parametrize("verb, name, fits", [("generate", "mini-bert", "fill"), ("fill", "mini-gpt", "generate")])
+def test_the_wrong_verb_is_told_the_right_one(capsys, place, verb, name, fits):
+    said = refused(capsys, verb, name, "a [MASK]")
+    assert f"use minitransfer {fits} {name}" in said and "head=" not in said
+
+
+def test_the_list_of_verbs_has_whole_sentences(capsys):
+    out = " ".join(done(capsys, "--help").split())
+    assert all(" ".join(verb.summary.split()) in out for verb in VERBS.values())
 
 
 def test_convert(capsys, place):

@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 from minitransfer import demo, samples
 from minitransfer.cli import main
@@ -165,6 +166,25 @@ def test_the_demo_in_small(capsys, place, monkeypatch):
     assert "Nice <script>alert('x')</script> & more." in words(root) and train.splitlines()[1] not in html
     assert len(result.filled) == len(result.generated) == 3 and all(a in printed and a in words(root) for a, _ in (*result.filled, *result.generated))
     assert "report: d/report.html" in printed and "seed" in words(root)
+    assert demo.conclusion(result.outcomes) in printed and demo.conclusion(result.outcomes) in words(root)
+    assert demo.took(place / "d", {}) == "a few minutes of CPU, less on a GPU"
+    assert re.match(r"about \d+ s, as the last time", demo.took(place / "d", {"model": "mini-bert", "reviews": 24, "epochs": 1, "device": result_device()}))
+
+
+def result_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_the_conclusion_is_that_of_the_same_rows():
+    def way(name, right):
+        return Outcome(name, 1, 1, 0.0, None, sum(right), len(right), right=right)
+
+    half, most = [True, False] * 20, [True] * 39 + [False]
+    outcomes = [way("TF-IDF + logistic", half), way("random start, full", most), way("LoRA", most), way("full", half)]
+    # 19 rows where one alone is right, all of one of them: 2 / 2^19
+    assert demo.conclusion(outcomes) == ("On the same 40 test reviews LoRA is better than TF-IDF + logistic (p = 3.8e-06); full is worse than random start, full (p = 3.8e-06); "
+                                         "all other differences between tuned and not pretrained may be chance (McNemar's exact test, 4 comparisons).")
+    assert "nothing is certain: no way is shown to be better (the smallest p is 1)" in demo.conclusion([outcomes[0], outcomes[3]])
 
 
 def test_the_demo_without_its_checkpoint_says_so(capsys, place):

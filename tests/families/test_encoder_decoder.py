@@ -156,3 +156,11 @@ def test_an_adapter_is_read_by_us_and_by_peft(folder, model, tmp_path):
     assert torch.equal(again.eval()(ids, labels=labels).logits, want)
     theirs = peft.PeftModel.from_pretrained(transformers.T5ForConditionalGeneration.from_pretrained(folder), tmp_path)
     assert torch.allclose(theirs(input_ids=ids, labels=labels).logits, want, atol=1e-5 * float(want.detach().abs().max()))
+
+
+@torch.no_grad()
+def test_token_types_are_not_read(model):
+    ids, keep = batch(T5.vocab, [7, 4], left=False)
+    types = torch.randint(2, ids.shape)
+    assert torch.equal(model(ids, keep, labels=ids, token_type_ids=types).logits, model(ids, keep, labels=ids).logits)
+    assert torch.equal(model.body(ids, keep, ids, token_type_ids=types).x, model.body(ids, keep, ids).x)

@@ -7,12 +7,13 @@ import re
 
 import pytest
 import torch
+from transformers import AutoConfig
 from transformers.activations import ACT2FN
 
 import minitransfer as mt
 from minitransfer.checks.parity import batch, compare_outputs
 from minitransfer.checks.reference import quiet_transformers
-from minitransfer.families import gpt2
+from minitransfer.families import gpt2, read_config
 
 from .cases import CASES
 
@@ -132,3 +133,18 @@ def test_an_ignored_field_is_found(tmp_path, monkeypatch):
     assert fault(*given) is None
     monkeypatch.setattr(gpt2, "REQUIRED", {})
     assert "scale_attn_weights=False: " in fault(*given) and " off" in fault(*given)
+
+
+@pytest.mark.parametrize("kind, name", [("mistral", "sliding_window"), ("mistral", "num_key_value_heads"), ("qwen2", "num_key_value_heads"), ("m2m_100", "attention_dropout")])
+def test_what_a_config_leaves_out_is_the_reference_s_default(kind, name):
+    config = AutoConfig.for_model(kind)
+    said = config.to_dict()
+    assert read_config({field: value for field, value in said.items() if field != name})[1] == read_config(said | {name: getattr(type(config)(), name)})[1]
+
+
+@pytest.mark.parametrize("layers", [["full"] * 4, ["sliding_attention"], ["chunked_attention"] * 4], ids=lambda layers: layers[0])
+def test_layer_types_are_two_and_one_for_each_layer(layers):
+    said = AutoConfig.for_model("qwen2", num_hidden_layers=4, use_sliding_window=True, sliding_window=8, max_window_layers=0).to_dict()
+    assert read_config(said)[1].window == 8
+    with pytest.raises(ValueError, match="layer_types="):
+        read_config(said | {"layer_types": layers})
