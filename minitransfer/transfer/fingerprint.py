@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..nn.model import Model
+from .beside import beside
 from .prefix import prefix_names
 from .soft_prompt import soft_prompt_names
 from .wrapped import WrappedLinear, own_names, wrapped_linears
@@ -27,6 +28,7 @@ def base_tensors(model: Model) -> dict[str, Tensor]:
     """The body's parameters as they were loaded, also under a merged adapter."""
     inserted = {*own_names(model, WrappedLinear), *prefix_names(model), *soft_prompt_names(model)}
     found = {name: p.detach() for name, p in model.named_parameters() if not name.startswith(("head.", "pooler.")) and name not in inserted}
+    found |= {name: value for name, (_, value) in beside(model).base.items() if name in found}
     for at, layer in wrapped_linears(model, WrappedLinear).items():
         if layer.kept is not None:
             found |= {f"{at}.{name}": layer.kept[name] for name in ("weight", "bias") if f"{at}.{name}" in found}

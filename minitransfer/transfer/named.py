@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..nn.model import Model
 from ..ops.linear import linear
+from .beside import agree, beside, bring_in, keep_only
 from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
 from .wrapped import WrappedLinear, swap, wrapped_linears
 
@@ -144,14 +145,17 @@ def check_unmerged(model: nn.Module, verb: str) -> None:
 
 
 def set_adapter(model: Model, name: str | None) -> TrainableReport:
-    """Let this adapter answer, and train; None: none does, and the model answers as its base, bit for bit. The head is shared by all.
+    """Let this adapter answer, and train; None: none does, and the model answers as its base, bit for bit.
+
+    One that was loaded with a head answers with it; those that were added here share the base's.
 
     Raises: ValueError for a name that no adapter has, or a merged model.
     """
     check_there(model, [name], "choose")
     for layer in named_linears(model).values():
         layer.chosen = name
-    set_trainable(model, {*(adapter_names(model) if name else ()), *fresh_names(model)})
+    bring_in(model, name)
+    set_trainable(model, {*(adapter_names(model) if name else ()), *fresh_names(model), *beside(model).base})
     return trainable_report(model)
 
 
@@ -164,20 +168,25 @@ def use_adapter(model: Model, which: str | Sequence[str | None] | None) -> Itera
 
     Under gradient checkpointing `backward` belongs inside, too: it computes the blocks once more.
 
-    Raises: ValueError for a name that no adapter has, or a merged model; in the forward pass, for a batch of another number of rows; and, with names for rows,
-            in what orders texts itself, such as `predict`.
+    Raises: ValueError for a name that no adapter has, rows whose adapters were loaded with different heads, or a merged model; in the forward pass, for a
+            batch of another number of rows; and, with names for rows, in what orders texts itself, such as `predict`.
     """
     names = [which] if which is None or isinstance(which, str) else list(which)
     check_there(model, names, "use")
+    if not agree(model, names):
+        raise ValueError(f"use_adapter with rows for {', '.join(map(str, dict.fromkeys(names)))}, which were loaded with different heads; one head answers a batch: "
+                         "give each adapter a batch of its own, or load them with load_several and choose with heads.use")
     chosen = which if which is None or isinstance(which, str) else Rows(tuple(names), {
         name: torch.tensor([i for i, one in enumerate(names) if one == name], device=model.device) for name in dict.fromkeys(names) if name is not None})
     layers = list(named_linears(model).values())
-    was = [layer.chosen for layer in layers]
+    was, brought = [layer.chosen for layer in layers], beside(model).now
     for layer in layers:
         layer.chosen = chosen
+    bring_in(model, names[0] if names else None)
     try:
         yield
     finally:
+        bring_in(model, brought)
         for layer, before in zip(layers, was, strict=True):
             layer.chosen = before
 
@@ -188,6 +197,7 @@ def remove_adapter(model: nn.Module, name: str) -> None:
     Raises: ValueError for a name that no adapter has, or a merged model.
     """
     check_there(model, [name], "remove")
+    keep_only(model, set(beside(model).own) - {name})
     for at, layer in named_linears(model).items():
         if name in layer.adapters:
             layer.drop(name)

@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..families.rules import Rule, Tied
+from ..nn.heads import VocabularyHead
 from ..nn.model import Model
 from ..weights.files import read_json, replace_files, write_json
 from ..weights.save import family_of
 from ..weights.sources import PATTERNS, resolve
 from ..weights.tensors import check_finite
+from .beside import give, keep_only, leave
 from .fingerprint import differs, fingerprint
 from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
 from .named import DEFAULT, adapter_list, check_name, named_linears, remove_adapter, set_adapter
@@ -36,6 +38,7 @@ def remove_adapters(model: Model) -> None:
     """Take out whatever a way to adapt put in; the body is then what it was before, bit for bit. The head stays as trained."""
     for kind in KINDS.values():
         kind.remove(model)
+    leave(model)
 
 
 def carried(model: Model) -> dict[str, Kind]:
@@ -117,7 +120,7 @@ def read_adapter(folder: Path) -> tuple[Kind, dict, dict[str, Tensor], dict[str,
     kind = KINDS.get(str(config.get("peft_type")))
     if kind is None:
         raise ValueError(f"{folder / CONFIG} has peft_type={config.get('peft_type')!r}; read are {', '.join(KINDS)}: give the folder of one of these")
-    if used := [f"{name}={config[name]!r}" for name, off in kind.unread.items() if config.get(name) not in (off, None)]:
+    if used := [f"{name}={config[name]!r}" for name, fine in kind.unread.items() if config.get(name) not in (None, *fine)]:
         raise ValueError(f"{folder / CONFIG} uses {', '.join(used)}; {kind.called} is read without: "
                          "merge this adapter into its model with PEFT, and load the merged model")
     if not (folder / TENSORS).is_file():
@@ -140,6 +143,7 @@ class Rest:
     """What a file holds beside the adapter, against one model: the head, the pooler, and what belongs to nothing."""
 
     model: Model
+    ties: bool = False                                                      # whether what was trained was tied to it, where that is no part of the file
     values: dict[str, Tensor] = field(default_factory=dict)                 # parameter of ours -> its value
     faults: list[str] = field(default_factory=list)
 
@@ -147,8 +151,11 @@ class Rest:
         """`tensors`: name in the family's files -> key in this file, value."""
         named, every = {theirs: (rule, ours) for theirs, rule, ours in rules(self.model)}, sites(self.model)
         tied = {tie.theirs: tie.to for tie in family_of(self.model).weights(self.model.config) if isinstance(tie, Tied)}
+        shared = {to: theirs for theirs, to in tied.items() if isinstance(self.model.head, VocabularyHead) and not self.ties and theirs not in tensors}
         for name, (key, tensor) in tensors.items():
-            if name in named:
+            if name in shared and named[name][1][0].startswith("embed."):
+                self.faults.append(f"tied: {key} was trained alone, but this family uses one tensor for it and {shared[name]}: merge it with PEFT, and load the merged model")
+            elif name in named:
                 self.take(key, tensor, *named[name])
             elif name not in tied:
                 near = difflib.get_close_matches(name.removesuffix(".weight").rpartition(".lora_")[0] or name, [*every, *named], 1)
@@ -193,7 +200,7 @@ def load_adapter(model: Model, folder: str | Path, name: str | None = None, any_
     family = family_of(model)
     bare = {family.current(key.removeprefix(kind.root).removeprefix(family.prefix(model.head_name))): (key, tensor) for key, tensor in tensors.items()}
     reading: Reading = kind.read(model, {**config, "name": name}, {one: tensor for one, (_, tensor) in bare.items()}, note)
-    rest = Rest(model)
+    rest = Rest(model, bool(config.get("ensure_weight_tying")))
     rest.check({one: both for one, both in bare.items() if one not in reading.used})
     faults = [*rest.faults, *reading.faults] or ([] if reading.used else [f"empty: it holds no {kind.holds}"])
     if not any_base and (difference := differs(model, base)):
@@ -203,8 +210,7 @@ def load_adapter(model: Model, folder: str | Path, name: str | None = None, any_
                          + "\n  ".join(faults) + "\nload it into the base it was made for")
     make_room(model, kind, name)
     reading.insert()
-    for parameter, value in rest.values.items():
-        model.get_parameter(parameter).data.copy_(value)
+    give(model, name, rest.values)
     if kind.named:
         set_adapter(model, name)
     set_trainable(model, {*kind.names(model), *fresh_names(model), *rest.values})
@@ -220,3 +226,4 @@ def make_room(model: Model, kind: Kind, name: str) -> None:
         layer.unmerge()
     if name in adapter_list(model):
         remove_adapter(model, name)
+    keep_only(model, adapter_list(model))

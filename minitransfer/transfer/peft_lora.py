@@ -19,8 +19,10 @@ from .named import adapter_names, need_chosen
 from .peft_sites import ROOT, Kind, Pair, Reading, Site, Written, block_structured, file_name, joined, magnitude_of, parted, shortest_targets, sites
 from .wrapped import remove_wrapped
 
-UNREAD = {"bias": "none", "lora_bias": False, "layer_replication": None, "trainable_token_indices": None,
-          "target_parameters": None, "alora_invocation_tokens": None}
+UNREAD: dict[str, tuple] = {
+    "bias": ("none",), "lora_bias": (False,), "layer_replication": (), "trainable_token_indices": (), "target_parameters": (), "alora_invocation_tokens": (),
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva"),         # the others start from a base that they changed
+    "use_qalora": (False,), "use_bdlora": (False,), "arrow_config": (), "kasa_config": (), "monteclora_config": (), "velora_config": ()}
 PLAIN = re.compile(r"\^?(?:[\w-]|\\?\.|\\d\+|\.\*)*\$?")           # of a rank_pattern: an expression that cannot take long
 PART = re.compile(r"(.+)\.lora_(?:([AB])\.weight|(magnitude)_vector(?:\.weight)?)")
 

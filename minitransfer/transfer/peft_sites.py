@@ -46,7 +46,7 @@ class Kind:
 
     Args: called: its name in messages; holds: what its file must have some of. names: the parameters it trains. carried: whether a model has it.
           read: (model, config, tensors by their names in the family's files, note) -> Reading. unread: options that change the maths, and the
-          value that leaves them off. root: what stands before the family's names. prompts: whether PEFT needs a task. named: whether a model
+          values that leave it as it is. root: what stands before the family's names. prompts: whether PEFT needs a task. named: whether a model
           carries several.
     """
 

@@ -21,9 +21,12 @@ def student(teacher: Model, n_layers: int) -> Model:
     if not 1 <= n_layers <= teacher.config.n_layers:
         raise ValueError(f"n_layers={n_layers} of a teacher with {teacher.config.n_layers}; a student starts from some of its blocks: "
                          f"give 1 to {teacher.config.n_layers}")
-    made = copy.deepcopy(teacher).requires_grad_(True)
-    if not teacher.config.shared_blocks:
-        made.blocks = nn.ModuleList(made.blocks[int(i)] for i in kept_blocks(teacher.config.n_layers, n_layers))
-    made.config = replace(made.config, n_layers=n_layers)
+    made, c = copy.deepcopy(teacher).requires_grad_(True), teacher.config
+    kept = range(n_layers) if c.shared_blocks else kept_blocks(c.n_layers, n_layers).tolist()
+    if not c.shared_blocks:
+        made.blocks = nn.ModuleList(made.blocks[i] for i in kept)
+    windows = [c.window_of(i) for i in kept]
+    made.config = replace(c, n_layers=n_layers, window=c.window if any(windows) else None,
+                          global_layers=tuple(i for i, w in enumerate(windows) if w is None) if any(windows) else ())
     made.load_report, made.source_config = None, {}
     return made

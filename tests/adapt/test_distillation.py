@@ -1,6 +1,7 @@
 """Distillation against its formula written out, and a student that learns."""
 import pytest
 import torch
+import transformers
 from torch.nn.functional import cosine_embedding_loss, cross_entropy
 
 import minitransfer as mt
@@ -71,6 +72,21 @@ def test_a_student_starts_from_blocks_spread_evenly():
     for i, j in enumerate((0, 2, 4)):
         for p, q in zip(made.blocks[i].parameters(), teacher.blocks[j].parameters(), strict=True):
             assert torch.equal(p, q) and p is not q
+
+
+@pytest.mark.parametrize("n,windows", [(6, [None, 3, 3, 3, 3, None]), (3, [None, None, None])])
+def test_a_student_keeps_how_far_each_block_sees_and_is_saved(tmp_path, n, windows):
+    """A body whose blocks differ in their window and its base of the rotation: the kept ones see as they did."""
+    hf = transformers.ModernBertConfig(vocab_size=101, hidden_size=32, num_hidden_layers=7, num_attention_heads=4, intermediate_size=48, max_position_embeddings=64,
+                                       local_attention=4, pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2)
+    transformers.ModernBertModel(hf).save_pretrained(tmp_path / "teacher")
+    teacher = mt.Model.from_pretrained(tmp_path / "teacher").eval()
+    made, x = student(teacher, n), ids(2, 23)
+    assert [made.config.window_of(i) for i in range(n)] == windows == [teacher.config.window_of(int(i)) for i in kept_blocks(7, n)]
+    made.save_pretrained(tmp_path / "student")
+    reference = transformers.ModernBertModel.from_pretrained(tmp_path / "student", attn_implementation="eager", pad_token_id=0).eval()
+    with torch.no_grad():
+        assert (reference(x).last_hidden_state - made(x).last_hidden_state).abs().max() < 1e-5
 
 
 def test_a_whole_copy_has_nothing_to_learn():

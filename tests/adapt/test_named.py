@@ -218,6 +218,50 @@ def test_two_under_names_and_a_mixed_batch_are_those_of_peft(twin, tmp_path, nam
     assert torch.equal(got[1], base[1])
 
 
+def test_two_that_were_loaded_with_a_head_answer_with_their_own_and_none_with_the_bases(twin, tmp_path):
+    one = twin(SEQUENCE)
+    for which in ("law", "news"):
+        wrapped = peft.get_peft_model(one.reference(), peft.LoraConfig(r=3, target_modules=["query"], task_type="SEQ_CLS", modules_to_save=["pooler"]))
+        with torch.no_grad():
+            for p in (p for p in wrapped.parameters() if p.requires_grad):
+                p.add_(torch.randn_like(p) * 0.3)
+        wrapped.save_pretrained(tmp_path / which)
+    reference = peft.PeftModel.from_pretrained(one.reference(), tmp_path / "law", adapter_name="law").eval()
+    reference.load_adapter(tmp_path / "news", adapter_name="news")
+    ours = one.ours()
+    base = one.ours_out(ours)
+    for which in ("law", "news"):
+        load_adapter(ours, tmp_path / which, name=which)
+
+    def answer(which, model=ours):
+        with use_adapter(model, which):
+            return one.ours_out(model)
+    for which in ("law", "news", None, "law"):
+        reference.set_adapter(which or "law")
+        assert torch.equal(answer(None), base)
+        set_adapter(ours, which)
+        assert torch.equal(one.ours_out(ours), answer(which))
+        if which:
+            one.same(one.ours_out(ours), one.theirs_out(reference))
+    law, copied = answer("law"), copy.deepcopy(ours)
+    assert not torch.equal(law, answer("news"))
+    with pytest.raises(ValueError, match="use_adapter with rows for law, None, which were loaded with different heads; one head answers a batch"), \
+            use_adapter(ours, ["law", None, "law", None, "law"]):
+        raise AssertionError("not reached")
+    set_adapter(ours, "law")
+    with torch.no_grad():
+        ours.head.classifier.weight.mul_(2)                                  # training changes its own only
+    trained = one.ours_out(ours)
+    assert torch.equal(answer("law", copied), law) and torch.equal(answer("news"), answer("news", copied)) and torch.equal(answer(None), base)
+    assert torch.equal(answer("law"), trained) and not torch.equal(trained, law)
+    remove_adapter(ours, "law")
+    assert torch.equal(one.ours_out(ours), base) and torch.equal(answer("news"), answer("news", copied))
+    ours.set_head("sequence", ["a", "b", "c"], seed=3)
+    fresh = ours.head.classifier.weight.clone()
+    set_adapter(ours, "news")
+    assert torch.equal(ours.head.classifier.weight, fresh)                   # a head put there later is nobody's
+
+
 def test_a_file_replaces_its_name_only(twin, tmp_path):
     one = twin(SEQUENCE)
     ours = one.ours()

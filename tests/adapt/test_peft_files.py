@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from minitransfer.families import FAMILIES
 from minitransfer.nn.model import Model
 from minitransfer.transfer.lora import add_lora, lora_layers
+from minitransfer.transfer.named import use_adapter
 from minitransfer.transfer.peft_files import load_adapter, remove_adapters, save_adapter
 from minitransfer.transfer.peft_lora import pattern_value
 
@@ -165,6 +166,31 @@ def test_a_head_and_a_fresh_pooler_are_in_the_file(twin, tmp_path):
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["modules_to_save"] == ["pooler", "classifier"]
 
 
+@pytest.mark.parametrize("name,fits", [(GPT2_SEQUENCE, True), (GPT2_LM, False)])
+def test_a_token_table_in_the_file_is_the_adapters_own_or_refused_where_it_is_the_outputs_too(twin, tmp_path, name, fits):
+    """PEFT trains a copy of the table below, and leaves the tied matrix above as it was."""
+    one = twin(name)
+    wrapped = peft.get_peft_model(one.reference(), peft.LoraConfig(r=3, target_modules=["c_attn"], fan_in_fan_out=True, modules_to_save=["wte"])).eval()
+    fill(wrapped)
+    wrapped.save_pretrained(tmp_path / "theirs")
+    ours = one.ours()
+    was = {at: p.detach().clone() for at, p in ours.named_parameters()}
+    if not fits:
+        with pytest.raises(ValueError, match=r"tied: .*wte.weight was trained alone, but this family uses one tensor for it and lm_head.weight: merge"):
+            load_adapter(ours, tmp_path / "theirs")
+    else:
+        load_adapter(ours, tmp_path / "theirs")
+        one.same(one.ours_out(ours), one.theirs_out(wrapped))
+        assert not torch.equal(ours.embed.tokens.weight, was["embed.tokens.weight"])
+        with use_adapter(ours, None):
+            assert torch.equal(one.ours_out(ours), one.ours_out(one.ours()))
+        one.same(one.ours_out(ours), one.theirs_out(wrapped))
+        load_adapter(ours, tmp_path / "theirs", name="again")       # the base is known below what the first one brought
+        remove_adapters(ours)
+    now = dict(ours.named_parameters())
+    assert now.keys() == was.keys() and all(torch.equal(now[at], p) for at, p in was.items())
+
+
 def saved(one, folder) -> Model:
     model = one.ours()
     add_lora(model, r=3)
@@ -189,6 +215,8 @@ FAULTS = [
     (lambda f: change_config(f, peft_type="IA3"), r"unexpected: .*query.lora_A.weight \(nearest: .*query"),
     (lambda f: change_config(f, peft_type="PROMPT_TUNING"), "unexpected: .*lora_A"),
     (lambda f: change_config(f, bias="all"), "uses bias='all'; LoRA is read without"),
+    (lambda f: change_config(f, init_lora_weights="pissa_niter_4"), "uses init_lora_weights='pissa_niter_4'; LoRA is read without: merge this adapter"),
+    (lambda f: change_config(f, kasa_config={}, use_qalora=True), "uses use_qalora=True, kasa_config={}; LoRA"),
     (lambda f: change_config(f, use_dora=True), "half: .*query has lora_A and lora_B and not lora_magnitude: use_dora=True needs"),
     (lambda f: change_config(f, r=4), r"shape: encoder.layer.0.attention.self.query has A \(3, 28\) and B \(28, 3\); rank 4 .* needs \(4, 28\)"),
     (lambda f: (f / "adapter_config.json").write_text("{"), "is not JSON"),
