@@ -19,7 +19,8 @@ from .embeddings import resized
 from .fresh import Unfilled, initialise
 from .heads import IGNORE, BodyOutput, last_token, make_head
 from .masks import Mask
-from .model import Model, ModelOutput, Trace
+from .model import Model, ModelOutput
+from .trace import Trace
 
 READS_TWICE = ("sequence", "span")      # heads that ask the decoder while it reads the encoder's text once more
 

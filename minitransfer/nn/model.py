@@ -1,7 +1,7 @@
 """A model is a body and a head: embed -> blocks -> head. Transfer learning keeps the first two and replaces the third."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from .packing import Packing
 from .patches import Patches
 from .pooling import make_pooler, pool
 from .positions import RelativeBias, Rotation, rotation
+from .trace import Trace
 
 if TYPE_CHECKING:
     from ..weights.report import LoadReport
@@ -58,17 +59,6 @@ class View:
     mask: Mask
     turn: Rotation | None
     relative: Float[Tensor, "#B H T S"] | Distances | None
-
-
-@dataclass
-class Trace:
-    """What the body leaves behind on its way, if asked; `attention` asks for probabilities and scores too."""
-
-    attention: bool
-    states: list[Tensor] = field(default_factory=list)
-    probs: list[Tensor] = field(default_factory=list)
-    scores: list[Tensor] = field(default_factory=list)
-    crossed: list[Tensor] = field(default_factory=list)      # probabilities of the cross-attention
 
 
 class Model(nn.Module):

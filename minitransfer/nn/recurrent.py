@@ -12,7 +12,8 @@ from ..config import ModelConfig, RecurrentConfig
 from .cache import Cache
 from .heads import BodyOutput
 from .lstm import RecurrentBlock, WordEmbeddings, locked_dropout
-from .model import Model, Trace
+from .model import Model
+from .trace import Trace
 
 
 @dataclass(frozen=True)

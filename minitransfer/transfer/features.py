@@ -30,8 +30,9 @@ from torch import Tensor
 from ..config import choose
 from ..nn.encoder_decoder import EncoderDecoder
 from ..nn.heads import BodyOutput, first_token
-from ..nn.model import Model, Trace
+from ..nn.model import Model
 from ..nn.pooling import pool
+from ..nn.trace import Trace
 from ..text import Tokenizer, read_rows
 from ..text.readers import column
 from ..weights.files import flush, write_json

@@ -184,7 +184,7 @@ def test_help_of_every_verb(capsys, name):
     ("fill mini-bert hello", 1, r"'hello' has no mask; .* write \[MASK\]"),
     ("fill mini-bert --file nothing.txt", 1, r"nothing\.txt"),
     ("embed mini-bert a --device tpu9", 1, r"device 'tpu9' cannot be used"),
-    ("generate mini-bert hello", 1, r"continued by a causal head"),
+    ("generate mini-bert hello", 1, r"needs one that continues texts"),
     ("convert nowhere", 1, r"nowhere does not exist"),
     ("inspect .", 1, r"holds no config\.json"),
     ("verify .", 1, r"no config\.json in"),
@@ -197,7 +197,7 @@ def test_help_of_every_verb(capsys, name):
     ("fill mini-bert --file .", 1, r"no file \.; a path of an existing file"),
     ("pretrain pydoc --out x d_ff=0 d_model=16", 1, r"d_ff=0; it is an int, 1 or more"),
     ("pretrain pydoc --out x max_len=0", 1, r"max_len=0; it is an int, 1 or more"),
-    ("bench gpu", 2, r"invalid choice: 'gpu'"),
+    ("bench tpu", 2, r"invalid choice: 'tpu'"),
     ("bench cpu --rows masked-smal", 1, r"no row 'masked-smal' \(did you mean masked-small"),
 ])
 def test_mistakes(capsys, place, words, code, message):
