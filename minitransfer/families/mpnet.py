@@ -4,7 +4,7 @@ Song et al. 2020, "MPNet: Masked and Permuted Pre-training for Language Understa
 
 Differs from BERT: positions are counted from 2; every block adds the same table of numbers for 32 buckets of distances, as in T5; no token types; a classifier
 of texts has a tanh layer of its own; the masked head's activation is always the exact GELU.
-Differs from the reference library: positions count attended tokens; a span head scores padding with the lowest number. There the number of buckets is 32
+Differs from the reference library: positions and distances count attended tokens; a span head scores padding with the lowest number. There the number of buckets is 32
 whatever `relative_attention_num_buckets` says; here another number is an error.
 Differs from its paper: the permuted objective it was pretrained with is not here, only the network.
 """

@@ -13,7 +13,7 @@ from .heads import VocabularyHead
 from .norms import LayerNorm, RMSNorm
 from .patches import Patches
 
-FRESH = 2**16           # numbers that a head without a file may have, beside as many as the file
+FRESH = 2**16           # numbers that a head may have although its file is smaller still
 
 
 class Unfilled(TorchFunctionMode):
@@ -30,13 +30,13 @@ class Unfilled(TorchFunctionMode):
 
 
 class Room(TorchFunctionMode):
-    """Modules made inside hold no more than twice the `numbers` of the files they are to be filled from, and fresh heads of a usual size: a description
+    """Modules made inside hold no more than twice the `numbers` of the files they are to be filled from, beside what is known to be `fresh`: a description
     of something larger is refused before memory is asked for.
     """
 
-    def __init__(self, numbers: int, folder: Path):
+    def __init__(self, numbers: int, folder: Path, fresh: int = 0):
         super().__init__()
-        self.numbers, self.folder, self.left = numbers, folder, 2 * numbers + FRESH
+        self.numbers, self.folder, self.left = numbers, folder, 2 * numbers + fresh + FRESH
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.empty, torch.zeros, torch.ones):

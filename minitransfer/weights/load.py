@@ -50,7 +50,7 @@ def from_pretrained(source: str | Path, head: str = "auto", labels: list[str] | 
     config = family.needed(told_by_file(family, config, folder), head)
     classes = labels_of(hf) if head in CLASSIFIES and labels is None else labels
     same_head = (head == file_head or {head, file_head} == SHARED) and (head not in CLASSIFIES or classes == labels_of(hf))
-    with Room(numbers_in(folder), folder):
+    with Room(numbers_in(folder), folder, fresh=config.d_model * len(labels or ())):
         model = unfilled(config, head, classes, **(pooling_of(folder) if head == "embedding" else {}))
     if isinstance(model.head, SequenceHead) and same_head:
         model.head.use(hf.get("problem_type") or (REGRESSION if len(classes or ()) == 1 else ONE_CLASS))      # what transformers takes it for

@@ -184,7 +184,7 @@ def test_help_of_every_verb(capsys, name):
     ("fill mini-bert hello", 1, r"'hello' has no mask; .* write \[MASK\]"),
     ("fill mini-bert --file nothing.txt", 1, r"nothing\.txt"),
     ("embed mini-bert a --device tpu9", 1, r"device 'tpu9' cannot be used"),
-    ("generate mini-bert hello", 1, r"needs one that continues texts"),
+    ("generate mini-bert hello", 1, r"use minitransfer fill mini-bert"),
     ("convert nowhere", 1, r"nowhere does not exist"),
     ("inspect .", 1, r"holds no config\.json"),
     ("verify .", 1, r"no config\.json in"),

@@ -48,7 +48,8 @@ def test_dropout_stands_where_it_does_in_the_reference(case, name, tmp_path, mon
     model.attention = "reference"
     monkeypatch.setattr(torch.nn.functional, "dropout", lessened)
     monkeypatch.setattr(ours, "dropout", lambda x, rate: lessened(x, rate))
-    monkeypatch.setattr("minitransfer.nn.attention.dropout", lambda x, rate: lessened(x, rate))
+    for place in ("nn.attention", "ops.norm"):                                     # where it was imported by name
+        monkeypatch.setattr(f"minitransfer.{place}.dropout", lambda x, rate: lessened(x, rate))
     ids = torch.randint(3, case.vocab, (1, 13), generator=torch.Generator().manual_seed(0))
     out, said = model.train()(ids), reference.train()(ids[None] if model.head_name == "choice" else ids)
     pairs = [(out.logits[..., 0], said.start_logits)] if model.head_name == "span" else [

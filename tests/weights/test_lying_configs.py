@@ -78,3 +78,7 @@ def test_a_number_of_labels_nobody_has_is_refused(folder, n):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_labels": n}))
     with pytest.raises(ValueError, match="num_labels="):
         mt.Model.from_pretrained(folder, head="sequence")
+
+
+def test_many_labels_of_ones_own_are_no_lie(folder):
+    assert mt.Model.from_pretrained(folder, head="sequence", labels=[str(i) for i in range(7001)]).head.classifier.out_features == 7001
