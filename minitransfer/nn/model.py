@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -68,6 +68,14 @@ class Trace:
     probs: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)
     crossed: list[Tensor] = field(default_factory=list)      # probabilities of the cross-attention
+
+
+def need_model(model: object, verb: str) -> None:
+    """Raises: ValueError for what is no model, such as its name."""
+    if not isinstance(model, nn.Module):
+        named = isinstance(model, str | PurePath)
+        raise ValueError(f"{verb} with {repr(str(model)) if named else type(model).__name__} in the place of the model; it takes one that is loaded: "
+                         f"give mt.Model.from_pretrained({repr(str(model)) if named else 'source'})")
 
 
 class Model(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..nn.heads import EmbeddingHead
-from ..nn.model import Model
+from ..nn.model import Model, need_model
 from ..text import Tokenizer, read_rows
 from ..training import TrainResult, TrainSettings, adapt
 from ..training.evaluate import refuse_test_split
@@ -53,7 +53,7 @@ class FinetuneResult:
         held_out = shown(self.metrics) if self.metrics else "no validation rows"
         before = "" if self.baseline is None else f"head alone: {shown(self.baseline)}\nthis run:   "
         return (f"{before}{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
-                f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak")
+                f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak" + (f"\n{self.report.note}" if self.report.note else ""))
 
     __repr__ = __str__
 
@@ -128,6 +128,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     Raises:  ValueError or KeyError for rows, labels, a strategy, settings or a tokenizer that do not fit, before anything is trained;
              and what `train` raises.
     """
+    need_model(model, "finetune")
     check_keep(keep)
     asked, plan = task_of(task, {"text": text, "pair": pair, "label": label}), strategy_of(strategy)
     rows = read_rows(train)
