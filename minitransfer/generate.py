@@ -16,6 +16,7 @@ from .beam import beam_search
 from .config import choose
 from .nn.attention import Attention, CrossAttention
 from .nn.encoder_decoder import EncoderDecoder
+from .nn.given import need_model
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
 from .nn.writing import Writing
@@ -24,7 +25,7 @@ from .text import Tokenizer
 from .training.memory import keep_freed_memory
 from .training.precision import Precision
 from .training.settings import PRECISIONS
-from .transfer.named import check_not_by_row
+from .transfer.named import by_row, check_not_by_row
 
 # ---- one token from its logits -------------------------------------------------------------------------------------------------------------------
 
@@ -68,13 +69,19 @@ def packed(linears: Sequence[nn.Linear], dtype: torch.dtype) -> PackedLinear:
     return PackedLinear(torch.cat(weights), torch.cat(biases) if any(one.bias is not None for one in linears) else None, dtype)
 
 
+def sampled(model: Model) -> bytes:
+    """Some values of every parameter: what is written through `.data` leaves no other trace."""
+    return torch.cat([p.detach().reshape(-1)[:: max(1, p.numel() // 16)].float() for p in model.parameters()]).numpy().tobytes()
+
+
 def packed_copy(model: Model, dtype: torch.dtype) -> Model:
     """A model that shares the parameters of `model` but multiplies by packed weights; made again when a parameter has changed.
 
     It costs the memory of the weights once more, in `dtype`, for as long as `model` lives.
     """
-    switches = [(module.active, getattr(module, "chosen", None)) for module in model.modules() if hasattr(module, "active")]     # of adapters
-    state = (dtype, *switches, *((id(p), p.data_ptr(), p._version) for p in model.parameters()))
+    switches = [(module.active, getattr(module, "chosen", None), *(getattr(one, "scale", None) for one in getattr(module, "adapters", {}).values()))
+                for module in model.modules() if hasattr(module, "active")]     # of adapters
+    state = (dtype, *switches, *((id(p), p.data_ptr(), p._version) for p in model.parameters()), sampled(model))
     known = PACKED.get(model)
     if known is not None and known[0] == state:
         return known[1]
@@ -169,6 +176,12 @@ def generate(model: Model, ids: Int[Tensor, "B T"], attention_mask: Tensor | Non
              Of an encoder-decoder (B, U + new): what it began with and the new tokens.
     Raises:  ValueError for a model without a head that writes, one that is told by nothing what to begin with, settings out of range, or more tokens than the model can read.
     """
+    need_model(model, "generate")
+    if not isinstance(ids, Tensor):
+        raise ValueError(f"generate with {type(ids).__name__} in the place of token ids; it continues ids (B, T): give tok([\"a text\"])[\"input_ids\"]")
+    if num_beams > 1 and by_row(model):
+        raise ValueError(f"num_beams={num_beams} with an adapter for each row; every text becomes {num_beams} rows, so that the rows are not yours: "
+                         "call generate once for each adapter, or with num_beams=1")
     check_settings(model, ids, max_new_tokens, temperature, top_k, top_p, repetition_penalty, num_beams, early_stopping)
     keep = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     ids, keep = left_padded(ids, keep)
@@ -224,6 +237,7 @@ def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple
 
     Raises: ValueError for a model without a masked head, or a text without a mask.
     """
+    need_model(model, "fill")
     if not isinstance(model.head, VocabularyHead) or not model.head_name.startswith("masked"):
         raise ValueError(f'a model with head "{model.head_name}"; masks are filled by a masked head: load it with head="masked"')
     batch = tok([text])
@@ -251,6 +265,7 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
             precision: as in `generate`; "int8" takes about half the time on an x86 CPU. There a vector depends a little on the texts beside it: they share one scale.
     Raises: ValueError for a model without an embedding head, or with an adapter for each row, for a prompt it does not have, and a precision it cannot have.
     """
+    need_model(model, "embed")
     if not isinstance(model.head, EmbeddingHead):
         raise ValueError(f'a model with head "{model.head_name}"; vectors come from an embedding head: model.set_head("embedding", pooling="mean")')
     check_not_by_row(model, "embed")

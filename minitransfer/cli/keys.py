@@ -1,7 +1,6 @@
 """Settings by name, from a YAML file and from `key=value` words. Names, types, defaults and explanations come from the settings' own dataclass."""
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable
@@ -9,6 +8,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ..training.settings import nearest as nearest_setting
 
 WORD = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
 COMMENT = re.compile(r"^ +(\w+): [^#\n]*#\s*(.+)$", re.MULTILINE)
@@ -77,8 +78,8 @@ def typed(name: str, value: str | list, kind: str) -> Any:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """` (did you mean ...?)` if a known name is near."""
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest_setting(name, known)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def checked(values: dict[str, Any], keys: dict[str, Key], where: str) -> dict[str, Any]:

@@ -48,8 +48,8 @@ DRY_DOCUMENTS, DRY_CHARACTERS, DRY_ROWS = 500, 200_000, 64
 RESULT = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory")
 
 
-def add_words(*places: str) -> Callable[[argparse.ArgumentParser], None]:
-    """The words of a verb that trains: `places` in order, then settings."""
+def add_words(*places: str, sentence: bool = False) -> Callable[[argparse.ArgumentParser], None]:
+    """The words of a verb that trains: `places` in order, then settings. sentence: whether its result is one, unless --json is given."""
     names = " ".join(map(str.upper, places))
 
     def add(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +59,8 @@ def add_words(*places: str) -> Callable[[argparse.ArgumentParser], None]:
         parser.add_argument("--resume", action="store_const", const="true", help=settings.RUN["resume"].about)
         parser.add_argument("--dry-run", action="store_true",
                             help="everything once on a little of the data: two steps, evaluation, saving, loading; nothing is kept")
+        if sentence:
+            parser.add_argument("--json", action="store_true", help="print the result as JSON")
     return add
 
 
@@ -66,7 +68,7 @@ class Job:
     """The settings of one run as the user gave them, and what a dry run puts in their place."""
 
     def __init__(self, args: argparse.Namespace, places: tuple[str, ...], keys: dict[str, Key], stack: ExitStack):
-        self.keys, self.dry = keys, bool(args.dry_run)
+        self.keys, self.dry, self.sentence = keys, bool(args.dry_run), not getattr(args, "json", True)
         self.given = gather(args.words, places, {"out": args.out, "resume": args.resume}, args.config, keys)
         needed = places if self.dry else (*places, "out")
         if absent := [name for name in needed if self.given.get(name) is None]:
@@ -121,15 +123,23 @@ class Job:
                 break
         return texts
 
-    def finished(self, result: TrainResult, more: dict[str, Any] | None = None) -> int:
+    def show(self, line: dict[str, Any], sentence: object) -> None:
+        """Print what came out, as JSON or as the sentence that it prints as in Python."""
+        if self.sentence and sentence is not None:
+            print(sentence)
+        else:
+            print_json({"dry_run": True, **line} if self.dry else line)
+
+    def finished(self, result: TrainResult, more: dict[str, Any] | None = None, sentence: object = None) -> int:
         """Print what came out; of a dry run, that everything worked."""
         line = {name: value for name in RESULT if (value := getattr(result, name)) not in (None, {})} | (more or {})
         if self.dry:
             print("minitransfer: dry run: training, evaluation, saving and loading work; nothing was kept", file=sys.stderr)
-            print_json({"dry_run": True, **line})
+            self.show(line, sentence)
             return 0
         interrupted = result.stopped == "interrupted"           # there is no result yet
-        print_json({"out": self["out"], **({} if interrupted else {"model": str(Path(self["out"]) / "model")}), **line})
+        place = {} if interrupted else {"model": str(Path(self["out"]) / "model")}
+        self.show({"out": self["out"], **place, **line}, sentence if sentence is None or interrupted else f"{sentence}\nsaved in {place['model']}")
         if interrupted:
             print(f"minitransfer: interrupted; saved in {self['out']}, the same command with --resume goes on", file=sys.stderr)
             return 130
@@ -232,7 +242,7 @@ def finetune(args: argparse.Namespace) -> int:
         print(result.report, file=sys.stderr)
         if job.dry:
             ranks.from_first(lambda: bool(predict(*load_tuned(job["out"]), ["a text"], ["another"] if len(task.asks) > 1 else None)))
-        return job.finished(result.training, {"metrics": result.metrics})
+        return job.finished(result.training, {"metrics": result.metrics}, result)
 
 
 def said(result: FinetuneResult) -> None:
@@ -241,13 +251,12 @@ def said(result: FinetuneResult) -> None:
 
 def several(job: Job, other: Seeds | None, found: Seeds) -> int:
     """Print what several seeds gave, and whether it differs from what another configuration gave."""
-    print(f"minitransfer: {found}", file=sys.stderr)
-    line = {"out": job["out"], **found.spread}
+    line, told = {"out": job["out"], **found.spread}, str(found)
     if other is not None:
         paired = compare_seeds(other, found)
-        print(f"minitransfer: against {job['against']}: {paired}", file=sys.stderr)
+        told += f"\nagainst {job['against']}: {paired}"
         line |= {"against": job["against"], "difference": paired.mean, "p": paired.p}
-    print_json({"dry_run": True, **line} if job.dry else line)
+    job.show(line, told)
     return 0
 
 
@@ -269,6 +278,6 @@ FINETUNE = Verb(
     ("minitransfer finetune mini-bert samples/reviews.train.tsv --out runs/reviews validation=samples/reviews.validation.tsv lr=2e-4 epochs=4",
      "minitransfer finetune mini-bert samples/reviews.train.tsv --out runs/lora strategy=lora",
      "minitransfer finetune mini-bert samples/tagged.conll --out runs/names task=token lr=3e-4 epochs=8",
-     "minitransfer finetune --config reviews.yaml lr=1e-4 seed=1 --dry-run"), add_words("model", "train"), finetune,
+     "minitransfer finetune --config reviews.yaml lr=1e-4 seed=1 --dry-run"), add_words("model", "train", sentence=True), finetune,
     {"settings": settings.FINETUNE, "settings of single tasks": settings.OF_TASKS,
      "training (strategies have settings of their own: head and lora lr=1e-3; `best` is a metric of the task)": settings.TRAINING["finetune"]})

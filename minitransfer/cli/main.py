@@ -74,7 +74,7 @@ def explained(error: BaseException) -> str:
     """What to tell the user; the system's own errors say what and where, and not what to do."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}; this file or folder has to be there and open to you: check its path and its rights"
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error).replace("resume=True", "--resume")
 
 
 def say(what: str) -> None:

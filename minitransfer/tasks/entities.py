@@ -60,7 +60,10 @@ class EntityCounts:
         self.sums.add(row)
 
     def metrics(self) -> dict[str, float]:
-        """entity_precision, entity_recall and entity_f1 of strict IOB2, and entity_f1_lenient: over all entities (micro)."""
+        """entity_precision, entity_recall and entity_f1 of strict IOB2, and entity_f1_lenient: over all entities (micro).
+
+        Lenient is the reading of conlleval: an I- without a B- begins an entity too. It reads more of the answer as entities, so that it may be above or below.
+        """
         return {"entities": float(self.sums.total[2])} | self.sums.metrics({
             "entity_precision": ratio(0, 1), "entity_recall": ratio(0, 2), "entity_f1": lambda sums: f1_of(sums[..., :3]),
             "entity_f1_lenient": lambda sums: f1_of(sums[..., 3:])})

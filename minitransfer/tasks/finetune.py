@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..nn.given import need_model
 from ..nn.heads import EmbeddingHead
 from ..nn.model import Model
 from ..text import Tokenizer, read_rows
@@ -53,7 +54,7 @@ class FinetuneResult:
         held_out = shown(self.metrics) if self.metrics else "no validation rows"
         before = "" if self.baseline is None else f"head alone: {shown(self.baseline)}\nthis run:   "
         return (f"{before}{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
-                f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak")
+                f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak" + (f"\n{self.report.note}" if self.report.note else ""))
 
     __repr__ = __str__
 
@@ -129,6 +130,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     Raises:  ValueError or KeyError for rows, labels, a strategy, settings or a tokenizer that do not fit, before anything is trained;
              and what `train` raises.
     """
+    need_model(model, "finetune")
     ranks.join(model)
     check_keep(keep)
     asked, plan = task_of(task, {"text": text, "pair": pair, "label": label}), strategy_of(strategy)

@@ -61,7 +61,8 @@ def label_scores(model: Model, tok: Tokenizer, texts: str | Sequence[str], label
     Args:    texts: a list, or one text. labels: label -> the words that stand for it, or the labels themselves. prompt: of a causal or masked model (default: `Prompt()`).
              calibrate: take out what the model answers to texts without content, which are "N/A", "[MASK]" and "" as in the paper.
     Returns: in the order of the texts.
-    Raises:  ValueError for a head that cannot be asked, fewer than two labels, an example with another label, a template without {text} and {label}, or a prompt without room.
+    Raises:  ValueError for a head that cannot be asked, fewer than two labels, a label without a token that can be scored, an example with another label, a template
+             without {text} and {label}, or a prompt without room.
     Warns:   how many texts were shortened to fit; the label and the examples stay.
     """
     texts = [texts] if isinstance(texts, str) else texts
@@ -73,10 +74,12 @@ def label_scores(model: Model, tok: Tokenizer, texts: str | Sequence[str], label
 
 
 def label_words(labels: Mapping[str, str] | Sequence[str]) -> dict[str, str]:
-    """Each label with the words that stand for it. Raises: ValueError for fewer than two labels."""
+    """Each label with the words that stand for it. Raises: ValueError for fewer than two labels, or one without words."""
     words = dict(labels) if isinstance(labels, Mapping) else {name: name for name in labels}
     if len(words) < 2:
         raise ValueError(f"labels={list(words)}; there must be something to choose from: give two or more")
+    if blank := [name for name, one in words.items() if not one.strip()]:
+        raise ValueError(f"the label {blank[0]!r} has no words; what is scored are its words: give labels={{label: its words}}")
     return words
 
 
@@ -93,16 +96,26 @@ def scores_of(model: Model, tok: Tokenizer, texts: Sequence[str], words: Mapping
     if strangers := sorted({str(row[prompt.label]) for row in prompt.examples} - set(words)):
         raise ValueError(f"examples with the label {strangers[0]!r}; an example shows one of the labels that are chosen from, {', '.join(words)}: "
                          "correct it, or give labels={label: its words}")
-    rows = [fitted(tok, prompt, text, one, words, model.config.max_len) for text in texts for one in words.values()]
+    first = opening(model, tok, prompt)
+    rows = [fitted(tok, prompt, text, one, words, model.longest - len(first)) for text in texts for one in words.values()]
+    if unread := [name for (_, places, _), name in zip(rows, words, strict=False) if not set(places) - ({0} if model.head.shift and not first else set())]:
+        raise ValueError(f"the label {unread[0]!r} has no token that this model could score; nothing stands before its one token, and the tokenizer has no token "
+                         "that begins texts: put {label} behind {text}")
     if short := sum(cut for _, _, cut in rows):
-        warnings.warn(f"{short // len(words)} of {len(texts)} texts were shortened to fit into {model.config.max_len} tokens with their label", UserWarning, stacklevel=3)
+        warnings.warn(f"{short // len(words)} of {len(texts)} texts were shortened to fit into {model.longest} tokens with their label", UserWarning, stacklevel=3)
     scores = torch.empty(len(rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     with evaluating(model), torch.no_grad():
         for start in range(0, len(order), batch_size):
             part = order[start:start + batch_size]
-            scores[part] = likelihood(model, tok, [rows[i][0] for i in part], [rows[i][1] for i in part])
+            scores[part] = likelihood(model, tok, [rows[i][0] for i in part], [rows[i][1] for i in part], first)
     return scores.view(len(texts), len(words))
+
+
+def opening(model: Model, tok: Tokenizer, prompt: Prompt) -> list[int]:
+    """What a causal model reads before a prompt that begins with the label, which nothing would foretell: the token that begins texts, or else ends them."""
+    bare = model.head.shift and not tok.opening and not prompt.examples and prompt.template.startswith("{label}")
+    return [i for i in (tok.bos_id, tok.eos_id) if i is not None][:1] if bare else []
 
 
 def fitted(tok: Tokenizer, prompt: Prompt, text: str, words: str, labels: Mapping[str, str], limit: int) -> tuple[Encoding, list[int], bool]:
@@ -120,13 +133,14 @@ def fitted(tok: Tokenizer, prompt: Prompt, text: str, words: str, labels: Mappin
         text = text[:found.offsets[inside[spare]][0] - (end - len(text))].rstrip()
 
 
-def likelihood(model: Model, tok: Tokenizer, rows: Sequence[Encoding], places: Sequence[list[int]]) -> Float[Tensor, "B"]:
-    """The mean log-probability of the label's tokens in each row."""
-    batch: dict[str, Any] = {name: t.to(model.device) for name, t in tok.collate([e.ids for e in rows], [e.type_ids for e in rows]).items()}
+def likelihood(model: Model, tok: Tokenizer, rows: Sequence[Encoding], places: Sequence[list[int]], first: list[int]) -> Float[Tensor, "B"]:
+    """The mean log-probability of the label's tokens in each row, which begins with the tokens `first`."""
+    found = tok.collate([first + e.ids for e in rows], [[0] * len(first) + e.type_ids for e in rows])
+    batch: dict[str, Any] = {name: t.to(model.device) for name, t in found.items()}
     ids = batch["input_ids"]
     wanted = torch.zeros_like(ids, dtype=torch.bool)
     for row, here in zip(wanted, places, strict=True):
-        row[here] = True
+        row[[i + len(first) for i in here]] = True
     asked = wanted
     if model.head.shift:
         wanted[:, 0] = False                                                     # nothing stands before the first token

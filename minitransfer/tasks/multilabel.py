@@ -39,14 +39,14 @@ def sets_of_labels(rows: Sequence[dict], label: str, split: str) -> list[list[st
     return [sorted(map(label_name, value)) for value in values]
 
 
-def answers(batches: EncodedBatches) -> Evaluation:
-    """A text's label is answered with yes where its logit is above 0."""
+def answers(batches: EncodedBatches, threshold: float) -> Evaluation:
+    """A text's label is answered with yes where its probability is above the threshold."""
     def evaluate(model: Model) -> dict[str, float]:
         counts, loss_sum, n = YesNo(len(model.labels or ())), 0.0, 0
         for truth, logits in each(range(len(batches)), lambda k: ((batch := batches[k])["labels"], logits_of(model, batch).cpu())):      # (B, n), (B, n)
             loss_sum += float(binary_cross_entropy_with_logits(logits, truth, reduction="sum"))
             n += truth.numel()
-            counts.add(truth > 0.5, logits > 0)
+            counts.add(truth > 0.5, logits.sigmoid() > threshold)
         return counts.metrics() | {"loss": loss_sum / max(n, 1)}
     return evaluate
 
@@ -92,7 +92,7 @@ class MultiLabelTask(SequenceTask):
         return EncodedBatches(*encoded(rows, tok, self.text, self.pair, max_length), targets, tok, batch_size, max_tokens, seed, self.text)
 
     def evaluation(self, batches: Any) -> Evaluation:
-        return answers(batches)
+        return answers(batches, self.threshold)
 
     def predict(self, model: Model, tok: Tokenizer, texts: Sequence[str], pairs: Sequence[str] | None, batch_size: int,
                 max_length: int | None) -> list:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..nn.given import need_model
 from ..nn.model import Model
 from ..text import Tokenizer
 from ..training import ranks
@@ -84,6 +85,7 @@ def finetune_seeds(model: Model, tok: Tokenizer, task: Any = "sequence", *, seed
              on_run: sees each result, before the next run. arguments: those of `finetune`; validation is needed.
     Raises:  ValueError for no seed, no validation rows, or a metric that the task does not have; and what `finetune` raises.
     """
+    need_model(model, "finetune_seeds")
     chosen = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     if not chosen or arguments.get("validation") is None:
         raise ValueError(f"seeds={seeds} and validation={arguments.get('validation')}; runs are compared on held-out rows: give at least one seed, and validation=")

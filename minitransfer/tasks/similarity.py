@@ -88,7 +88,7 @@ class SimilarityTask:
         if len(wrong := (found.abs() > 1).nonzero()):
             i = int(wrong[0])
             raise ValueError(f"{split} row {i}: {self.label!r} is {float(found[i]) * self.highest:g}; a cosine is at most 1: "
-                             "give SimilarityTask the score that means the same, highest=5.0 for scores from 0 to 5")
+                             "say which score means the same, highest=5 for scores from 0 to 5 (in Python SimilarityTask(highest=5))")
         return found
 
     def labels(self, train: Sequence[dict], validation: Sequence[dict]) -> list[str]:

@@ -45,6 +45,7 @@ def read_instructions(source: Any) -> list[dict[str, Any]]:
 class InstructionBatches(EncodedBatches):
     """`EncodedBatches` of prompts followed by responses and the end token; train them with the causal objective.
 
+    Before the prompt stand the special tokens that `tok(...)` puts there.
     Prompt and response are tokenised apart, so that where one ends and the other begins is known; a response may want to begin with a space.
     The end token is a target also where it has the same id as padding: what is padding is told by position, not by id.
 
@@ -61,6 +62,7 @@ class InstructionBatches(EncodedBatches):
             raise ValueError("a tokenizer without an end token; a model that is to stop has to learn one: use the tokenizer of a decoder")
         limit = max_length or tok.max_len or 10**9
         asked, answers = tok.encode_batch([template.format(prompt=p) for p in column(rows, prompt)]), tok.encode_batch(column(rows, response))
+        asked = [tok.opening + before for before in asked]
         for i, (before, after) in enumerate(zip(asked, answers, strict=True)):
             if not after:
                 raise ValueError(f"row {i} has an empty {response!r}; there must be something to learn: fill it in, or drop the row")

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,12 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         marked = {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
         return frozenset(marked | {self.vocab[token] for token in self.format.tokens.values()})
+
+    @cached_property
+    def opening(self) -> list[int]:
+        """The special tokens that stand before every text: [CLS] of BERT, <s> of LLaMA, none of GPT-2."""
+        found = self.backend.encode("a")
+        return [i for i, _ in takewhile(lambda both: both[1], zip(found.ids, found.special_tokens_mask, strict=True))]
 
     @cached_property
     def fingerprint(self) -> str:

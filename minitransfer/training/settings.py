@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -12,8 +12,15 @@ from ..config import choose
 SCHEDULES = ("linear", "cosine", "constant", "slanted")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LIMITS = ("steps", "epochs", "tokens", "minutes")
+TRAINERS = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "micro_batches",
+            "warmup_steps": "warmup", "warmup_ratio": "warmup", "max_length": "length", "max_seq_length": "max_length"}     # what transformers' Trainer calls them
 Number = int | float
 FREE = ("checkpointing", "save_every", "log_every", "progress", "tensorboard", "shard")  # may change between a run and its resumption: they move no number
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The setting that somebody meant who called it by another library's name, or nearly right."""
+    return TRAINERS.get(name) or next(iter(difflib.get_close_matches(name, list(known), 1)), None)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class TrainSettings:
         known = [f.name for f in fields(cls)]
         for name in values:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else "leave it out, or take one of these"
+                near = nearest(name, known)
+                hint = f"did you mean {near!r}?" if near else "leave it out, or take one of these"
                 raise KeyError(f"no setting is called {name!r}; the settings are {', '.join(known)}: {hint}")
         return cls(**values)

@@ -10,7 +10,7 @@ from ..nn.model import Model
 from ..objectives import Objective
 from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep
-from ..transfer.groups import TrainableReport, set_trainable
+from ..transfer.groups import TrainableReport, set_trainable, trainable_report
 from ..transfer.peft_files import carried, check_adapter, save_adapter
 from ..weights.files import read_json, recover
 from ..weights.save import check_names
@@ -39,15 +39,18 @@ def check_save(model: Model, strategy: Strategy) -> None:
         check_names(model)
 
 
-def follow(model: Model, strategy: Strategy, steps_per_epoch: float, start: int) -> Callable[[dict], None] | None:
-    """What freezes and unfreezes during the run, for `on_step`; the state of step `start` is set at once."""
+def follow(model: Model, strategy: Strategy, steps_per_epoch: float, start: int, trained: set[str]) -> Callable[[dict], None] | None:
+    """What freezes and unfreezes during the run, for `on_step`; the state of step `start` is set at once. `trained` gathers what trained at some step."""
     if strategy.now is None:
         return None
+    for step in range(start):
+        trained.update(strategy.at(model, step / steps_per_epoch))
+    set_trainable(model, strategy.at(model, start / steps_per_epoch))
 
-    def set_phase(step: int) -> None:
-        set_trainable(model, strategy.at(model, step / steps_per_epoch))
-    set_phase(start)
-    return lambda record: set_phase(record["step"])
+    def after(record: dict) -> None:
+        trained.update(name for name, p in model.named_parameters() if p.requires_grad)
+        set_trainable(model, strategy.at(model, record["step"] / steps_per_epoch))
+    return after
 
 
 def steps_done(out: Path | None, resume: bool) -> int:
@@ -89,7 +92,9 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
     if folder is not None:
         check_save(model, strategy)
     groups = param_groups(model, settings.weight_decay, strategy.rate(model))
-    phase = follow(model, strategy, len(batches) / settings.micro_batches, steps_done(folder, resume))
+    trained: set[str] = set()
+    per_epoch = len(batches) / settings.micro_batches
+    phase = follow(model, strategy, per_epoch, steps_done(folder, resume), trained)
 
     def each_step(record: dict) -> None:
         for act in (phase, on_step):
@@ -104,5 +109,8 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
         wanted = strategy.objective(model, objective)
         result = train(model, batches, wanted if keep is None else keep(model, wanted), settings, out=folder, evaluate=evaluate, groups=groups, resume=resume,
                        on_step=each_step, save=save, data={**data, "strategy": strategy.name})
+        note = strategy.left_out(model, trained, result.steps / per_epoch) if phase is not None else ""
+    if phase is not None:
+        report = trainable_report(model, trained, note)
     name_base(model, report, result.out)
     return report, result

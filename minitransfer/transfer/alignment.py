@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.fresh import Unfilled, initialise
-from ..nn.heads import BodyOutput
+from ..nn.heads import BodyOutput, VocabularyHead
 from ..nn.model import Model
 from ..objectives import Objective
 from ..objectives.alignment import Discriminator, coral_loss, reversal_at, reverse_gradient, vectors
@@ -28,9 +28,9 @@ from ..objectives.base import INPUTS
 from ..text import Batches
 from ..text.stream import check_batches
 from .base import Strategy
+from .groups import JUDGE
 from .strategies import strategy as strategy_of
 
-NAME = "discriminator"      # of the module, while it is in the model
 Term = Callable[[Model, Tensor, Tensor], Tensor]    # (model, vectors of the source, of the target) -> a mean
 
 
@@ -50,6 +50,9 @@ def aligned(plan: Strategy, name: str, target: Batches, weight: int | float, ter
     check_batches(target, "target")
 
     def insert(model: Model, seed: int) -> None:
+        if isinstance(model.head, VocabularyHead):
+            raise ValueError(f"{name} of a model with head {model.head_name!r}, whose language goes on; domains are aligned in what a task's head reads: "
+                             "use it with finetune, or adapt on text of both domains without it")
         plan.insert(model, seed)
         if all(one.startswith("head.") for one in plan.trains(model)):
             raise ValueError(f"{name} around strategy {plan.name!r}, which trains nothing below the head; domains are aligned in what the head reads, and that has to move: "
@@ -76,7 +79,7 @@ def coral(target: Batches, strategy: str | Strategy = "full", weight: int | floa
     Args:   target: batches of text of the target domain, as `TextBatches` makes them; labels are not read. Covariances are of one batch: 32 rows or more.
             weight: of the distance against the task's mean loss. The paper sets it so that both are about equal at the end of the run.
     Source: Sun & Saenko 2016. Deviation: on the vectors the head reads, where the paper takes its outputs.
-    Raises: ValueError for a negative weight or texts that are not batches; when applied, for a strategy that trains the head alone.
+    Raises: ValueError for a negative weight or texts that are not batches; when applied, for a strategy that trains the head alone, or a head that writes.
     """
     if weight < 0:
         raise ValueError(f"weight={weight}; it is the strength of a pull, at least 0: give 0.0 to switch it off")
@@ -86,11 +89,11 @@ def coral(target: Batches, strategy: str | Strategy = "full", weight: int | floa
 @contextmanager
 def without_discriminator(model: Model) -> Iterator[None]:
     """Within the `with`, the model is as its user knows it."""
-    module = model._modules.pop(NAME)
+    module = model._modules.pop(JUDGE)
     try:
         yield
     finally:
-        model.add_module(NAME, module)
+        model.add_module(JUDGE, module)
 
 
 def adversarial(target: Batches, strategy: str | Strategy = "full", strength: int | float = 1.0, hidden: int = 128, rate: int | float = 3.0) -> Strategy:
@@ -104,13 +107,13 @@ def adversarial(target: Batches, strategy: str | Strategy = "full", strength: in
             hidden: width of the discriminator; rate: its learning rate, in multiples of the run's.
     Source: Ganin et al. 2016, "Domain-Adversarial Training of Neural Networks". Deviations: Adam in the place of SGD, and a higher rate for what
             starts from nothing beside a pretrained body.
-    Raises: ValueError for a setting that is not above zero or texts that are not batches; when applied, for a strategy that trains the head alone.
+    Raises: ValueError for a setting that is not above zero or texts that are not batches; when applied, for a strategy that trains the head alone, or a head that writes.
     """
     if min(strength, hidden, rate) <= 0:
         raise ValueError(f"strength={strength}, hidden={hidden}, rate={rate}; each has to be above zero: correct it, or leave the discriminator out")
 
     def term(model: Model, here: Tensor, there: Tensor) -> Tensor:
-        lam, judge = strength * reversal_at(model.progress), model.get_submodule(NAME)
+        lam, judge = strength * reversal_at(model.progress), model.get_submodule(JUDGE)
         assert isinstance(judge, Discriminator)
         return judge.loss(reverse_gradient(here, lam), reverse_gradient(there, lam))
 
@@ -124,17 +127,17 @@ def judged(plan: Strategy, hidden: int, rate: int | float) -> Strategy:
         with Unfilled():
             judge = Discriminator(model.config.d_model, hidden)
         initialise(judge, model.config, torch.Generator().manual_seed(seed))
-        model.add_module(NAME, judge.to(model.device))
+        model.add_module(JUDGE, judge.to(model.device))
 
     def with_judge(model: Model, ask: Callable[[], Iterable[str]]) -> list[str]:
-        own = [f"{NAME}.{name}" for name, _ in model.get_submodule(NAME).named_parameters()]
+        own = [f"{JUDGE}.{name}" for name, _ in model.get_submodule(JUDGE).named_parameters()]
         with without_discriminator(model):
             return [*ask(), *own]
 
     def rates(model: Model) -> Callable[[str], float]:
         with without_discriminator(model):
             of_plan = plan.rate(model)
-        return lambda name: rate if name.startswith(f"{NAME}.") else of_plan(name)
+        return lambda name: rate if name.startswith(f"{JUDGE}.") else of_plan(name)
 
     @contextmanager
     def during(model: Model, batches: Iterable[dict[str, Tensor]]) -> Iterator[None]:
@@ -142,7 +145,7 @@ def judged(plan: Strategy, hidden: int, rate: int | float) -> Strategy:
             with plan.during(model, batches):
                 yield
         finally:
-            model._modules.pop(NAME)
+            model._modules.pop(JUDGE)
 
     def save(model: Model, folder: Path) -> None:
         with without_discriminator(model):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..nn.model import Model
 from ..objectives import Objective
-from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
+from .groups import TrainableReport, fresh_names, layer_groups, set_trainable, short_list, trainable_report
 
 
 def nothing(model: Model, seed: int) -> None:
@@ -86,6 +86,14 @@ class Strategy:
             raise ValueError(f"strategy {self.name!r} leaves nothing to train in a model with head={model.head_name!r}: "
                              "put a task's head on it with set_head, or choose a strategy that trains the body")
         return report
+
+    def left_out(self, model: Model, trained: set[str], epochs: int | float) -> str:
+        """The sentence about the layer groups that were to train and never did in a run of so many epochs; "" if there are none."""
+        missing = set(self.trains(model)) - trained
+        groups = [group for group, names in layer_groups(model).items() if missing & set(names)]
+        needed = next((n for n in range(1, 1000) if missing <= self.at(model, float(n))), None)
+        return "" if not groups else (f"{short_list(groups)} never trained: with {self.name} all have thawed after {needed} epochs, and this run has {epochs:g}: "
+                                      f"give epochs={(needed or 0) + 1}, or a strategy that thaws more with each, as ulmfit(per_epoch=...) does")
 
     def at(self, model: Model, epochs: float) -> set[str]:
         """The names of the parameters that train from the time on when so many epochs are done."""

@@ -16,6 +16,7 @@ from ..ops.quantized_weight import QuantizedWeight
 from .wrapped import WrappedLinear, own_names
 
 TASK_HEADS = ("sequence", "token", "span")      # heads that a task brings; the others are part of what was pretrained
+JUDGE = "discriminator"        # the module of `adversarial`, in the model while the run lasts
 GROUP = re.compile(r"(?:(?:encoder|decoder)\.)?(?:blocks\.\d+|\w+)")
 BLOCK_RANGE = re.compile(r"(?<![\w.])((?:(?:encoder|decoder)\.)?blocks)\.(\d+)-(\d+)(?![\w-])")
 
@@ -117,9 +118,13 @@ class Table:
 
 @dataclass(frozen=True, repr=False)
 class TrainableReport(Table):
-    """How many parameters each layer group has and how many of them train. Shared parameters count once. Prints as a table."""
+    """How many parameters each layer group has and how many of them train. Shared parameters count once. Prints as a table.
+
+    `note`, of a run: the sentence about what was to train and never did.
+    """
 
     rows: tuple[ReportRow, ...]
+    note: str = ""
 
     @property
     def total(self) -> ReportRow:
@@ -144,12 +149,13 @@ class Explanation(Table):
         return [("part", "groups", "parameters", "usually", "now"), *((part, groups, f"{n:,}", usually, now) for part, groups, n, usually, now in self.rows)]
 
 
-def trainable_report(model: nn.Module) -> TrainableReport:
-    """The table of layer groups: parameters, how many train, and what share that is."""
+def trainable_report(model: nn.Module, trained: set[str] | None = None, note: str = "") -> TrainableReport:
+    """The table of layer groups: parameters, how many train (or are among those that `trained`), and what share that is."""
     parameters = dict(model.named_parameters())
+    trains = {name for name, p in parameters.items() if p.requires_grad} if trained is None else trained
     return TrainableReport(tuple(
-        ReportRow(group, sum(parameters[n].numel() for n in names), sum(parameters[n].numel() for n in names if parameters[n].requires_grad))
-        for group, names in layer_groups(model).items()))
+        ReportRow(group, sum(parameters[n].numel() for n in names), sum(parameters[n].numel() for n in names if n in trains))
+        for group, names in layer_groups(model).items()), note)
 
 
 def explain(model: Model) -> Explanation:
@@ -185,14 +191,14 @@ def set_trainable(model: nn.Module, names: list[str] | set[str]) -> None:
 
 
 def fresh_names(model: Model) -> list[str]:
-    """The parameters that have to train whatever else is frozen: the task's head, a pooler under it or another head that no checkpoint filled."""
+    """The parameters that have to train whatever else is frozen: the task's head, a pooler under it or another head that no checkpoint filled, a discriminator."""
     inserted = set(own_names(model, WrappedLinear))
     loaded, task = None if model.load_report is None else set(model.load_report.loaded), model.head_name in TASK_HEADS
 
     def fresh(name: str) -> bool:
         if name.startswith("head."):
             return task or (loaded is not None and name not in loaded)
-        return task and name.startswith("pooler.") and (loaded is None or name not in loaded)
+        return name.startswith(JUDGE + ".") or (task and name.startswith("pooler.") and (loaded is None or name not in loaded))
     return [name for name, _ in model.named_parameters() if fresh(name) and name not in inserted]
 
 

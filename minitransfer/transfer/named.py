@@ -112,9 +112,14 @@ def need_chosen(model: nn.Module, verb: str) -> str:
     return name
 
 
+def by_row(model: nn.Module) -> bool:
+    """Whether each row of a batch has an adapter of its own."""
+    return any(isinstance(layer.chosen, Rows) for layer in named_linears(model).values())
+
+
 def check_not_by_row(model: nn.Module, verb: str) -> None:
     """Raises: ValueError if each row of a batch has an adapter of its own, where texts are put into batches in another order."""
-    if any(isinstance(layer.chosen, Rows) for layer in named_linears(model).values()):
+    if by_row(model):
         raise ValueError(f"{verb} with an adapter for each row; it puts texts of like length together, so that their rows are not yours: "
                          "call it once for each adapter, or the model itself")
 

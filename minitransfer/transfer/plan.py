@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -26,6 +27,11 @@ class PlanRow:
     names: tuple[str, ...]
     rates: np.ndarray
 
+    @property
+    def parts(self) -> str:
+        """What tells these parameters from the others of their group: the last part of their names."""
+        return ", ".join(sorted({"adapters" if ".adapters." in name else name.rpartition(".")[2] for name in self.names}))
+
 
 @dataclass(frozen=True, repr=False)
 class Plan:
@@ -34,6 +40,7 @@ class Plan:
     strategy: str
     steps: int
     rows: tuple[PlanRow, ...]
+    note: str = ""          # of a strategy that thaws with the epochs: how many were assumed, and what never trains in them
 
     @property
     def rates(self) -> np.ndarray:
@@ -57,13 +64,17 @@ class Plan:
 
     def cells(self) -> list[list[str]]:
         shown = self.shown_steps()
-        body = [[row.group, f"{row.parameters:,}", *("frozen" if np.isnan(row.rates[s]) else f"{row.rates[s]:.2e}" for s in shown)] for row in self.rows]
+        of_group = Counter(row.group for row in self.rows)
+        names = [row.group if of_group[row.group] == 1 else f"{row.group}: {row.parts}" for row in self.rows]
+        body = [[name, f"{row.parameters:,}", *("frozen" if np.isnan(row.rates[s]) else f"{row.rates[s]:.2e}" for s in shown)]
+                for name, row in zip(names, self.rows, strict=True)]
         return [["group", "parameters", *(f"step {s + 1}" for s in shown)], *body]
 
     def __str__(self) -> str:
         cells = self.cells()
         width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join("  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, width, strict=True))) for row in cells)
+        table = ["  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, width, strict=True))) for row in cells]
+        return "\n".join([*table, *([self.note] if self.note else [])])
 
     __repr__ = __str__
 
@@ -71,7 +82,7 @@ class Plan:
         head, *body = self.cells()
         title = "".join(f"<th>{escape(cell)}</th>" for cell in head)
         rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>{f'<p>{escape(self.note)}</p>' if self.note else ''}"
 
     def draw(self, axes: Any = None) -> Any:
         """The learning rates over the steps, with gaps where it is frozen: one line for all layer groups that have the same. Returns: matplotlib's axes, new
@@ -129,4 +140,5 @@ def plan(model: Model, strategy: str | Strategy = "full", steps: int = 100, epoc
         for (times, when), members in alike.items():
             rates = np.where(np.frombuffer(when, bool), lr * times, np.nan)
             rows.append(PlanRow(group, sum(parameters[name].numel() for name in members), tuple(members), rates))
-    return Plan(chosen.name, steps, tuple(rows))
+    note = "" if chosen.now is None else f"epochs assumed: {epochs:g}. {chosen.left_out(twin, set().union(*phases), epochs)}".strip()
+    return Plan(chosen.name, steps, tuple(rows), note)

@@ -59,16 +59,18 @@ class WrappedLinear(nn.Module):
             setattr(self, name, None)
 
     def unmerge(self) -> None:
-        """Put the kept weight and bias back, the bits from before the merge, and the change's parameters with them."""
+        """Put the kept weight and bias back, the bits from before the merge (in the dtype the model has now), and the change's parameters with them."""
         if self.kept is None:
             return
-        kept, device, self.kept = self.kept, self.weight.device, None
+        kept, self.kept = self.kept, None
+        now = self.weight.data.new_empty(0)
+        cast = now.dtype != kept["weight"].dtype                        # the model was cast meanwhile, and with it what was put aside
         for name, value in kept.items():
             if isinstance(value, nn.Parameter):
-                value.data = value.data.to(device)
+                value.data = value.data.to(now) if cast else value.data.to(now.device)
                 setattr(self, name, value)
             elif value is not None:
-                getattr(self, name).data = value.to(device)
+                getattr(self, name).data = value.to(now)
 
     def plain(self) -> nn.Linear:
         """The Linear that was there before, with its own parameters."""

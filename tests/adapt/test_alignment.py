@@ -13,6 +13,7 @@ from minitransfer.text import TextBatches
 from minitransfer.training import param_groups, train
 from minitransfer.training.settings import TrainSettings
 from minitransfer.transfer import adversarial, coral, plan, strategy
+from minitransfer.transfer.forgetting import pretrained
 from tests.adapt import small
 from tests.unit import tiny
 
@@ -196,6 +197,14 @@ def test_a_run_leaves_a_model_like_any_other_and_goes_on_exactly(tok, tmp_path):
     assert not hasattr(models[1], "discriminator")
     finetune(models[2], tok, out=tmp_path / "killed", resume=True, **arguments)
     assert all(torch.equal(t, models[0].state_dict()[name]) for name, t in models[2].state_dict().items())
+
+
+def test_the_discriminator_is_new_and_a_language_model_is_refused(tok):
+    model, target = small.bert(tok), TextBatches(small.rows(40, 5), tok, batch_size=12)
+    adversarial(target).apply(model)
+    assert any(name.startswith("discriminator.") for name, _ in model.named_parameters()) and not [name for name in pretrained(model) if "discriminator" in name]
+    with pytest.raises(ValueError, match="coral of a model with head 'masked', whose language goes on; domains are aligned in what a task's head reads: use it with finetune"):
+        mt.adapt(small.bert(tok, "masked"), tok, [row["text"] for row in small.TRAIN], strategy=coral(target), length=24, steps=1, **small.QUICK)
 
 
 def test_text_batches_have_no_labels(tok):

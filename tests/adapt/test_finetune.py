@@ -4,6 +4,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from inspect import unwrap
 
 import peft
 import pytest
@@ -11,8 +12,9 @@ import torch
 import transformers
 
 from minitransfer.config import ModelConfig
+from minitransfer.generate import embed, fill, generate
 from minitransfer.nn.model import Model
-from minitransfer.tasks import SequenceTask, finetune, load_tuned, predict
+from minitransfer.tasks import SequenceTask, finetune, finetune_seeds, load_tuned, predict
 from minitransfer.text import LabelledBatches, Tokenizer, TruncationWarning
 from minitransfer.transfer import Strategy, full, layer_groups, lora
 
@@ -213,10 +215,21 @@ def test_bad_input_is_one_error_before_anything_is_written(tok, tmp_path, change
 
 
 @pytest.mark.parametrize("change,message", [
-    ({"label": "lable"}, "lable"), ({"text": "txt"}, "txt"), ({"learning_rate": 1e-3}, "no setting is called 'learning_rate'")])
+    ({"label": "lable"}, "lable"), ({"text": "txt"}, "txt"), ({"learning_rate": 1e-3}, "no setting is called 'learning_rate'.*did you mean 'lr'"),
+    ({"per_device_train_batch_size": 8}, "did you mean 'batch_size'"), ({"gradient_accumulation_steps": 2}, "did you mean 'micro_batches'")])
 def test_bad_names(tok, change, message):
     with pytest.raises(KeyError, match=message):
         finetune(body(tok), tok, train=TRAIN, **({"steps": 1, **QUICK} | change))
+
+
+def test_the_name_of_a_model_is_no_model(tok):
+    """One sentence wherever a model is the first argument."""
+    asked = {finetune: {"train": TRAIN}, finetune_seeds: {"train": TRAIN, "validation": TRAIN}, fill: {"text": "a"}, embed: {"texts": ["a"]}, generate: {}}
+    for verb, more in asked.items():
+        with pytest.raises(ValueError, match=rf"^{verb.__name__} with 'mini-bert' in the place of the model; .*: give mt.Model.from_pretrained\('mini-bert'\)"):
+            unwrap(verb)("mini-bert", tok, **more)
+    with pytest.raises(ValueError, match=r'generate with Tokenizer in the place of token ids; .*: give tok\(\["a text"\]\)\["input_ids"\]'):
+        unwrap(generate)(body(tok), tok, ["hi"])
 
 
 def test_a_tokenizer_for_another_model(tok):

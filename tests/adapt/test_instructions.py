@@ -3,6 +3,7 @@ import copy
 import math
 
 import pytest
+import tokenizers
 import torch
 
 import minitransfer as mt
@@ -165,3 +166,15 @@ def test_refused(tok):
         Preference(decoder(tok))(decoder(tok), batch, GENERATOR)
     with pytest.raises(ValueError, match='a model with head "none"; responses are scored by a causal head'):
         Preference(decoder(tok))(mt.Model(decoder(tok).config), PreferenceBatches(ROWS, tok).rows(range(2)), GENERATOR)
+
+
+def test_the_tokens_that_begin_a_text_begin_a_prompt(tok):
+    """As LLaMA's <s>: what `tok` puts before a text when it is asked, and nothing of what it puts behind."""
+    marked = Tokenizer(tokenizers.Tokenizer.from_str(tok.backend.to_str()), tok.format)
+    end = tok.tokens([tok.eos_id])[0]
+    marked.backend.post_processor = tokenizers.processors.TemplateProcessing(single=f"{end} $A {end}", special_tokens=[(end, tok.eos_id)])
+    asked = marked.encode(ROWS[0]["prompt"] + "\n")
+    for batch in (InstructionBatches(ROWS[:1], marked, batch_size=1), PreferenceBatches([{**ROWS[0], "chosen": "yes", "rejected": "no"}], marked, batch_size=1)):
+        row = batch.rows([0])
+        n = len(asked) - 1
+        assert row["input_ids"][0, :n].tolist() == asked[:-1] and row["labels"][0, :n].eq(-100).all() and row["labels"][0, n] != -100

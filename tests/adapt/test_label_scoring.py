@@ -125,3 +125,21 @@ def test_a_calibrated_model_has_no_opinion_of_nothing():
     for before, after in zip(plain, even, strict=True):
         odds = (before.probabilities["neg"] / p0) / (before.probabilities["pos"] / (1 - p0))
         assert after.probabilities["neg"] == pytest.approx(odds / (1 + odds), abs=1e-5)
+
+
+@torch.no_grad()
+def test_a_label_that_a_prompt_begins_with_has_something_before_it():
+    """Its first token is foretold by the token that texts begin with; and one without words cannot be scored."""
+    tok, model = Tokenizer.from_pretrained("mini-gpt"), mt.Model.from_pretrained("mini-gpt").eval()
+    found = label_scores(model, tok, ["a nice day"], ["the", "he"], Prompt("{label}: {text}"))[0]
+    log_p = []
+    for words in ("the", "he"):
+        ids = [tok.bos_id, *tok.encode(f"{words}: a nice day")]
+        log_p.append(model(torch.tensor([ids])).logits[0, 0].double().log_softmax(-1)[ids[1]])
+        assert len(tok.encode(words)) == 1 and tok.encode(words)[0] == ids[1]
+    assert list(found.probabilities.values()) == pytest.approx(torch.stack(log_p).softmax(0).tolist(), abs=1e-5)
+    with pytest.raises(ValueError, match="the label 'a' has no words; what is scored are its words"):
+        label_scores(model, tok, ["a nice day"], {"a": " ", "b": "bad"})
+    mt.transfer.add_soft_prompt(model, 20)
+    with pytest.warns(UserWarning, match=f"1 of 1 texts were shortened to fit into {model.longest} tokens"):
+        label_scores(model, tok, ["a nice day " * 200], ["good", "bad"])

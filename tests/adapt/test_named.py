@@ -337,3 +337,33 @@ def test_what_orders_texts_itself_takes_no_adapter_for_each_row(head, ask, word_
         ask(model, word_tok)
     with use_adapter(model, "a"):
         assert len(ask(model, word_tok)) == len(TEXTS)
+
+
+def test_a_cast_while_merged_casts_what_was_put_aside():
+    model, one = three("lora"), batch()
+    want = copy.deepcopy(model).to(torch.bfloat16).state_dict()
+    merge_lora(model)
+    model.to(torch.bfloat16)
+    unmerge_lora(model)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and torch.isfinite(model(**one).logits.float()).all()
+    assert model.state_dict().keys() == want.keys() and all(torch.equal(t, want[name]) for name, t in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_generation_sees_what_is_written_through_data_and_takes_no_beams_by_row():
+    model, ids = small("causal", pooler=False, **GPT2), torch.randint(0, 101, (2, 5))
+    add_lora(model, r=3, name="a")
+    fill(model)
+    how = {"max_new_tokens": 9, "precision": "fp32"}
+
+    def fresh():
+        return torch.equal(generate(model, ids, **how), generate(copy.deepcopy(model), ids, **how))
+    assert fresh()
+    for p in model.parameters():
+        p.data.mul_(0.3).add_(0.05)
+    assert fresh()
+    for layer in lora_layers(model).values():
+        layer.adapters["a"].scale = 40.0
+    assert fresh()
+    with pytest.raises(ValueError, match="num_beams=3 with an adapter for each row; every text becomes 3 rows"), use_adapter(model, ["a", None]):
+        generate(model, ids, num_beams=3, **how)

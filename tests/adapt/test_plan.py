@@ -51,7 +51,11 @@ def test_the_model_stays_as_it_is(word_tok):
 
 def test_it_prints_as_a_table(word_tok):
     planned = plan(bert(word_tok), "ulmfit", steps=30, epochs=3, lr=1e-2)
-    lines = [line.split() for line in str(planned).splitlines()]
+    *table, note = str(planned).splitlines()
+    assert note == "epochs assumed: 3. embed, blocks.0 never trained: with ulmfit all have thawed after 4 epochs, and this run has 3: give epochs=5, " \
+                   "or a strategy that thaws more with each, as ulmfit(per_epoch=...) does"
+    assert plan(bert(word_tok), ulmfit(per_epoch=2), steps=30, epochs=3).note == "epochs assumed: 3."
+    lines = [line.split() for line in table]
     assert [line[0] for line in lines] == ["group", *layer_groups(bert(word_tok))]
     shown = planned.shown_steps()
     assert {0, 3, 10, 20, 29} <= set(shown) and len(shown) == 7                          # first, peak, two epochs' ends, last, and two between
@@ -59,12 +63,27 @@ def test_it_prints_as_a_table(word_tok):
     row = lines[4]
     assert row[:3] == ["blocks.2", f"{planned.rows[3].parameters:,}", "frozen"] and row[2:].count("frozen") == sum(step < 10 for step in shown)
     assert row[2:][shown.index(20)] == f"{planned.rates[3, 20]:.2e}" and set(lines[1][2:]) == {"frozen"}
-    assert len({len(line) for line in str(planned).splitlines()}) == 1 and repr(planned) == str(planned)
+    assert len({len(line) for line in table}) == 1 and repr(planned) == str(planned)
     html = planned._repr_html_()
     assert html.count("<tr>") == 7 and html.count("<td>frozen</td>") == sum(line.count("frozen") for line in lines)
     parts = plan(bert(word_tok), "bitfit", steps=1)
     assert [(row.group, row.parameters) for row in parts.rows if row.group == "embed"] == [("embed", bert(word_tok).embed.tokens.weight.numel() + 29 * 36 + 3 * 36), ("embed", 36)]
     assert parts.shown_steps() == [0]
+    named = [line.split("  ")[0] for line in str(plan(bert(word_tok), "lora", steps=1)).splitlines()]
+    assert named == ["group", "embed", *(f"blocks.{i}: {part}" for i in range(3) for part in ("bias, weight", "lora_A, lora_B")), "pooler", "head"]
+
+
+def test_what_never_thaws_is_not_counted_and_is_named(word_tok):
+    """Two epochs of one group each: the head's rung and the highest block."""
+    model = bert(word_tok)
+    was = {name: p.clone() for name, p in model.named_parameters()}
+    result = finetune(model, word_tok, train=TRAIN, strategy="ulmfit", epochs=2, batch_size=15, **QUICK)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, was[name])}
+    assert {name.partition(".")[0] for name in moved} == {"blocks", "pooler", "head"} and not any("blocks.0" in name or "blocks.1" in name for name in moved)
+    assert result.report.trainable == sum(p.numel() for name, p in model.named_parameters() if name.startswith(("blocks.2", "pooler", "head")))
+    assert str(result).endswith("\nembed, blocks.0-1 never trained: with ulmfit all have thawed after 4 epochs, and this run has 2: give epochs=5, "
+                                "or a strategy that thaws more with each, as ulmfit(per_epoch=...) does")
+    assert finetune(bert(word_tok), word_tok, train=TRAIN, strategy="full", steps=1, **QUICK).report.note == ""
 
 
 def test_it_is_drawn(word_tok, tmp_path):

@@ -141,6 +141,15 @@ def test_lists_of_labels(tok, tmp_path, strategy, bar, more):
         assert "f1_micro" in str(result)
 
 
+def test_metrics_are_of_the_answers_at_the_threshold(tok):
+    task = MultiLabelTask(label="topics", threshold=0.45)
+    result = finetune(body(tok), tok, task, train=TRAIN, validation=HELD_OUT, steps=2, **QUICK)
+    answers = [set(one.labels) for one in predict(result.model, tok, [row["text"] for row in HELD_OUT], task=task)]
+    both = sum(len(one & set(row["topics"])) for one, row in zip(answers, HELD_OUT, strict=True))
+    assert result.metrics["f1_micro"] == pytest.approx(2 * both / sum(len(one) + len(row["topics"]) for one, row in zip(answers, HELD_OUT, strict=True)))
+    assert answers != [set(one.labels) for one in predict(result.model, tok, [row["text"] for row in HELD_OUT], task=MultiLabelTask(label="topics"))]
+
+
 def test_the_threshold_is_saved(tok, tmp_path):
     finetune(body(tok), tok, MultiLabelTask(label="topics", threshold=0.0), train=TRAIN, out=tmp_path, steps=1, **QUICK)
     assert predict(tmp_path, texts=["a"])[0].labels == sorted(TOPICS)

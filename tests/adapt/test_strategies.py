@@ -47,7 +47,7 @@ def test_by_name_or_as_it_is():
     ("laura", r"no strategy is called 'laura' \(did you mean 'lora'\?\); there are full, head, last, "),
     ("discriminativ", "did you mean 'discriminative'"), ("ulmfti", "did you mean 'ulmfit'"), ("bit_fit", "did you mean 'bitfit'"),
     ("feature", "did you mean 'features'"), ("bitfit:1", r"strategy 'bitfit:1' does not fit bitfit\(\)"), ("ulmfit:two", "strategy 'ulmfit:two' does not fit ulmfit"),
-    ("last", r"strategy 'last' does not fit last\(k: 'int'\)"),
+    ("last", r"strategy 'last' does not fit last\(k\)"),
     ("last:two", "strategy 'last:two' does not fit"),
     ("full:2", r"strategy 'full:2' does not fit full\(\)"),
 ])

@@ -172,6 +172,8 @@ def test_help_of_every_verb(capsys, name):
     ("pretrain pydoc --out x generator=0.5", 1, r"generator=0\.5 with objective=masked; only objective=replaced has one"),
     ("pretrain pydoc --out x objective=replaced generator=2", 1, r"a generator of 2\.0 times the model's width"),
     ("finetune mini-bert t.tsv --out x stratgy=lora", 1, r"'stratgy', and no setting has this name \(did you mean strategy\?\)"),
+    ("finetune mini-bert t.tsv --out x learning_rate=3", 1, r"'learning_rate', and no setting has this name \(did you mean lr\?\)"),
+    ("finetune mini-bert samples/reviews.train.tsv --out x strategy=lora:x", 1, r"strategy 'lora:x' does not fit lora\(r=8, alpha=16, .*\); after the colon"),
     ("finetune mini-bert t.tsv --out x", 1, r"no file t\.tsv; a path of an existing file is needed"),
     ("finetune mini-bert samples/nothing.tsv --out x", 1, r"no sample file named 'nothing\.tsv'"),
     ("finetune mini-bert t.tsv --out x validation=a.test.tsv", 1, r"validation=a\.test\.tsv is a test split by its name, and best='accuracy higher'"),
@@ -308,7 +310,10 @@ def test_pretrain_adapt_finetune_predict(capsys, place):
 
 
 def test_a_token_task(capsys, place):
-    done(capsys, "finetune", "mini-bert", "samples/tagged.conll", "--out", "names", "task=token", "steps=2", "strategy=lora", "progress=no")
+    said = done(capsys, "finetune", "mini-bert", "samples/tagged.conll", "--out", "names", "task=token", "steps=2", "strategy=lora", "progress=no")
+    assert re.match(r"no validation rows; [\d,]+ of [\d,]+ parameters trained, 2 steps, .*\nsaved in names/model\n$", said)
+    assert "names already holds a run; a new one would write over it: pass --resume" in refused(
+        capsys, "finetune", "mini-bert", "samples/tagged.conll", "--out", "names", "task=token", "steps=2", "progress=no")
     lines = done(capsys, "predict", "names", "Anna Berg lives in Oslo", "Yes").split("\n")
     assert [line.split("\t")[0] for line in lines] == ["Anna", "Berg", "lives", "in", "Oslo", "", "Yes", "", ""]
     as_json = json.loads(done(capsys, "predict", "names", "Anna Berg", "--json"))
@@ -321,9 +326,9 @@ def test_columns_settings_and_seeds_of_a_task(capsys, place):
     (place / "pairs.tsv").write_text("\n".join(rows[:16]))
     (place / "held.tsv").write_text("\n".join(rows[16:]))
     common = ["pairs.tsv", "validation=held.tsv", "task=similarity", "columns=a,b,score", "text=a", "pair=b", "label=score", "highest=5", "steps=1", "progress=no", "seeds=2"]
-    first = json.loads(done(capsys, "finetune", "mini-bert", *common, "--out", "one"))
+    first = json.loads(done(capsys, "finetune", "mini-bert", *common, "--out", "one", "--json"))
     assert first["metric"] == "spearman" and first["seeds"] == [0, 1] and json.loads((place / "one/seeds.json").read_text())["runs"][1]["n"] == 8
-    second = json.loads(done(capsys, "finetune", "mini-bert", *common, "--out", "two", "lr=1e-3", "against=one"))
+    second = json.loads(done(capsys, "finetune", "mini-bert", *common, "--out", "two", "lr=1e-3", "against=one", "--json"))
     assert second["p"] in (0.5, 1.0) and second["difference"] == pytest.approx(second["mean"] - first["mean"], abs=1e-6)
     assert "seeds are [0, 1], and seeds=3" in refused(capsys, "finetune", "mini-bert", *common[:-1], "seeds=3", "--out", "three", "against=one")
     label, *texts = done(capsys, "predict", "two/seed-1", "--file", "held.tsv", "--columns", "a,b,score").splitlines()[0].split("\t")
@@ -348,7 +353,7 @@ def test_pairs_are_read_as_in_training(capsys, place):
     ["pretrain", "samples/general.txt", "objective=replaced", "generator=0.5", "documents=line", *TINY],
     ["adapt", "mini-bert", "samples/general.txt", "validation=samples/general.txt", "length=32", "epochs=9", "progress=no"],
     ["finetune", "mini-bert", "samples/reviews.train.tsv", "validation=samples/reviews.validation.tsv", "strategy=lora", "epochs=9", "progress=no",
-     "--out", "kept"],
+     "--out", "kept", "--json"],
 ], ids=["pretrain", "pretrain causal", "pretrain replaced", "adapt", "finetune"])
 def test_a_dry_run_does_two_steps_and_keeps_nothing(capsys, place, words):
     assert run_main([*words, "--dry-run"]) == 0

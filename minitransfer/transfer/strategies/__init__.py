@@ -57,6 +57,7 @@ def strategy(wanted: str | Strategy) -> Strategy:
         arguments = [int(argument) if argument.lstrip("-").isdigit() else float(argument)] if argument else []
         inspect.signature(page).bind(*arguments)
     except (TypeError, ValueError):
-        raise ValueError(f"strategy {wanted!r} does not fit {name}{inspect.signature(page)}; "
+        takes = ", ".join(one.name if one.default is one.empty else f"{one.name}={one.default!r}" for one in inspect.signature(page).parameters.values())
+        raise ValueError(f"strategy {wanted!r} does not fit {name}({takes}); "
                          f"after the colon stands its first setting, a number: write for example {name}:2, or pass a Strategy object") from None
     return page(*arguments)
