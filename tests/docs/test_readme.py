@@ -18,8 +18,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_python_of_the_readme_runs(tmp_path):
     """Block after block as it stands, but for two steps of training where two epochs are written."""
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert len(blocks) >= 4 and sum(block.count("epochs=2") for block in blocks) == 1
-    done = subprocess.run([sys.executable, "-c", "\n".join(blocks).replace("epochs=2", "steps=2")], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert len(blocks) >= 4 and sum(block.count("epochs=3") for block in blocks) == 1
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks).replace("epochs=3", "steps=2")], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "accuracy" in done.stdout and "positive" in done.stdout + done.stderr
 
