@@ -108,7 +108,7 @@ def test_zero_shot_on_real_pairs_is_theirs(parts, data):
 
 def test_refused(parts):
     model, tok, _ = parts
-    with pytest.raises(ValueError, match=r"a row 0: 'label' is 4; a cosine is at most 1: say which score means the same, highest=5"):
+    with pytest.raises(ValueError, match=r"a row 0: 'label' is 4; a cosine is at most 1: say which score means the same"):
         SimilarityTask().batches([{"text": "a", "pair": "b", "label": 4}], tok, [], 2, None, None, 0)
     with pytest.raises(ValueError, match="texts without pairs; a similarity is that of two"):
         SimilarityTask().predict(model, tok, ["a"], None, 2, None)
