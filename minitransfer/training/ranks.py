@@ -34,6 +34,7 @@ from .settings import TrainSettings
 A = TypeVar("A")
 B = TypeVar("B")
 Ask = Callable[..., Any]            # (function, *its arguments, last=is it the last batch of the step) -> what the function returns
+failed: list[bool] = []             # has this process said, or heard, that something went wrong?
 PATIENCE = timedelta(hours=2)       # of ranks that wait for one that tokenises or saves; a rank that dies ends the wait at once
 
 
@@ -67,13 +68,22 @@ def join(model: Model | None = None) -> None:
             torch.cuda.set_device(own_gpu())
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE, store=meeting_place(),
                                 rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]))
-        atexit.register(dist.destroy_process_group)
+        atexit.register(close)
         sys.excepthook = functools.partial(report, sys.excepthook)
     if world() > 1 and model is not None and model.device.type == "cuda":
         if own_gpu() >= torch.cuda.device_count():
             raise ValueError(f"process {own_gpu() + 1} of this machine, which has {torch.cuda.device_count()} GPUs; each process needs one of its own: start fewer "
                              "(--nproc-per-node), or train on the CPU")
         model.to(torch.device("cuda", own_gpu()))
+
+
+def close() -> None:
+    """The end of a process that trained with others. One that failed does not wait for those that wait for it, and its threads are left where they are."""
+    if failed:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+    dist.destroy_process_group()
 
 
 def own_gpu() -> int:
@@ -102,7 +112,7 @@ def first_to_fail() -> bool:
     """Is it for this rank to say what went wrong? For the first that fails: the errors of the others are the same mistake, or follow from it."""
     if world() == 1:
         return True
-    atexit.unregister(dist.destroy_process_group)                                # it would wait for those that wait for us
+    failed.append(True)
     return meeting_place().add("failed", 1) == 1
 
 

@@ -174,6 +174,7 @@ def spoken(folder: Path) -> tuple[Model, dict]:
     words = ["pretrain", str(corpus), "d_model=8", "n_layers=1", "n_heads=2", "vocab_size=90", "length=16", "batch_size=4", "steps=2", "device=cpu", "log_every=1"]
     assert main([*words, "--out", str(folder / "verb"), "micro_batches=2"]) == 0
     assert main([*words, "--out", str(folder / "none"), "micro_batches=3"]) == 1
+    ranks.failed.clear()                                                         # a verb ends its process with that; here other cases follow
     return gpt(), {}
 
 
