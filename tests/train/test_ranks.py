@@ -18,6 +18,8 @@ import minitransfer as mt
 
 from .ranks_job import run
 
+pytestmark = pytest.mark.slow           # whole processes
+
 ROOT = Path(__file__).parents[2]
 ALIKE = ("masked", "full", "lora", "ulmfit", "replaced", "span", "measured", "seen", "sharded")
 Job = subprocess.CompletedProcess
@@ -147,14 +149,12 @@ def test_a_rank_that_fails_ends_the_job_and_says_why(tmp_path):
     assert errors == ["[rank1]: OSError: the disk of this machine is gone"]      # the other rank only lost its partner
 
 
-@pytest.mark.slow
 def test_ranks_with_other_data_are_refused(tmp_path):
     done = ended(start(tmp_path, 2, "unequal"))
     assert done.returncode != 0 and "AssertionError" not in done.stderr
     assert "[rank1]: ValueError: this rank was given another run than the first" in done.stderr and "data batches: " in done.stderr
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_all_ranks_with_a_save(tmp_path):
     job = start(tmp_path, 2, "slow")
     while job.poll() is None and not (tmp_path / "rank1-3").exists():
