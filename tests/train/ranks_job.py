@@ -126,8 +126,10 @@ def interrupted(folder: Path, at: int, seed: int = 0, **changes) -> tuple[Model,
         if record["step"] == at and ranks.first():
             os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)            # it is heard, whatever the shell that started this says
     result = train(model, batches(11), Causal(), settings(STEPS, micro_batches=4, lr=1e-3, eval_every=3, best="loss lower", log_every=1, **changes),
                    out=folder / "run", resume=True, on_step=stop, evaluate=mt.training.held_out_loss(batches(3, seed=9), Causal()))
+    signal.signal(signal.SIGINT, before)
     return model, {"stopped": result.stopped, "step": result.steps, "log": [one["step"] for one in result.history if "evaluation" not in one],
                    "evaluated": [one["evaluation"]["loss"] for one in result.history if "evaluation" in one]}
 
