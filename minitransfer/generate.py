@@ -262,7 +262,7 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
     Args:   max_length: in tokens; longer texts are cut (default: what the tokenizer says, at most what the model reads).
             prompt: the kind of these texts, one of `model.head.prompts` ("query", "passage"), whose words are written before each; None: the one
             that the model's files name as default, usually none; "": none.
-            precision: as in `generate`; "int8" takes about half the time on an x86 CPU. There a vector depends a little on the texts beside it: they share one scale.
+            precision: as in `generate`; with "int8", for an x86 CPU, a vector depends a little on the texts beside it: they share one scale.
     Raises: ValueError for a model without an embedding head, or with an adapter for each row, for a prompt it does not have, and a precision it cannot have.
     """
     need_model(model, "embed")

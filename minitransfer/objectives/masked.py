@@ -57,7 +57,7 @@ class Masked:
         self.inside = inside_words(tok.tokens(range(tok.vocab_size))) if whole_word else None
 
     def most_targets(self, n: int) -> int:
-        """How many of n positions are hidden at most: six deviations above the mean, which a run never sees exceeded (2e-9); beyond, the last ones go unscored."""
+        """How many of n positions are hidden at most: six deviations above the mean, exceeded once in 1e9 batches; beyond, the last ones go unscored."""
         return min(n, math.ceil(n * self.probability + 6 * math.sqrt(n * self.probability * (1 - self.probability))))
 
     def draw(self, input_ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"],

@@ -7,10 +7,9 @@ import torch
 from minitransfer import Model, freeze, generate, load_adapter, merge_lora, remove_adapters, save_adapter, trainable_report, unfreeze
 from minitransfer.config import ModelConfig, Rotary
 from minitransfer.tasks import finetune
-from minitransfer.transfer import add_lora, dequantize, lora, quantize, strategy
+from minitransfer.transfer import add_lora, dequantize, lora, lora_step_memory, quantize, strategy
 from minitransfer.transfer.fingerprint import fingerprint
 from minitransfer.transfer.quantize import quantized_weights
-from minitransfer.transfer.step_memory import lora_step_memory
 
 from .small import QUICK, TRAIN, bert, tokenizer
 from .test_lora import GPT2, batch, fill, small
