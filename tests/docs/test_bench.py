@@ -29,6 +29,7 @@ def test_rows_have_the_bars_that_were_promised():
     assert bars == {"masked-small-fp32": (">=", 2.8), "masked-small": (">=", 4.4), "masked-base-fp32": (">=", 1.4), "masked-base": (">=", 2.3),
                     "causal-gpt2-fp32": (">=", 1.35), "causal-gpt2": (">=", 2.3), "generate-gpt2-fp32": (">=", 1.8), "generate-gpt2": (">=", 3.0),
                     "memory-gpt2-fp32": ("<=", 0.7), "memory-gpt2": ("<=", 0.7), "generate-gpt2-int8": (">=", 5.0), "embed-minilm-int8": (">=", 1.8),
+                    "finetune-sst2": (">=", 1.5), "embed-minilm": (">=", 1.2),
                     "memory-lora-int8": ("<=", 0.75), "memory-lora-nf4": ("<=", 0.65), "import": ("<=", 1.3), "characters": ("<=", 0.7)}
 
 
