@@ -1,0 +1,149 @@
+"""The exercises: every solution is right, and wrong answers of the kind that learners write are not, by a sentence that says what was seen."""
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import minitransfer as mt
+from minitransfer.cli import main
+from minitransfer.course import EXERCISES, exercises
+from minitransfer.course.exercise import in_engine, same_in_engine
+from minitransfer.nn import attention
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+SOURCES = sorted(path for path in NOTEBOOKS.glob("*.py") if re.match(r"\d\d_", path.name))
+
+
+def solution(number: str):
+    """The solutions of a notebook, as a module."""
+    file = next((NOTEBOOKS / "solutions").glob(f"{number}_*.py"))
+    spec = importlib.util.spec_from_file_location(f"solutions_{number}", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_every_solution_is_right(source):
+    """And every exercise that a notebook asks is graded: its stub is in the notebook, its answer in the solutions."""
+    number = source.stem[:2]
+    verdicts = mt.check(number, file=NOTEBOOKS / "solutions" / source.name)
+    assert verdicts.right, str(verdicts)
+    asked = re.findall(r'^mt\.check\("(\d\d)", (\w+)\)$', source.read_text(encoding="utf-8"), re.M)
+    assert asked == [(number, name) for name in exercises(number)] == [(number, one.name) for one in verdicts] and len(asked) >= 3
+
+
+# ---- wrong answers --------------------------------------------------------------------------------------------------------------------------------
+
+def unscaled(q, k, v, mask):
+    return solution("03").attention(q * math.sqrt(q.shape[-1]), k, v, mask)
+
+
+def over_queries(q, k, v, mask):
+    weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~mask, -1e9).softmax(-2)
+    return weights @ v, weights
+
+
+def not_a_number(q, k, v, mask):
+    weights = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).masked_fill(~mask, -math.inf).softmax(-1)
+    return weights @ v, weights
+
+
+def overflowing(q, k, v, mask):
+    p = torch.exp(q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])) * mask
+    weights = p / p.sum(-1, keepdim=True).clamp(min=1e-30)
+    return weights @ v, weights
+
+
+def repeated(q, k, v, mask):
+    return solution("03").attention(q, *(t.repeat(1, q.shape[1] // k.shape[1], 1, 1) for t in (k, v)), mask)[0]    # 0, 1, 2, 0, 1, 2
+
+
+def ahead(T, window):
+    i, j = torch.arange(T)[:, None], torch.arange(T)[None]
+    return (i - j).abs() < window
+
+
+WRONG = {
+    "01 lora_numbers": [(lambda blocks, d, r: blocks * 2 * r * d, "inserts")],
+    "01 freeze_below_last_block": [(lambda model: mt.freeze(model, "embed"), "learns and should be frozen"),
+                                   (lambda model: mt.freeze(model, "embed, blocks"), "is frozen and should learn")],
+    "01 sure_answers": [(lambda predictions, truth, threshold: (1.0, 0.6), "at 0.8")],
+    "03 attention": [(unscaled, "the weights differs"), (over_queries, "the weights differs"), (not_a_number, "has a NaN"), (overflowing, "NaN|differs")],
+    "03 window_mask": [(ahead, "differs"), (lambda T, window: ahead(T, window).tril().float(), "torch.bool")],
+    "03 grouped_attention": [(repeated, "head 1")],
+    "03 combine": [(lambda m1, z1, o1, m2, z2, o2: (o1 + o2) / (z1 + z2), "differs")],
+    "03 orders_and_depth": [(lambda: ([0, 1, 2, 3, 4], [3, 1, 0, 2, 4], 1), "still equal"), (lambda: ([0, 1, 2, 3, 4], [4, 1, 0, 2, 3], 2), "not two orders")],
+}
+
+
+@pytest.mark.parametrize("asked, answer, seen", [(asked, answer, seen) for asked, answers in WRONG.items() for answer, seen in answers])
+def test_a_wrong_answer_is_seen(asked, answer, seen):
+    number, name = asked.split()
+    answer.__name__ = name
+    (verdict,) = mt.check(number, answer)
+    assert verdict.word == "wrong" and re.search(seen, verdict.seen), str(verdict)
+
+
+def test_every_exercise_has_a_planted_fault():
+    exercises("01")
+    assert sorted(WRONG) == sorted(f"{number} {name}" for number, many in EXERCISES.items() for name in many)
+
+
+# ---- the machinery --------------------------------------------------------------------------------------------------------------------------------
+
+def test_the_answer_is_what_the_engine_calls():
+    """A fault that only the engine's own run can see: the answer is right but for rows of 13 keys."""
+    def attention_but(q, k, v, mask):
+        mixed, weights = solution("03").attention(q, k, v, mask)
+        return mixed * (1.001 if k.shape[-2] == 13 else 1), weights
+    attention_but.__name__ = "attention"
+    (verdict,) = mt.check("03", attention_but)
+    assert verdict.word == "wrong" and verdict.seen.startswith("in the engine, ")
+
+
+def test_the_engine_is_itself_again_afterwards():
+    own = attention.attend
+    with pytest.raises(KeyError, match="stop"), in_engine("nn.attention:attend", len):
+        assert attention.attend is len
+        raise KeyError("stop")
+    assert attention.attend is own
+
+
+def test_a_place_that_is_not_called_compares_nothing():
+    with pytest.raises(RuntimeError, match="is not called"):
+        same_in_engine("nn.attention:attend", attention.attend, lambda: {"x": torch.zeros(1)})
+
+
+def test_an_open_exercise_and_an_answer_that_stops():
+    def attention(q, k, v, mask):
+        raise NotImplementedError
+
+    def combine(*parts):
+        return parts[7]
+    verdicts = mt.check("03", attention, combine)
+    assert [one.word for one in verdicts] == ["not solved yet", "wrong"] and "IndexError" in verdicts[1].seen and not verdicts.right
+
+
+@pytest.mark.parametrize("words, code, said", [
+    (["check", "03"], 0, "attention(q, k, v, mask) -> "), (["check", "99"], 1, "no exercises for notebook '99'; there are some for 01, 03"),
+    (["check", "03", "nowhere.py"], 1, "nowhere.py: No such file"), (["check", "3", "{tmp}/broken.py"], 1, "broken.py stopped with ZeroDivisionError"),
+    (["check", "03", "{tmp}/empty.py"], 1, "nothing to grade for notebook 03; its exercises are attention, "), (["check", "03", "{tmp}/wrong.py"], 1, "combine: wrong")])
+def test_on_the_command_line(words, code, said, tmp_path, capsys):
+    (tmp_path / "broken.py").write_text("1 / 0")
+    (tmp_path / "empty.py").write_text("x = 1")
+    (tmp_path / "wrong.py").write_text("def combine(m1, z1, o1, m2, z2, o2):\n    return o1 + o2\n")
+    assert main([word.format(tmp=tmp_path) for word in words]) == code
+    assert said in "".join(capsys.readouterr())
+
+
+def test_a_function_that_nobody_asked_for():
+    def atention(q, k, v, mask):
+        return None
+    with pytest.raises(KeyError, match="'atention' answers no exercise of 03 \\(did you mean attention\\?\\)"):
+        mt.check("03", atention)
