@@ -134,7 +134,7 @@ def gap(what: str, answer: Any, truth: Tensor, within: float = WITHIN) -> float:
     demand(answer.shape == truth.shape, f"{what} has the shape {tuple(answer.shape)}, it should be {tuple(truth.shape)}")
     demand(not answer.isnan().any(), f"{what} has a NaN")
     found = float(((answer.double() - truth.double()).abs().max() / truth.double().abs().max().clamp(min=1)) if truth.numel() else 0.0)
-    demand(found <= within, f"{what} differs by {found:.1e}, more than {within:.0e}")
+    demand(found <= within, f"{what}: a difference of {found:.1e}, more than {within:.0e}")
     return found
 
 
