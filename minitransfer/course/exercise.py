@@ -133,7 +133,7 @@ def gap(what: str, answer: Any, truth: Tensor, within: float = WITHIN) -> float:
     demand(isinstance(answer, Tensor), f"{what} is a {type(answer).__name__}, a tensor is needed")
     demand(answer.shape == truth.shape, f"{what} has the shape {tuple(answer.shape)}, it should be {tuple(truth.shape)}")
     demand(not answer.isnan().any(), f"{what} has a NaN")
-    found = float(((answer.double() - truth.double()).abs().max() / truth.double().abs().max().clamp(min=1)) if truth.numel() else 0.0)
+    found = float(((answer.detach().double() - truth.detach().double()).abs().max() / truth.detach().double().abs().max().clamp(min=1)) if truth.numel() else 0.0)
     demand(found <= within, f"{what}: a difference of {found:.1e}, more than {within:.0e}")
     return found
 

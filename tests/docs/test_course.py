@@ -91,7 +91,7 @@ def test_an_open_exercise_and_an_answer_that_stops():
 
 
 @pytest.mark.parametrize("words, code, said", [
-    (["check", "03"], 0, "attention(q, k, v, mask) -> "), (["check", "99"], 1, "no exercises for notebook '99'; there are some for 01, 03"),
+    (["check", "03"], 0, "attention(q, k, v, mask) -> "), (["check", "99"], 1, "no exercises for notebook '99'; there are some for 01, 0"),
     (["check", "03", "nowhere.py"], 1, "nowhere.py: No such file"), (["check", "3", "{tmp}/broken.py"], 1, "broken.py stopped with ZeroDivisionError"),
     (["check", "03", "{tmp}/empty.py"], 1, "nothing to grade for notebook 03; its exercises are attention, "), (["check", "03", "{tmp}/wrong.py"], 1, "combine: wrong")])
 def test_on_the_command_line(words, code, said, tmp_path, capsys):
