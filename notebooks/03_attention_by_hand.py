@@ -660,6 +660,7 @@ import importlib.util
 
 if importlib.util.find_spec("transformers"):
     import transformers
+    transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     ours, batch = mt.Model.from_pretrained("mini-bert", head="none").eval(), mt.Tokenizer.from_pretrained("mini-bert")(["the cat sat on the mat", "a dog"])
     ours.save_pretrained("for-transformers")

@@ -109,7 +109,7 @@ def from_file(file: str | Path, known: Mapping[str, Exercise]) -> Iterator[tuple
 def graded(one: Exercise, answer: Callable[..., Any]) -> Verdict:
     """Whatever goes wrong inside an answer is a verdict and no traceback."""
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():           # a notebook may have switched gradients off
             torch.manual_seed(0)
             return Verdict(one.name, "right", one.grade(answer))
     except NotImplementedError:

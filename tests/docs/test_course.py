@@ -75,6 +75,12 @@ def test_the_engine_is_itself_again_afterwards():
     assert attention.attend is own
 
 
+def test_gradients_are_compared_where_a_notebook_has_switched_them_off():
+    with torch.no_grad():
+        (verdict,) = mt.check("03", module(NOTEBOOKS / "solutions/03_attention_by_hand.py").attention)
+    assert verdict.word == "right", str(verdict)
+
+
 def test_a_place_that_is_not_called_compares_nothing():
     with pytest.raises(RuntimeError, match="is not called"):
         same_in_engine("nn.attention:attend", attention.attend, lambda: {"x": torch.zeros(1)})
