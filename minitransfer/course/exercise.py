@@ -171,4 +171,6 @@ def same_in_engine(place: str, answer: Callable[..., Any], run: Callable[[], Map
         found = seeded()
     if not calls:
         raise RuntimeError(f"{place} is not called by what this exercise runs; nothing was compared")
+    lacking = next((name for name in truth if name not in found), None)
+    demand(lacking is None, f"in the engine, there is no {lacking}")
     return max(gap(f"in the engine, {name}", found[name], one, within) for name, one in truth.items())
