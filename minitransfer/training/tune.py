@@ -87,6 +87,9 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
     if settings.shard and ranks.world() > 1 and (keep is not None or strategy.now is not None or strategy.during is not nothing_else):
         raise ValueError(f"shard=True with strategy {strategy.name!r}{'' if keep is None else ' and keep'}; what compares, freezes or replaces weights during the run needs "
                          "them whole: leave shard out, or choose a strategy such as full or lora without keep")
+    if settings.graphs and (strategy.now is not None or strategy.during is not nothing_else):
+        raise ValueError(f"graphs=True with strategy {strategy.name!r}; a graph repeats what it was made of, and this strategy freezes or replaces parts during the run: "
+                         "leave graphs out, or choose a strategy such as full or lora")
     report = strategy.apply(model, settings.seed)
     folder = None if out is None else Path(out)
     if folder is not None:
