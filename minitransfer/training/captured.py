@@ -37,12 +37,13 @@ def check_capture(model: Model, objective: Objective) -> None:
         raise ValueError(f"graphs=True on {model.device}; CUDA graphs are an NVIDIA GPU's: leave graphs out, or move the model there")
     if ranks.world() > 1:
         raise ValueError(f"graphs=True on {ranks.world()} processes; gradients that travel between processes are in no graph: leave graphs out, or train on one")
-    if model.checkpointing:
-        raise ValueError("graphs=True with checkpointing; what is recomputed asks for the state of the random numbers, which no graph can: leave one of them out")
     if isinstance(model, EncoderDecoder | RecurrentModel) or not isinstance(model.head, HEADS) or not hasattr(objective, "most_targets"):
         raise ValueError(f'graphs=True for a {type(model).__name__} with head="{model.head_name}" and {type(objective).__name__}; a graph holds one stack of blocks, a head whose '
                          "loss asks for no number, and an objective that knows how many targets there are at most, which pretraining (masked, causal) and the labels "
                          "of fine-tuning say: leave graphs out")
+    if model.checkpointing or model.attention == "tiled":
+        raise ValueError(f'graphs=True with {"checkpointing" if model.checkpointing else "attention=tiled"}; it keeps the seeds of dropout on the host, and a graph would repeat '
+                         "them: leave one of the two out")
 
 
 def widened(model: Model, batch: Tensors) -> Tensors:
