@@ -58,6 +58,7 @@ def steps(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, ctrl_c: In
         if save_due:
             run.save()
     run.read(check, on_step)
+    run.optimizer.zero_grad()                                                    # graphs leave gradients where they are
     return stopped
 
 

@@ -99,10 +99,11 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
     per_epoch = len(batches) / settings.micro_batches
     phase = follow(model, strategy, per_epoch, steps_done(folder, resume), trained)
 
+    acts = [act for act in (phase, on_step) if act is not None]
+
     def each_step(record: dict) -> None:
-        for act in (phase, on_step):
-            if act is not None:
-                act(record)
+        for act in acts:
+            act(record)
 
     def save(tuned: Model, place: Path) -> None:
         strategy.save(tuned, place)
@@ -111,7 +112,7 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
     with strategy.during(model, once([batches, *measured])):
         wanted = strategy.objective(model, objective)
         result = train(model, batches, wanted if keep is None else keep(model, wanted), settings, out=folder, evaluate=evaluate, groups=groups, resume=resume,
-                       on_step=each_step, save=save, data={**data, "strategy": strategy.name})
+                       on_step=each_step if acts else None, save=save, data={**data, "strategy": strategy.name})
         note = strategy.left_out(model, trained, result.steps / per_epoch) if phase is not None else ""
     if phase is not None:
         report = trainable_report(model, trained, note)
