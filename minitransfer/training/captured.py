@@ -93,7 +93,7 @@ class Captured:
     overflow is skipped and the steps go on).
     """
 
-    def __init__(self, run: Run, objective: Objective, ask: ranks.Ask = ranks.alone):
+    def __init__(self, run: Run, objective: Objective, ask: ranks.Ask):
         check_capture(run.model, objective)
         self.run, self.objective, self.step, self.device = run, objective, Step(run, objective, ask), run.model.device
         self.generator = torch.Generator(self.device)
