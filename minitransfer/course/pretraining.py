@@ -52,8 +52,8 @@ def draw(answer: Callable) -> str:
         return answer(input_ids, keep & ~self.special[input_ids], self.probability, self.mask_id, self.ordinary, generator)
     own = losses_of_a_run()
     with in_engine("objectives.masked:Masked.draw", as_draw):
-        found = losses_of_a_run()
-    demand(all(abs(a - b) < 1.0 for a, b in zip(own, found, strict=True)), f"three steps of pretraining have the losses {found}, with the engine's draw {own}")
+        losses = losses_of_a_run()
+    demand(all(abs(a - b) < 1.0 for a, b in zip(own, losses, strict=True)), f"three steps of pretraining have the losses {losses}, with the engine's draw {own}")
     return f"{k:,} draws, and three steps of pretraining"
 
 

@@ -43,10 +43,10 @@ def slanted(answer: Callable) -> str:
         for t in range(T):
             found, truth = float(answer(t, T, 0.01, cut_frac, ratio)), 0.01 * engine_slanted(t, float(T), settings)
             demand(math.isclose(found, truth, rel_tol=1e-9), f"{found:.6g} at step {t} of {T}, cut_frac={cut_frac}, ratio={ratio}; it is {truth:.6g}")
-    truth = plan(classifier(), "ulmfit", steps=30, epochs=9)
+    planned = plan(classifier(), "ulmfit", steps=30, epochs=9)
     with in_engine("training.schedule:slanted", lambda step, total, settings: answer(step, int(total), 1.0, settings.warmup, 1 / settings.min_lr)):
-        found = plan(classifier(), "ulmfit", steps=30, epochs=9)
-    demand(np.allclose(truth.rates, found.rates, rtol=1e-9, equal_nan=True), "in the engine a run has other rates")
+        with_answer = plan(classifier(), "ulmfit", steps=30, epochs=9)
+    demand(np.allclose(planned.rates, with_answer.rates, rtol=1e-9, equal_nan=True), "in the engine a run has other rates")
     return "three triangles, and every rate of a run in the engine"
 
 
