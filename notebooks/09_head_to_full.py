@@ -188,9 +188,9 @@ for name in ("head", "last:2"):
     print(f"{name}: {sum(torch.equal(now[n], start[n]) for n in frozen)} of {len(frozen)} tensors of embed and the two lower blocks have the same bits")
 
 # %% [markdown]
-# "The upper layers change most": in the picture, with one rate for all, that holds only as far as it holds there. It is a claim
-# about the size of changes, and it depends on the learning rate, the length of the run and what the change is measured
-# against. With discriminative rates it is true by construction.
+# "The upper layers change most in fine-tuning": not here. With one rate for all, the blocks of this body went about
+# equally far, and only the pooler, which is new, went further. It is a claim about sizes, and it depends on the rate, the length
+# of the run and what a change is measured against. With discriminative rates it is true by construction.
 #
 # ## 6. Which is best?
 

@@ -134,10 +134,10 @@ inside = inputs["token_type_ids"][0].bool() & (inputs["input_ids"][0] != tok.sep
 both = logits[:, 0, None] + logits[None, :, 1]                          # (T, T): begins here, ends there
 allowed = torch.ones(len(pieces), len(pieces), dtype=torch.bool).triu() & inside[:, None] & inside[None]
 begin, end = divmod(int(both.masked_fill(~allowed, -torch.inf).argmax()), len(pieces))
-fig, ax = plt.subplots(figsize=(4.5, 3.6))
+fig, ax = plt.subplots(figsize=(5.4, 4.6))
 ax.pcolormesh(both.masked_fill(~allowed, torch.nan), cmap="Blues")
-ax.set_xticks([i + 0.5 for i in range(len(pieces))], pieces, rotation=90)
-ax.set_yticks([i + 0.5 for i in range(len(pieces))], pieces)
+ax.set_xticks([i + 0.5 for i in range(len(pieces))], pieces, rotation=90, fontsize=7)
+ax.set_yticks([i + 0.5 for i in range(len(pieces))], pieces, fontsize=7)
 ax.add_patch(plt.Rectangle((end, begin), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
 ax.set(xlabel="ends", ylabel="begins", ylim=(len(pieces), 0), title=one["question"])
 plt.show()

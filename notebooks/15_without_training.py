@@ -46,6 +46,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")      # no progr
 plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREY = "#2f6fb2", "#d9722b", "#b9bec6"
+warnings.filterwarnings("ignore", message=".*were shortened to fit")
 gpt, words = mt.Model.from_pretrained("mini-gpt").eval(), mt.Tokenizer.from_pretrained("mini-gpt")
 bert, pieces = mt.Model.from_pretrained("mini-bert").eval(), mt.Tokenizer.from_pretrained("mini-bert")
 train = read_rows(mt.samples.path("reviews.train.tsv"))
@@ -106,9 +107,9 @@ for name, model, tok in (("mini-gpt", gpt, words), ("mini-bert", bert, pieces)):
         print(f"{name:10} {'calibrated' if calibrate else 'as it is':12} {accuracy(found)}   positive: {sum(one.label == 'positive' for one in found)}")
 
 # %% [markdown]
-# Calibration makes the answers less one-sided. It cannot make them right: these models were pretrained on some millions of tokens,
-# and what is called zero-shot ability begins with models a thousand times larger. An interval that holds 0.50 says
-# that guessing would do.
+# Here it changes little: what makes these two models one-sided is not what they say to nothing. They were pretrained on
+# some millions of tokens, and what is called zero-shot ability begins with models a thousand times larger. An interval
+# that holds 0.50 says that guessing would do.
 #
 # The wording counts as much as the model. The same model, the same reviews:
 
@@ -166,13 +167,12 @@ plt.show()
 # model comes down to that line within a few steps. That is what instruction tuning teaches fast: the **form**. What
 # is on the other side of the line is knowledge, and it has to come from pretraining or from many more examples.
 
-# %% tags=["compare"]
+# %%
 for text in ("Is this review good or bad? The food was wonderful.\n", "Is this review good or bad? We left before the main course.\n"):
+    ids = torch.tensor([words.encode(text)])
     for name, model in (("before", gpt), ("after", answering.eval())):
-        ids = torch.tensor([words.encode(text)])
-        made = mt.generate(model, ids, max_new_tokens=6, eos_id=words.eos_id)[0, ids.shape[1]:]
-        if name == "after":
-            print(f"{name}: {words.decode(made)!r}, stops by itself: {words.eos_id in made.tolist()}")
+        made = mt.generate(model, ids, max_new_tokens=6, stop=[words.eos_id])[0, ids.shape[1]:]
+        print(f"{name}: {words.decode(made)!r}, stops by itself: {words.eos_id in made.tolist()}")
 
 # %% [markdown]
 # ## 5. Preferences
@@ -189,18 +189,22 @@ polite = copy.deepcopy(answering)
 objective = Preference(reference, beta=0.1)
 result = run_training(polite, PreferenceBatches(pairs, words, batch_size=8), objective, TrainSettings(steps=30, lr=2e-4, log_every=1, progress=False))
 losses = [record["loss"] for record in result.history if "loss" in record]
-print(f"loss at the first step {losses[0]:.3f} (log 2 = 0.693: both are the reference), at the last {losses[-1]:.3f}")
+print(f"loss at the first step {losses[0]:.3f} (log 2 = 0.693, but for dropout: it is still the reference), at the last {losses[-1]:.3f}")
 ids = torch.tensor([words.encode("Is this review good or bad? The food was wonderful.\n")])
 for name, model in (("before", answering), ("after", polite.eval())):
-    print(f"{name}: {words.decode(mt.generate(model, ids, max_new_tokens=8, eos_id=words.eos_id)[0, ids.shape[1]:])!r}")
+    print(f"{name}: {words.decode(mt.generate(model, ids, max_new_tokens=8, stop=[words.eos_id])[0, ids.shape[1]:])!r}")
 
 # %% [markdown]
+# The loss has fallen nearly to nothing, and the model repeats itself: the objective asks that chosen responses become
+# likelier **than rejected ones**, and nothing in it asks for a sensible text. That is why `beta`, short runs and a look at what
+# is generated belong to it.
+#
 # ## What to take with you
 #
 # * A label's score is a likelihood; lengths and words that are always likely have to be taken out of it.
 # * Few examples in a prompt train nothing. Small models gain little or nothing from them.
 # * Instruction tuning teaches the form quickly; the loss is on the response, and the response ends.
-# * Preferences are measured from the model as it was.
+# * Preferences are measured from the model as it was, and a small loss is no proof of a good answer.
 #
 # ## Exercises
 #
