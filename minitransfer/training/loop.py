@@ -107,7 +107,7 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
     groups = param_groups(model, settings.weight_decay) if groups is None else groups
     check_groups(model, groups)
     with ranks.shared(model, groups, settings.shard) as held:
-        run = Run(held, make_optimizer(held.groups, settings), precision, settings, Horizon.of(settings, len(batches)),
+        run = Run(held, make_optimizer(held.model, held.groups, settings), precision, settings, Horizon.of(settings, len(batches)),
                   {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)
         run.open(resume)
         feed = Feed(batches, settings.micro_batches, model.device)
