@@ -4,7 +4,7 @@ One of them answers at a time, and trains; or, for a batch of mixed rows, each r
 
     y = x W^T + b        y_i <- y_i + change_{name of row i}(x_i, y_i)        a row without a name keeps its y_i, bit for bit
 
-Source for mixed rows: Wen & Chaudhuri 2024, "Batched Low-Rank Adaptation of Foundation Models"; here the rows of one name go through together.
+Source for mixed rows: Wen & Chaudhuri 2024, "Batched Low-Rank Adaptation of Foundation Models"; here the rows of one name go through together, or all rows in one kernel (LoRA).
 """
 from __future__ import annotations
 

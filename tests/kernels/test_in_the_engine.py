@@ -101,6 +101,22 @@ def test_lora(device, monkeypatch):
     check(make, device, monkeypatch, ["lora_linear"])
 
 
+def test_dropout_of_lora(device, monkeypatch):
+    model = body("bert", dropout=0.0)
+    add_lora(model, r=3, dropout=0.4)
+    moved(model).to(device).train()
+
+    def found(seed):
+        torch.manual_seed(seed)
+        return model(IDS.to(device)).logits
+    one = found(1)
+    assert took_kernel("lora_linear") and torch.equal(one, found(1)) and (one - found(2)).abs().max() > 0.01
+    calm = model.eval()(IDS.to(device)).logits
+    assert torch.equal(calm, found(2))
+    plain(monkeypatch)
+    torch.testing.assert_close(calm, found(1), rtol=1e-5, atol=1e-5)
+
+
 def several(b="q,v", **changes):
     model = body("bert")
     add_lora(model, r=3, alpha=5, targets="q,v", name="a")
