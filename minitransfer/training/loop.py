@@ -18,7 +18,7 @@ from .diagnose import check_weights, explain_non_finite
 from .evaluate import Evaluation
 from .interrupt import Interrupt, interruptible
 from .memory import explained_out_of_memory, keep_freed_memory
-from .optim import check_groups, gradient_norm, make_optimizer, param_groups, scale_and_clip, set_lr
+from .optim import check_groups, gradient_norm, make_optimizer, muon_groups, param_groups, scale_and_clip, set_lr
 from .precision import Precision
 from .run import Run, TrainResult
 from .schedule import Horizon, lr_at
@@ -106,8 +106,9 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
     model.checkpointing = settings.checkpointing
     groups = param_groups(model, settings.weight_decay) if groups is None else groups
     check_groups(model, groups)
+    groups = muon_groups(model, groups) if settings.optimizer == "muon" else groups
     with ranks.shared(model, groups, settings.shard) as held:
-        run = Run(held, make_optimizer(held.model, held.groups, settings), precision, settings, Horizon.of(settings, len(batches)),
+        run = Run(held, make_optimizer(held.groups, settings), precision, settings, Horizon.of(settings, len(batches)),
                   {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)
         run.open(resume)
         feed = Feed(batches, settings.micro_batches, model.device)

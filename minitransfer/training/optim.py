@@ -73,9 +73,9 @@ def muon_groups(model: nn.Module, groups: list[dict]) -> list[dict]:
     return made
 
 
-def make_optimizer(model: nn.Module, groups: list[dict], settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(groups: list[dict], settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW with bias correction and decoupled weight decay: on a GPU in one launch for all tensors, elsewhere PyTorch's fused form, which takes a fraction of the others'.
-    Or Muon for the matrices of the blocks, and AdamW for the rest; its products are in bfloat16 where a GPU has it, as published, else in float32.
+    Or Muon for the groups that say so, and AdamW for the rest; its products are in bfloat16 where a GPU has it, as published, else in float32.
 
     Source: Kingma & Ba 2015; Loshchilov & Hutter 2019; see `muon_groups`.
     """
@@ -83,7 +83,7 @@ def make_optimizer(model: nn.Module, groups: list[dict], settings: TrainSettings
     own = [dict(group) for group in groups]
     if settings.optimizer == "muon":
         halves = device.type == "cuda" and gpu_computes_bf16(device)
-        return Muon(muon_groups(model, own), lr=settings.lr, betas=betas, eps=settings.eps, dtype=torch.bfloat16 if halves else torch.float32)
+        return Muon(own, lr=settings.lr, betas=betas, eps=settings.eps, dtype=torch.bfloat16 if halves else torch.float32)
     if device.type == "cuda":
         return AdamW(own, lr=settings.lr, betas=betas, eps=settings.eps)
     return torch.optim.AdamW(own, lr=settings.lr, betas=betas, eps=settings.eps, fused=device.type in ("cpu", "mps"))

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from minitransfer.training import TrainSettings, param_groups
-from minitransfer.training.optim import check_groups, gradient_norm, make_optimizer, scale_and_clip, set_lr
+from minitransfer.training.optim import check_groups, gradient_norm, make_optimizer, muon_groups, scale_and_clip, set_lr
 
 from ..kernels.test_muon import by_svd
 from .small import bert, gpt
@@ -46,7 +46,7 @@ def test_adam_is_the_paper_s_with_bias_correction_and_decoupled_decay():
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
     chosen = TrainSettings(steps=1, lr=0.01, beta1=0.8, beta2=0.95, eps=1e-6)
-    optimizer = make_optimizer(torch.nn.Module(), [{"name": "a", "params": [p], "lr_factor": 0.5, "weight_decay": 0.1}], chosen)
+    optimizer = make_optimizer([{"name": "a", "params": [p], "lr_factor": 0.5, "weight_decay": 0.1}], chosen)
     set_lr(optimizer, 0.01)
     x, m, v = p.detach().clone(), torch.zeros(5, 3, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64)
     for t in range(1, 4):
@@ -61,7 +61,8 @@ def test_adam_is_the_paper_s_with_bias_correction_and_decoupled_decay():
 def test_muon_moves_the_matrices_of_the_blocks_as_far_as_adamw_would_and_adamw_the_rest():
     """One step by hand in double precision, and PyTorch's own Muon."""
     model, lr, decay = bert(), 0.01, 0.1
-    optimizer = make_optimizer(model, param_groups(model, decay, lambda name: 0.5 if name.startswith("blocks.0") else 1.0), TrainSettings(steps=1, optimizer="muon"))
+    groups = param_groups(model, decay, lambda name: 0.5 if name.startswith("blocks.0") else 1.0)
+    optimizer = make_optimizer(muon_groups(model, groups), TrainSettings(steps=1, optimizer="muon"))
     set_lr(optimizer, lr)
     before = {name: p.detach().double() for name, p in model.named_parameters()}
     twins = {name: torch.nn.Parameter(p.detach().clone()) for name, p in model.named_parameters()}
