@@ -15,12 +15,14 @@ from ..ops.attention import attention_packed
 from ..ops.dense_attention import dense_attention
 from ..ops.dropout import dropout
 from ..ops.linear import Linear
+from ..ops.rope import rope
 from ..ops.tiled_attention import tiled_attention
 from .cache import LayerCache
 from .masks import Mask
 from .norms import RMSNorm
 from .packing import Packing
-from .positions import Rotation, rotate
+from .positions import Rotation
+from .trace import heard
 
 Mixed = tuple[Tensor, Tensor | None, Tensor | None]     # mixed values (B, T, D); probabilities and scores (B, H, T, S), if they were asked for
 BACKENDS = ("auto", "reference", "tiled", "sdpa")
@@ -95,6 +97,13 @@ class Attention(nn.Module):
     def heads(self, x: Float[Tensor, "B T _"]) -> Float[Tensor, "B _ T Dh"]:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)                # (B, H or K, T, Dh)
 
+    def turned(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K T Dh"], turn: Rotation) -> tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B K T Dh"]]:
+        """Both at their positions; a kernel overwrites what it is given, so a hook's own is copied."""
+        if heard(self.q_proj, self.k_proj, self.q_norm, self.k_norm):
+            q, k = q.clone(), k.clone()
+        q, k = rope(q.transpose(1, 2), k.transpose(1, 2), None, *turn)
+        return q.transpose(1, 2), k.transpose(1, 2)
+
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
                 relative: Any = None) -> Mixed:
         """Mixed values; with `show` also probabilities and scores, which only the reference path has.
@@ -105,7 +114,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+            q, k = self.turned(q, k, turn)
         if self.stretch is not None:
             q = q * self.stretch
         if cache is not None:
