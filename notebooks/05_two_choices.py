@@ -83,7 +83,7 @@ assert config == gpt
 #
 # ## 2. Who sees whom
 #
-# Change the last word of a text, and see which states change:
+# Change one word of a text, and see which states change:
 
 # %%
 ids = torch.randint(10, 1000, (1, 9), generator=torch.Generator().manual_seed(0))
