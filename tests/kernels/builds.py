@@ -2,6 +2,7 @@
 NORM = [("norm.cu", {"SCALAR": scalar, "RMS": rms, "VECTOR": vector, "PER_THREAD": each})
         for scalar, vector, each in (("bf16", 8, 1), ("fp16", 8, 4), ("float", 4, 8), ("float", 1, 8)) for rms in (0, 1)]
 ADAMW = [("adamw.cu", {"SCALAR": scalar}) for scalar in ("float", "fp16", "bf16")]
+NORM += [("norm.cu", {"SCALAR": "bf16", "STREAM": "float", "OUT": out, "RMS": rms, "VECTOR": 4, "PER_THREAD": each}) for out, rms, each in (("bf16", 0, 1), ("float", 1, 8))]
 MASK_TOKENS = [("mask_tokens.cu", {})]
 ACTIVATION = [("activation.cu", {"SCALAR": scalar, "ACTIVATION": activation, "VECTOR": vector})
               for scalar, activation, vector in (("bf16", "gelu", 8), ("bf16", "silu", 8), ("fp16", "gelu_tanh", 8), ("float", "gelu", 4), ("float", "relu", 1))]
