@@ -121,7 +121,7 @@ class Built:
     threads: int
     tile: int                       # rows of the other side at a time
     shared_dkv: int                 # bytes of dynamic shared memory
-    shared_dq: int = 0
+    shared_dq: int
 
     def launch(self, part: str, kernel: str, blocks: tuple[int, int, int], *values: object, shared: int = 0) -> None:
         self.parts[part](f"attention_{kernel}", blocks, (self.threads, 1, 1), *values, shared=shared)
@@ -171,9 +171,10 @@ def built_for(operation: str, q: Tensor, present: tuple, limit: str, bias: Tenso
         lean = trained and Dh > 112 and not roomy(q.device)
         rows, tile = (64, 16) if lean else (128, 32 * strips)
         constants |= {"STRIPS": strips, "BIAS": int(bias is not None), "LEAN": int(lean)}
-        names, block = [f"attention_{part}.cu" for part in wanted], (rows, 2 * rows // strips, tile, 2 * (Dh + 8) * ((1 + lean) * rows + 4 * tile))
+        names, block = [f"attention_{part}.cu" for part in wanted], (rows, 2 * rows // strips, tile, 2 * (Dh + 8) * ((1 + lean) * rows + 4 * tile), 0)
     else:
-        names, block = ["attention_simple.cu"] * len(wanted), (16, 128, 32, *2 * (4 * (Dh + 4) * 2 * (16 + 32),))
+        shared = 4 * (Dh + 4) * 2 * (16 + 32)
+        names, block = ["attention_simple.cu"] * len(wanted), (16, 128, 32, shared, shared)
     parts = [pick(operation, name, *present, limit=limit, **constants) for name in names]
     ready = [one for one in parts if one is not None]
     return Built(dict(zip(wanted, ready, strict=True)), *block) if len(ready) == len(wanted) else None

@@ -12,8 +12,9 @@ LORA = [("lora.cu", {"SCALAR": scalar, "RANK": rank, "VECTOR": vector, "PIECE": 
 EMBEDDING = [("embedding.cu", {"SCALAR": scalar, "VECTOR": vector, "PER_THREAD": each})
              for scalar, vector, each in (("bf16", 8, 1), ("fp16", 8, 4), ("float", 4, 8), ("float", 1, 8))]
 TENSOR_CORES = [{"SCALAR": scalar, "HEAD_DIM": Dh, "STRIPS": strips, "BIAS": bias, "DROPOUT": dropout, "LEAN": lean} for scalar, Dh, strips, bias, dropout, lean in
-                (("bf16", 32, 2, 0, 0, 0), ("fp16", 32, 1, 0, 0, 0), ("bf16", 64, 2, 0, 0, 0), ("fp16", 64, 2, 0, 0, 0), ("fp16", 64, 1, 0, 0, 0), ("bf16", 64, 1, 1, 1, 0), ("fp16", 80, 1, 1, 1, 0),
-                 ("fp16", 96, 1, 1, 1, 0), ("bf16", 128, 1, 0, 0, 0), ("bf16", 128, 1, 1, 1, 0), ("fp16", 128, 1, 1, 1, 0), ("fp16", 128, 1, 0, 0, 1), ("fp16", 128, 1, 1, 1, 1))]
+                (("bf16", 32, 2, 0, 0, 0), ("fp16", 32, 1, 0, 0, 0), ("bf16", 64, 2, 0, 0, 0), ("fp16", 64, 2, 0, 0, 0), ("fp16", 64, 1, 0, 0, 0),
+                 ("bf16", 64, 1, 1, 1, 0), ("fp16", 80, 1, 1, 1, 0), ("fp16", 96, 1, 1, 1, 0), ("bf16", 128, 1, 0, 0, 0),
+                 ("bf16", 128, 1, 1, 1, 0), ("fp16", 128, 1, 1, 1, 0), ("fp16", 128, 1, 0, 0, 1), ("fp16", 128, 1, 1, 1, 1))]
 ATTENTION = [(f"attention_{part}.cu", constants) for part in ("forward", "backward") for constants in TENSOR_CORES]
 ATTENTION += [("attention_bias.cu", constants) for constants in TENSOR_CORES if constants["BIAS"]]
 ATTENTION += [("attention_simple.cu", {"SCALAR": scalar, "HEAD_DIM": Dh, "DROPOUT": dropout})

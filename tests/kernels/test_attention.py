@@ -263,8 +263,10 @@ def test_a_wrong_formula_is_noticed(cu, old, new, emulator):
         noticed(PLANTS[cu])
 
 
-@pytest.mark.parametrize("cu, old, new", [("attention.cuh", "if ((u32)row < (u32)count) copy", "if ((u32)row <= (u32)count) copy"), ("attention.cuh", "if (row < count)", "if (row <= count)"),
-                                          ("attention_simple.cu", "if (row < count)", "if (row <= count)"), ("attention_simple.cu", "j < at.S)", "j <= at.S)")])
+@pytest.mark.parametrize("cu, old, new", [("attention.cuh", "if ((u32)row < (u32)count) copy", "if ((u32)row <= (u32)count) copy"),
+                                          ("attention.cuh", "if (row < count)", "if (row <= count)"),
+                                          ("attention_simple.cu", "if (row < count)", "if (row <= count)"),
+                                          ("attention_simple.cu", "j < at.S)", "j <= at.S)")])
 def test_access_past_the_end_is_noticed(cu, old, new, emulator):
     with planted(cu, old, new), pytest.raises(RuntimeError, match="bad memory access"):
         run(replace(FLOAT if "simple" in cu else BF16, causal=True, lengths=(37, 0, 131), rest=0))
