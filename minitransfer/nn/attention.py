@@ -69,7 +69,7 @@ def dense_is_faster(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], 
 class Attention(nn.Module):
     """Multi-head attention; key/value heads may be fewer than query heads and are then shared.
 
-    `backend` is one of BACKENDS: "reference" is written out below, "tiled" never holds T x S, "sdpa" is PyTorch's, "auto" the fastest known here.
+    `backend` is one of BACKENDS: "reference" is written out below, "tiled" never holds T x S, "sdpa" is PyTorch's, "auto" the fastest known here (a GPU is asked: backends.py).
     """
 
     def __init__(self, c: ModelConfig):
