@@ -105,7 +105,7 @@ class Attention(nn.Module):
         """
         q, k, v = self.project(x)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = (norm(t.transpose(1, 2)).transpose(1, 2) for norm, t in ((self.q_norm, q), (self.k_norm, k)))     # as they lie in memory
         if turn is not None:
             q, k = rotate(q, turn), rotate(k, turn)
         if self.stretch is not None:
