@@ -123,7 +123,7 @@ def test_the_version_to_read_first(kind, device):
     assert took_kernel("attention_packed")
 
 
-@pytest.mark.parametrize("kind", [{"causal": True}, {"key_lengths": OTHERS, "bias": 1, "rate": 0.1}], ids=["plain", "bias, dropout"])
+@pytest.mark.parametrize("kind", [{"causal": True}, pytest.param({"key_lengths": OTHERS, "bias": 1, "rate": 0.1}, marks=pytest.mark.slow)], ids=["plain", "bias, dropout"])
 def test_wide_heads_in_little_shared_memory(kind, device, monkeypatch):
     monkeypatch.setattr("minitransfer.ops.attention.roomy", lambda device: False)
     check(Case(torch.float16, 128, (4, 2), **kind), device)
@@ -255,7 +255,6 @@ def test_each_missing_wait_is_noticed(cu, nth, emulator):
     ("attention_backward.cu", "scales[m][r] = scale;", "scales[m][r] = 1.0f;"),
     ("attention_backward.cu", "- deltas[now]", "+ deltas[now]"),
     ("attention_simple.cu", "total[r] * shrink", "total[r]"),
-    ("attention_simple.cu", "of_k[r], scale", "of_k[r], 1.0f"),
     ("attention_simple.cu", "- delta[row]", "+ delta[row]"),
 ])
 def test_a_wrong_formula_is_noticed(cu, old, new, emulator):
