@@ -13,12 +13,13 @@
 # %% [markdown]
 # # BERT and GPT-2 are choices
 #
-# There is one transformer in this project, and every model of it is a list of answers to the same questions: who may see
-# whom, where the norms stand, how positions are told, how the feed-forward part bends. The answers are the fields of a
-# config. This notebook turns a BERT into a GPT-2 field by field, goes on to LLaMA, and looks at what each choice does.
+# There is one transformer in this project, and every model of it is a list of answers to the same questions: who may
+# see whom, where the norms stand, how positions are told, how the feed-forward part bends. The answers are the fields
+# of a config. This notebook turns a BERT into a GPT-2 field by field, goes on to LLaMA, and looks at what each choice
+# does.
 #
-# You need: 04_block_body_head. Reading time: about 12 minutes. Letters for shapes: `B` texts, `T` tokens, `D` width of the
-# model, `H` heads, `K` key/value heads, `Dh` width of a head, `F` width inside the feed-forward part.
+# You need: 04_block_body_head. Reading time: about 12 minutes. Letters for shapes: `B` texts, `T` tokens, `D` width of
+# the model, `H` heads, `K` key/value heads, `Dh` width of a head, `F` width inside the feed-forward part.
 
 # %%
 import sys
@@ -78,8 +79,8 @@ config = replace(config, embed_dropout=gpt.embed_dropout)
 assert config == gpt
 
 # %% [markdown]
-# `mini-gpt`'s numbers fit into this model, tensor by tensor. What each step does to behaviour is less visible than what it does to
-# names, so look at one choice at a time.
+# `mini-gpt`'s numbers fit into this model, tensor by tensor. What each step does to behaviour is less visible than what
+# it does to names, so look at one choice at a time.
 #
 # ## 2. Who sees whom
 #
@@ -101,15 +102,16 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Without a causal mask everything changes from the first block on. With it nothing before the change does, which is what makes
-# predicting the next token honest, and cached keys and values possible (03). With a window of two tokens news travel one token a
-# block: depth buys reach.
+# Without a causal mask everything changes from the first block on. With it nothing before the change does, which is
+# what makes predicting the next token honest, and cached keys and values possible (03). With a window of two tokens
+# news travel one token a block: depth buys reach.
 #
 # ## 3. Where a token stands
 #
-# BERT and GPT-2 have a table: position 7 has a vector that is added to the token's. Most models of today **turn** queries and keys instead (RoPE): each pair of
-# numbers of a head is a point in a plane, and turns by an angle that grows with the position. A dot product of two turned
-# vectors depends on the difference of their angles, so on their **distance** only:
+# BERT and GPT-2 have a table: position 7 has a vector that is added to the token's. Most models of today **turn**
+# queries and keys instead (RoPE): each pair of numbers of a head is a point in a plane, and turns by an angle that
+# grows with the position. A dot product of two turned vectors depends on the difference of their angles, so on their
+# **distance** only:
 
 # %% tags=["compare"]
 Dh = 8
@@ -142,8 +144,8 @@ plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# Fast pairs tell near tokens apart, slow ones tell far from near. A table ends where its rows end; angles go on, although a model that
-# never saw an angle in training does badly with it. In the engine it is one field:
+# Fast pairs tell near tokens apart, slow ones tell far from near. A table ends where its rows end; angles go on,
+# although a model that never saw an angle in training does badly with it. In the engine it is one field:
 
 # %% tags=["compare"]
 rotary = moved(replace(gpt, positions="none", rotary=Rotary(theta=10_000)), head="causal")
@@ -155,8 +157,9 @@ for name, model in (("table", table), ("turned", rotary)):
 # %% [markdown]
 # ## 4. On to LLaMA
 #
-# Four more answers, and GPT-2 is a LLaMA: RMSNorm (a norm without mean and bias), turned queries and keys, a **gated** feed-forward part, and no biases. The gate is a
-# second matrix that decides how much of each inner number passes: `down(silu(gate(x)) * up(x))`.
+# Four more answers, and GPT-2 is a LLaMA: RMSNorm (a norm without mean and bias), turned queries and keys, a **gated**
+# feed-forward part, and no biases. The gate is a second matrix that decides how much of each inner number passes:
+# `down(silu(gate(x)) * up(x))`.
 
 # %% tags=["compare"]
 llama = replace(gpt, norm="rms", norm_eps=1e-6, positions="none", rotary=Rotary(), gated=True, activation="silu", qkv_bias=False, o_bias=False, mlp_bias=False, n_kv_heads=2,
@@ -171,11 +174,13 @@ print("gated:", torch.allclose(by_hand, block.mlp(x), atol=1e-4))
 print("q", tuple(block.attn.q_proj.weight.shape), "k", tuple(block.attn.k_proj.weight.shape), "v", tuple(block.attn.v_proj.weight.shape))
 
 # %% [markdown]
-# With two key/value heads for four query heads, `k_proj` and `v_proj` are half as tall, and so is what is cached during generation.
+# With two key/value heads for four query heads, `k_proj` and `v_proj` are half as tall, and so is what is cached during
+# generation.
 #
 # ## 5. A family is a page
 #
-# What is left of a name is one page: which answers it gives, how its files call things. The page of LLaMA, its own config.json read and written:
+# What is left of a name is one page: which answers it gives, how its files call things. The page of LLaMA, its own
+# config.json read and written:
 
 # %% tags=["compare"]
 from minitransfer.families import llama as page
@@ -197,8 +202,8 @@ print("read back, the same architecture:", page.config_from_hf({**said, "model_t
 # Replace `raise NotImplementedError` and run the cell: `mt.check` says whether the answer is right. (Or write the
 # functions into a file and run `minitransfer check 05 file.py`.) Solutions are in `notebooks/solutions`.
 #
-# **1. GPT-2 as answers.** Return a dict of fields for `mt.ModelConfig` that describes GPT-2 with these sizes (dropout 0.1 everywhere, `norm_eps` 1e-5, the inner width is
-# four times `D`).
+# **1. GPT-2 as answers.** Return a dict of fields for `mt.ModelConfig` that describes GPT-2 with these sizes (dropout
+# 0.1 everywhere, `norm_eps` 1e-5, the inner width is four times `D`).
 
 # %%
 def gpt2_fields(V, D, L, H, longest):
@@ -208,8 +213,9 @@ def gpt2_fields(V, D, L, H, longest):
 mt.check("05", gpt2_fields)
 
 # %% [markdown]
-# **2. Turning.** `x` is (B, H, T, Dh), `cos` and `sin` (B, 1, T, R/2): turn the pairs `(x_j, x_{j + R/2})` of the first R numbers of each head, and leave the rest as it
-# is. The answer turns the queries and keys of two models; in one of them R is smaller than Dh.
+# **2. Turning.** `x` is (B, H, T, Dh), `cos` and `sin` (B, 1, T, R/2): turn the pairs `(x_j, x_{j + R/2})` of the first
+# R numbers of each head, and leave the rest as it is. The answer turns the queries and keys of two models; in one of
+# them R is smaller than Dh.
 
 # %%
 def turn(x, cos, sin):
@@ -229,7 +235,8 @@ def rms_norm(x, weight, eps):
 mt.check("05", rms_norm)
 
 # %% [markdown]
-# **4. The gate.** The feed-forward part of LLaMA from its three matrices (F, D), (F, D), (D, F). The answer becomes that of every block.
+# **4. The gate.** The feed-forward part of LLaMA from its three matrices (F, D), (F, D), (D, F). The answer becomes
+# that of every block.
 
 # %%
 def gated_feed_forward(x, gate, up, down):

@@ -15,8 +15,8 @@
 #
 # A pretrained model can be asked for a label without a single step of training: write the task so that the label is the
 # next word, and see which one it would rather read. This notebook does it by hand, shows the two things that go wrong
-# first (long labels, and words that are always likely), gives examples in the prompt, and then trains a model to answer.
-# The models here are tiny, and most of what they answer is wrong: the mechanism is what can be seen in them.
+# first (long labels, and words that are always likely), gives examples in the prompt, and then trains a model to
+# answer. The models here are tiny, and most of what they answer is wrong: the mechanism is what can be seen in them.
 #
 # You need: 07_pretraining. Reading time: about 12 minutes. Letters for shapes: `B` texts, `T` tokens, `V` vocabulary.
 
@@ -57,8 +57,8 @@ LABELS = {"negative": "bad", "positive": "good"}
 # %% [markdown]
 # ## 1. Which word would it rather read?
 #
-# A decoder gives every continuation a probability. Write "... It was good." and "... It was bad." and compare. The score of a
-# label is the mean of the log-probabilities of its tokens, each given everything before:
+# A decoder gives every continuation a probability. Write "... It was good." and "... It was bad." and compare. The
+# score of a label is the mean of the log-probabilities of its tokens, each given everything before:
 
 # %% tags=["compare"]
 def score_by_hand(text, label):
@@ -76,8 +76,8 @@ by_hand = torch.stack([score_by_hand(text, label) for label in LABELS.values()])
 print(answer.label, f"by hand and by label_scores the same: {abs(by_hand.max().item() - answer.probability) < 1e-5}")
 
 # %% [markdown]
-# **Why a mean?** "good" is one token, "very disappointing" is several, and every further token can only lower a sum. With the mean
-# labels of different lengths can be compared; it is a convention, and not the only one.
+# **Why a mean?** "good" is one token, "very disappointing" is several, and every further token can only lower a sum.
+# With the mean labels of different lengths can be compared; it is a convention, and not the only one.
 #
 # An encoder is asked by a cloze: put a mask where the label would stand.
 
@@ -91,7 +91,8 @@ for name, model, tok in (("mini-gpt", gpt, words), ("mini-bert", bert, pieces)):
 # ## 2. Words that are always likely
 #
 # A model that says the same to everything has not read the text. Words have a probability of their own, and the prompt
-# has another. What the model answers to a text **without content** ("N/A", an empty one) shows it; calibration divides by that.
+# has another. What the model answers to a text **without content** ("N/A", an empty one) shows it; calibration divides
+# by that.
 
 # %%
 def accuracy(found):
@@ -121,8 +122,8 @@ for template, labels in prompts.items():
     print(f"{template:34} {accuracy(found)}")
 
 # %% [markdown]
-# To choose the best of these by their accuracy on the test reviews would be training on the test set, with a person as the
-# optimizer. Prompts are chosen on other rows.
+# To choose the best of these by their accuracy on the test reviews would be training on the test set, with a person as
+# the optimizer. Prompts are chosen on other rows.
 #
 # ## 3. Examples in the prompt
 #
@@ -141,8 +142,9 @@ for k in (0, 2, 4):
 # %% [markdown]
 # ## 4. Learning to answer
 #
-# Instruction tuning is ordinary training on pairs of a prompt and a response. Two facts make the difference between a model that answers and
-# one that babbles: the loss is on the **response only**, and the **end** is part of the response.
+# Instruction tuning is ordinary training on pairs of a prompt and a response. Two facts make the difference between a
+# model that answers and one that babbles: the loss is on the **response only**, and the **end** is part of the
+# response.
 
 # %% tags=["compare"]
 rows = [{"prompt": f"Is this review good or bad? {row['text']}", "response": f" {LABELS[row['label']]}"} for row in train if len(row["text"]) < 150]
@@ -163,9 +165,10 @@ ax.set(xlabel="step", ylabel="loss", title="two targets a row: good or bad, and 
 plt.show()
 
 # %% [markdown]
-# The grey line is a model that knows that "good" or "bad" follows and then the end, and guesses between the two: half of `log 2` for each target. The
-# model comes down to that line within a few steps. That is what instruction tuning teaches fast: the **form**. What
-# is on the other side of the line is knowledge, and it has to come from pretraining or from many more examples.
+# The grey line is a model that knows that "good" or "bad" follows and then the end, and guesses between the two: half
+# of `log 2` for each target. The model comes down to that line within a few steps. That is what instruction tuning
+# teaches fast: the **form**. What is on the other side of the line is knowledge, and it has to come from pretraining or
+# from many more examples.
 
 # %%
 for text in ("Is this review good or bad? The food was wonderful.\n", "Is this review good or bad? We left before the main course.\n"):
@@ -177,8 +180,8 @@ for text in ("Is this review good or bad? The food was wonderful.\n", "Is this r
 # %% [markdown]
 # ## 5. Preferences
 #
-# Often nobody can write the right answer, but everybody can say which of two is better. Direct preference optimisation raises the
-# chosen response against the rejected one, measured from the model as it was before:
+# Often nobody can write the right answer, but everybody can say which of two is better. Direct preference optimisation
+# raises the chosen response against the rejected one, measured from the model as it was before:
 #
 # $$-\log\,\sigma\big(\beta\,[\log p(\text{chosen}) - \log p(\text{rejected}) - \text{the same of the reference}]\big)$$
 
@@ -196,8 +199,8 @@ for name, model in (("before", answering), ("after", polite.eval())):
 
 # %% [markdown]
 # The loss has fallen nearly to nothing, and the model repeats itself: the objective asks that chosen responses become
-# likelier **than rejected ones**, and nothing in it asks for a sensible text. That is why `beta`, short runs and a look at what
-# is generated belong to it.
+# likelier **than rejected ones**, and nothing in it asks for a sensible text. That is why `beta`, short runs and a look
+# at what is generated belong to it.
 #
 # ## What to take with you
 #
@@ -211,8 +214,8 @@ for name, model in (("before", answering), ("after", polite.eval())):
 # Replace `raise NotImplementedError` and run the cell: `mt.check` says whether the answer is right. (Or write the
 # functions into a file and run `minitransfer check 15 file.py`.) Solutions are in `notebooks/solutions`.
 #
-# **1. The score of a label.** `logits` (T, V) of one row, `ids` (T,), and the place `first` where the label begins: the mean log-probability
-# of the tokens from there on, each given everything before.
+# **1. The score of a label.** `logits` (T, V) of one row, `ids` (T,), and the place `first` where the label begins: the
+# mean log-probability of the tokens from there on, each given everything before.
 
 # %%
 def label_score(logits, ids, first):
@@ -222,8 +225,9 @@ def label_score(logits, ids, first):
 mt.check("15", label_score)
 
 # %% [markdown]
-# **2. Calibration.** `scores` (N, n) of the labels for N texts, `empty` (M, n) for M texts without content. Probabilities are the softmax over the labels. Return
-# (N, n): each probability divided by the mean one of the texts without content, scaled so that a row sums to 1.
+# **2. Calibration.** `scores` (N, n) of the labels for N texts, `empty` (M, n) for M texts without content.
+# Probabilities are the softmax over the labels. Return (N, n): each probability divided by the mean one of the texts
+# without content, scaled so that a row sums to 1.
 
 # %%
 def calibrated(scores, empty):
@@ -233,8 +237,8 @@ def calibrated(scores, empty):
 mt.check("15", calibrated)
 
 # %% [markdown]
-# **3. What is learned.** `ids` (B, T) of prompts followed by responses, `keep` (B, T) bool, `prompt_lengths` (B,): the labels, -100 at prompts and padding. The answer makes the
-# labels of instruction batches.
+# **3. What is learned.** `ids` (B, T) of prompts followed by responses, `keep` (B, T) bool, `prompt_lengths` (B,): the
+# labels, -100 at prompts and padding. The answer makes the labels of instruction batches.
 
 # %%
 def response_labels(ids, keep, prompt_lengths):
@@ -244,8 +248,8 @@ def response_labels(ids, keep, prompt_lengths):
 mt.check("15", response_labels)
 
 # %% [markdown]
-# **4. Preferences.** From the log-likelihoods (B,) of chosen and rejected responses under the model and under the reference: the sum of the losses. Large
-# differences must not overflow.
+# **4. Preferences.** From the log-likelihoods (B,) of chosen and rejected responses under the model and under the
+# reference: the sum of the losses. Large differences must not overflow.
 
 # %%
 def preference_loss(chosen, rejected, chosen_before, rejected_before, beta):
