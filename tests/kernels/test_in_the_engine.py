@@ -159,7 +159,7 @@ ROW = {"which": ["b", None, "a", "a", "b"]}
 ])
 def test_what_takes_no_kernel_says_why(operation, make, more, reason, emulator, monkeypatch):
     model = make()
-    rates = [module for module in model.modules() if hasattr(module, "rate")]
+    rates = [module for module in model.modules() if "rate" in vars(module)]
     for module in rates:                                                         # dropout of the body would be drawn otherwise
         module.rate = 0.0
     for block in model.blocks:
