@@ -21,6 +21,7 @@ from .memory import explained_out_of_memory, keep_freed_memory
 from .optim import check_groups, gradient_norm, make_optimizer, param_groups, scale_and_clip, set_lr
 from .precision import Precision
 from .run import Run, TrainResult
+from .savings import advice
 from .schedule import Horizon, lr_at
 from .seeds import own_randomness, seed_batch
 from .settings import TrainSettings
@@ -42,7 +43,7 @@ def steps(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, ctrl_c: In
             if captured is not None:
                 loss, n = captured(batch, generator)
             else:
-                with precision.autocast():
+                with precision.autocast(), run.kept.watched(batch["input_ids"].shape):
                     loss, n = ask(objective, model, batch, generator, last=feed.is_last(k))
                 precision.backward(loss)
             loss_sum, counted, tokens, length = loss_sum + loss.detach(), counted + n, tokens + n_tokens, batch["input_ids"].shape[1]
@@ -111,5 +112,5 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
                   {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)
         run.open(resume)
         feed = Feed(batches, settings.micro_batches, model.device)
-        with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory():
+        with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory(lambda: advice(model, run.largest_step(), model.device)):
             return run.finish(steps(run, feed, objective, held.ask, ctrl_c, on_step))

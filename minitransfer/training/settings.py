@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..config import choose
+from ..nn.recompute import recomputed
 
 SCHEDULES = ("linear", "cosine", "constant", "slanted")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -50,7 +51,7 @@ class TrainSettings:
     seed: int = 0                       # of dropout, masks and everything else drawn during the run
     # the machine
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
-    checkpointing: bool = False         # recompute the inside of each block in the backward pass: less memory, more time
+    checkpointing: bool | str = False   # compute again in the backward pass, for less memory and more time: true (blocks), blocks:2 (every second), attention or mlp
     graphs: bool = False                # on an NVIDIA GPU: replay forward and backward as CUDA graphs, one for each shape of batch
     shard: bool = False                 # under torchrun, each process holds a part of the weights, gradients and moments (FSDP2); else a copy of all
     # what is watched and kept
@@ -76,6 +77,7 @@ class TrainSettings:
             raise ValueError(f"warmup={self.warmup}, weight_decay={self.weight_decay}; neither can be negative or infinite: 0 switches it off")
         choose("schedule", self.schedule, SCHEDULES)
         choose("precision", self.precision, PRECISIONS)
+        recomputed(self.checkpointing)
         if self.best is not None and (len(self.best.split()) != 2 or self.best.split()[1] not in ("lower", "higher")):
             raise ValueError(f'best={self.best!r}; it is a metric and the better direction: write for example "loss lower" or "accuracy higher"')
         if self.patience is not None and self.best is None:

@@ -1,0 +1,149 @@
+"""Predicted and measured peak memory of training steps on this CPU: `minitransfer bench plan`. `python -m minitransfer.bench.plan NAME THREADS` measures one."""
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks.plan import plan
+from ..config import ModelConfig
+from ..nn.heads import IGNORE
+from ..nn.model import Model
+from ..tasks.base import supervised
+from ..training import TrainSettings, train
+from ..training.memory import keep_freed_memory, peak_memory, reset_peak
+from ..training.throughput import cpu_name
+from ..transfer import strategy
+from ..weights.files import read_json, write_json
+from .compare import RESULTS
+from .rows import BERT_BASE, GPT2
+
+RESULT = RESULTS / "plan.json"
+BAR = 0.10
+STEPS = 3
+CPU = torch.device("cpu")
+MINILM = ModelConfig(vocab_size=30_522, d_model=384, n_layers=6, n_heads=12, d_ff=1536, max_len=512)
+TINY = ModelConfig(vocab_size=101, d_model=32, n_layers=1, n_heads=2, d_ff=64, max_len=32)
+LABELS = ["no", "yes"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training step of a model with random weights, in fp32."""
+
+    config: ModelConfig
+    head: str
+    strategy: str
+    batch_size: int
+    length: int
+    checkpointing: bool | str = False
+
+    def model(self) -> Model:
+        return Model(self.config, self.head, LABELS if self.head == "sequence" else None)
+
+    def batch(self) -> dict[str, Tensor]:
+        dice = torch.Generator().manual_seed(0)
+        ids = torch.randint(4, self.config.vocab_size, (self.batch_size, self.length), generator=dice)
+        hidden = torch.rand(ids.shape, generator=dice) < 0.15
+        labels = {"sequence": torch.arange(self.batch_size) % 2, "causal": ids, "masked": ids.masked_fill(~hidden, IGNORE)}
+        return {"input_ids": ids, "labels": labels[self.head]}
+
+
+CASES = {
+    "minilm full 16x128": Case(MINILM, "sequence", "full", 16, 128),
+    "minilm full 32x128": Case(MINILM, "sequence", "full", 32, 128),
+    "minilm lora 32x128": Case(MINILM, "sequence", "lora", 32, 128),
+    "minilm adapter 16x256": Case(MINILM, "sequence", "adapter", 16, 256),
+    "minilm masked 32x128 checkpointing": Case(MINILM, "masked", "full", 32, 128, True),
+    "bert full 4x128": Case(BERT_BASE, "sequence", "full", 4, 128),
+    "bert full 8x128": Case(BERT_BASE, "sequence", "full", 8, 128),
+    "bert masked 8x128": Case(BERT_BASE, "masked", "full", 8, 128),
+    "bert full 8x128 checkpointing": Case(BERT_BASE, "sequence", "full", 8, 128, True),
+    "bert last:2 16x128": Case(BERT_BASE, "sequence", "last:2", 16, 128),
+    "bert head 16x128": Case(BERT_BASE, "sequence", "head", 16, 128),
+    "bert lora 8x128": Case(BERT_BASE, "sequence", "lora", 8, 128),
+    "bert lora 16x128 checkpointing": Case(BERT_BASE, "sequence", "lora", 16, 128, True),
+    "gpt2 full 2x256": Case(GPT2, "causal", "full", 2, 256),
+    "gpt2 full 4x256 checkpointing": Case(GPT2, "causal", "full", 4, 256, True),
+}
+
+
+class Same:
+    """One batch, again and again."""
+
+    def __init__(self, case: Case):
+        self.batch = case.batch()
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        return self.batch
+
+
+def run_case(case: Case) -> dict[str, Any]:
+    """Steps of the engine's own loop: the peak of the process, and seconds of a step after the first."""
+    model, ends = case.model(), []
+    strategy(case.strategy).apply(model)
+    settings = TrainSettings(steps=STEPS, lr=1e-4, precision="fp32", checkpointing=case.checkpointing, progress=False)
+    result = train(model, Same(case), supervised, settings, on_step=lambda record: ends.append(time.perf_counter()))
+    return {"peak": result.peak_memory, "seconds": statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))}
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """In this process: what a case takes above what the process takes after a step of a tiny model, which loads what is loaded late."""
+    keep_freed_memory()
+    run_case(Case(TINY, "sequence", "full", 2, 8))
+    reset_peak(CPU)
+    before = peak_memory(CPU)
+    found = run_case(case)
+    return {"measured": found["peak"] - before, "before": before, "seconds": found["seconds"]}
+
+
+def compare(name: str) -> dict[str, Any]:
+    """One case in a process of its own, beside its prediction."""
+    case, threads = CASES[name], torch.get_num_threads()
+    done = subprocess.run([sys.executable, "-m", "minitransfer.bench.plan", name, str(threads)], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{name} failed with\n{done.stderr[-2000:]}")
+    measured = json.loads(done.stdout.splitlines()[-1])
+    told = plan(case.config, case.strategy, batch_size=case.batch_size, length=case.length, head=case.head, checkpointing=case.checkpointing, precision="fp32", card="cpu", look_further=False)
+    return {"name": name, "predicted": told.footprint.peak, **measured, "error": told.footprint.peak / measured["measured"] - 1, "bar": BAR, "parts": told.footprint.parts,
+            "predicted_seconds": told.seconds, "threads": threads, "cpu": cpu_name(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
+
+
+def run(names: Sequence[str] | None = None, save: bool = False) -> list[dict[str, Any]]:
+    """Measure cases and compare them with their predictions, a JSON line each.
+
+    Args:   names: of CASES, default all; save: also write bench/results/plan.json (cases not measured now stay).
+    Raises: KeyError for a case that does not exist.
+    """
+    if unknown := set(names or ()) - set(CASES):
+        raise KeyError(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}: name some of them, or none for all")
+    lines = []
+    for name in names or CASES:
+        lines.append(compare(name))
+        print(json.dumps(lines[-1]), flush=True)
+        if save:
+            write_json(RESULT, (read_json(RESULT) if RESULT.exists() else {}) | {name: lines[-1]})
+    return lines
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=CASES)
+    parser.add_argument("threads", type=int)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    print(json.dumps(measure(CASES[given.name])))
