@@ -10,21 +10,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks.cards import CARDS
 from ..checks.plan import plan
-from ..config import ModelConfig
+from ..config import ModelConfig, Rotary
 from ..nn.heads import IGNORE
 from ..nn.model import Model
 from ..tasks.base import supervised
 from ..training import TrainSettings, train
 from ..training.memory import keep_freed_memory, peak_memory, reset_peak
 from ..training.throughput import cpu_name
-from ..transfer import strategy
+from ..transfer import lora, strategy
+from ..transfer.base import Strategy
 from ..weights.files import read_json, write_json
 from .compare import RESULTS
 from .rows import BERT_BASE, GPT2
@@ -98,7 +101,7 @@ def run_case(case: Case) -> dict[str, Any]:
     strategy(case.strategy).apply(model)
     settings = TrainSettings(steps=STEPS, lr=1e-4, precision="fp32", checkpointing=case.checkpointing, progress=False)
     result = train(model, Same(case), supervised, settings, on_step=lambda record: ends.append(time.perf_counter()))
-    return {"peak": result.peak_memory, "seconds": statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))}
+    return {"peak": result.peak_memory, "seconds": statistics.median(b - a for a, b in pairwise(ends))}
 
 
 def measure(case: Case) -> dict[str, Any]:
@@ -118,7 +121,8 @@ def compare(name: str) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{name} failed with\n{done.stderr[-2000:]}")
     measured = json.loads(done.stdout.splitlines()[-1])
-    told = plan(case.config, case.strategy, batch_size=case.batch_size, length=case.length, head=case.head, checkpointing=case.checkpointing, precision="fp32", card="cpu", look_further=False)
+    told = plan(case.config, case.strategy, card="cpu", batch_size=case.batch_size, length=case.length, head=case.head, precision="fp32",
+                checkpointing=case.checkpointing, look_further=False)
     return {"name": name, "predicted": told.footprint.peak, **measured, "error": told.footprint.peak / measured["measured"] - 1, "bar": BAR, "parts": told.footprint.parts,
             "predicted_seconds": told.seconds, "threads": threads, "cpu": cpu_name(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
 
@@ -138,6 +142,35 @@ def run(names: Sequence[str] | None = None, save: bool = False) -> list[dict[str
         if save:
             write_json(RESULT, (read_json(RESULT) if RESULT.exists() else {}) | {name: lines[-1]})
     return lines
+
+
+# ---- the table of the scale page -----------------------------------------------------------------------------------------------------------------
+
+LLAMA: dict[str, Any] = {"n_token_types": 0, "positions": "none", "rotary": Rotary(), "norm": "rms", "norm_bias": False, "norm_eps": 1e-5, "norm_position": "pre", "qkv_bias": False,
+                         "o_bias": False, "mlp_bias": False, "activation": "silu", "gated": True, "causal": True, "embed_norm": False, "final_norm": True, "pooler": False,
+                         "tied": False, "dropout": 0.0}
+LLAMA_1B = ModelConfig(vocab_size=32_000, d_model=2048, n_layers=22, n_heads=32, n_kv_heads=4, d_ff=5632, max_len=2048, **LLAMA)
+LLAMA_7B = ModelConfig(vocab_size=32_000, d_model=4096, n_layers=32, n_heads=32, d_ff=11_008, max_len=4096, **LLAMA)
+WAYS: dict[str, tuple[str | Strategy, dict[str, Any]]] = {
+    "full": ("full", {}), "LoRA": ("lora", {"dtype": "bf16"}), "LoRA over NF4": (lora(base="nf4"), {"dtype": "bf16"})}
+SCALES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
+    "bert-base, 32 x 128": (BERT_BASE, {"batch_size": 32, "length": 128, "head": "masked"}),
+    "gpt2, 8 x 1,024": (GPT2, {"batch_size": 8, "length": 1024}),
+    "LLaMA shape of 1.1B, 4 x 1,024": (LLAMA_1B, {"batch_size": 4, "length": 1024, "checkpointing": True}),
+    "LLaMA shape of 7B, 1 x 1,024": (LLAMA_7B, {"batch_size": 1, "length": 1024, "checkpointing": True})}
+ON = ("T4", "RTX 4090", "A100", "H100")
+
+
+def scale() -> str:
+    """Predicted memory and tokens a second of each way on each card; a dash where it does not fit."""
+    rows = [f"| predicted | memory | {' | '.join(ON)} |", f"|---|---|{'---|' * len(ON)}"]
+    for name, (config, settings) in SCALES.items():
+        for way, (strategy_, more) in WAYS.items():
+            told = plan(config, strategy_, card="A100", look_further=False, **settings | more)
+            each = [replace(told, card=card, step=replace(told.step, precision=str(card.half))) for card in (CARDS[one] for one in ON)]
+            rows.append(f"| {name}, {way} | {told.memory / 2**30:.1f} GiB | {' | '.join(f'{one.tokens_per_second:,.0f}' if one.fits else '-' for one in each)} |")
+            print(rows[-1], file=sys.stderr)
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ class Card:
 
     name: str
     memory: int
-    rates: dict[str, float]
-    bandwidth: float
+    rates: dict[str, int | float]
+    bandwidth: int | float
     source: str
 
     @property
@@ -39,7 +39,7 @@ class Card:
         return RESERVE if self.device == "cuda" else 0
 
 
-def gpu(name: str, gib: int, fp32: float, half: float, gigabytes: float, source: str, bf16: bool = True) -> Card:
+def gpu(name: str, gib: int, fp32: int | float, half: int | float, gigabytes: int | float, source: str, bf16: bool = True) -> Card:
     return Card(name, gib * GIB, {"fp32": fp32 * TERA, "fp16": half * TERA, **({"bf16": half * TERA} if bf16 else {})}, gigabytes * GIGA, source)
 
 

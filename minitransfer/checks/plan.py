@@ -124,7 +124,6 @@ def built(c: ModelConfig, head: str, strategy: Strategy | None, dtype: str) -> M
     finally:
         torch.set_default_dtype(usual)
     if strategy is not None:
-        model.quantized_from = {}                                                # there is nothing to take a fingerprint of
         strategy.apply(model)
         param_groups(model, 0.0)                                                 # which refuses to train what is not float32
     return model
@@ -137,7 +136,7 @@ def largest_batch(takes: Callable[[int], int], room: int, first: int) -> int:
         return 0
     for _ in range(3):
         (a, low), (b, high) = sorted(known.items())[-2:] if max(known.values()) <= room else beside(known, room)
-        guess = min(MOST, max(a + 1, int(a + (room - low) * (b - a) / max(high - low, 1))))
+        guess = min(MOST, max(a + 1, a + (room - low) * (b - a) // max(high - low, 1)))
         if guess in known or guess >= MOST:
             break
         known[guess] = takes(guess)

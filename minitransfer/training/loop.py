@@ -43,7 +43,7 @@ def steps(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, ctrl_c: In
             if captured is not None:
                 loss, n = captured(batch, generator)
             else:
-                with precision.autocast(), run.kept.watched(batch["input_ids"].shape):
+                with precision.autocast(), run.for_backward.watched(batch["input_ids"].shape):
                     loss, n = ask(objective, model, batch, generator, last=feed.is_last(k))
                 precision.backward(loss)
             loss_sum, counted, tokens, length = loss_sum + loss.detach(), counted + n, tokens + n_tokens, batch["input_ids"].shape[1]

@@ -6,6 +6,7 @@ launched in name only. Left out: scratch inside single operations, what an alloc
 from __future__ import annotations
 
 import copy
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from ..nn.heads import VocabularyHead
 from ..nn.model import Model
 from ..ops import nf4
 from ..ops.attention import ROWS
-from ..ops.kernels import rehearsed
+from ..ops.kernels import Kernels, rehearsed
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from ..ops.quantized_weight import QuantizedWeight
 from .precision import DTYPES
@@ -33,9 +34,9 @@ MASKED = 0.15                           # of the positions of a masked head have
 OPTIMIZER = 8                           # bytes a trained number: AdamW's two moments in float32
 UPDATE = 40                             # bytes moved a trained number: its gradient for the norm, scaled, and AdamW
 PRODUCTS = {"attention_forward": 4, "attention_dkv": 8, "attention_dq": 6}      # operations of a kernel for each pair and number of a head: see ops/attention.py
-FORWARD = "activations", "logits and loss"
-LOST = 0.47                             # of what comes and goes in a forward pass leaves gaps in glibc's heap that the step does not fill: fitted, see bench/plan.py
-PARTS = ("weights", "weights in 16 bits", "adapters", "gradients", "optimizer", "activations", "logits and loss", "backward pass", "KV cache", "lost between blocks")
+FORWARD = ("activations", "logits and loss")
+GAPS, LIBRARIES = 0.55, 80 * 10**6       # of a process on a CPU, fitted to measured steps (bench/plan.py): see `gaps`
+PARTS = ("weights", "weights in 16 bits", "adapters", "gradients", "optimizer", "activations", "logits and loss", "backward pass", "KV cache", "gaps and libraries")
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,27 @@ class Footprint:
         return sum(self.parts.values())
 
 
+class InName(Kernels):
+    """Any kernel, in a rehearsal."""
+
+    def __init__(self, stage: Stage):
+        self.stage = stage
+
+    def __call__(self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], *values: object, shared: int = 0) -> None:
+        self.stage.launched(name, grid[0], values)
+
+
 class Stage(TorchDispatchMode):
-    """Counts storages from their making to their end. Operations in a rehearsal ask it for which device they are (`ops.dispatch.device_of`), and get it as their kernel."""
+    """Counts storages from their making to their end. Operations in a rehearsal ask it for which device they are (`ops.dispatch.device_of`)."""
 
     def __init__(self, device: str):
         super().__init__()
-        self.device, self.tag = device, "weights"
+        self.device, self.tag, self.kernels = device, "weights", InName(self)
         self.places: dict[int, tuple[str, int]] = {}                             # storage -> component, bytes
         self.live: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
         self.flop = self.moved = self.launches = 0
-        self.gone = 0                                # bytes that ended before the backward pass began
+        self.gone = 0                                # bytes that came and went in forward passes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -90,11 +101,11 @@ class Stage(TorchDispatchMode):
             self.count(func, args, kwargs, out, made)
         return out
 
-    def __call__(self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], *values: Any, shared: int = 0) -> None:
-        """A kernel launched in name only."""
+    def launched(self, name: str, blocks: int, values: tuple) -> None:
+        """Count a kernel that was launched in name only."""
         tensors = [t for t in tree_leaves(values) if isinstance(t, Tensor)]
         self.launches, self.moved = self.launches + 1, self.moved + sum(t.nbytes for t in tensors)
-        self.flop += PRODUCTS.get(name, 0) * max((t.numel() for t in tensors if t.dim() == 3), default=0) * grid[0] * ROWS
+        self.flop += PRODUCTS.get(name, 0) * max((t.numel() for t in tensors if t.dim() == 3), default=0) * blocks * ROWS
 
     def count(self, func: Any, args: Any, kwargs: Any, out: Any, made: list[Tensor]) -> None:
         from torch.utils.flop_counter import flop_registry
@@ -126,7 +137,7 @@ class Stage(TorchDispatchMode):
         self.gone += size if self.tag in FORWARD else 0
 
     def part_of(self, t: Any) -> str:
-        return self.places.get(id(t.untyped_storage()), ("", 0))[0] if isinstance(t, Tensor) and not isinstance(t, QuantizedWeight) else ""
+        return self.places.get(id(t.untyped_storage()), ("",))[0] if isinstance(t, Tensor) and not isinstance(t, QuantizedWeight) else ""
 
     def belongs(self, t: Tensor, tag: str) -> None:
         """The storage of a tensor is a part of this component."""
@@ -145,9 +156,8 @@ class Stage(TorchDispatchMode):
 def loss_of(model: Model, step: Step, stage: Stage) -> Tensor:
     """The forward pass over full rows of `step.length` tokens."""
     ids = torch.zeros(step.batch_size, step.length, dtype=torch.long)
-    head, extra = model.head, ({"decoder_input_ids": ids} if isinstance(model, EncoderDecoder) else {})
-    stage.tag = "activations"
-    body = model.body(ids, **extra)
+    head, stage.tag = model.head, "activations"
+    body = model.body(ids, None, ids) if isinstance(model, EncoderDecoder) else model.body(ids)
     stage.tag = "logits and loss"
     if head is None:
         return body.x.float().sum()
@@ -216,10 +226,19 @@ def rehearse(make: Callable[[], Model], step: Step, device: str = "cuda") -> Foo
             read_prompt(model, step, stage)
         n = min(step.micro_batches, 2) if step.trains else 1
         times, numbers = step.micro_batches / n, sum(p.numel() for p in trained)
-        stage.at_peak["lost between blocks"] = round(LOST * stage.gone / n) if device == "cpu" else 0
+        stage.at_peak["gaps and libraries"] = gaps(kept, stage.gone / n * (2 if step.checkpointing else 1)) if device == "cpu" else 0
         parts = {name: size for name in PARTS if (size := stage.at_peak[name])}
         return Footprint(parts, kept, round(times * stage.flop), round(times * stage.moved) + UPDATE * numbers, round(times * stage.launches),
                          step.batch_size * step.length * step.micro_batches)
+
+
+def gaps(kept: int | float, gone: int | float) -> int:
+    """Bytes that a process takes beside its blocks: LIBRARIES + GAPS sqrt(kept gone).
+
+    Where what is kept lies between what comes and goes, glibc's heap (2.36) cannot fill the gaps: a block aligned to 64 bytes is searched for with 96 bytes to spare,
+    which the gap of a block of its size has not. Without either there are none. What is computed again comes and goes twice. Fitted, not derived.
+    """
+    return round(LIBRARIES + GAPS * math.sqrt(kept * gone))
 
 
 def twin(model: Model) -> Model:

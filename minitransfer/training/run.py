@@ -45,11 +45,15 @@ class TrainResult:
     before: dict[str, float] = field(default_factory=dict)   # metrics of the model as it came; `adapt` measures them
     after: dict[str, float] = field(default_factory=dict)    # and of the model as it left
 
+    @property
+    def memory(self) -> str:
+        return f"{self.peak_memory / 1e6:,.0f} MB at the peak, {self.kept_memory / 1e6:,.0f} of them kept for the backward pass"
+
     def __str__(self) -> str:
         told = {name: f"{value:.6g}" for name, value in self.metrics.items()} | {
             name: f"{self.before[name]:.6g} -> {value:.6g}" for name, value in self.after.items() if value != self.before.get(name, value)}
         held_out = ", ".join(f"{name} {value}" for name, value in told.items()) or "no evaluation"
-        return f"{held_out}; {self.steps} steps, {self.tokens:,} tokens, {self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak, {self.kept_memory / 1e6:,.0f} of them kept for the backward pass"
+        return f"{held_out}; {self.steps} steps, {self.tokens:,} tokens, {self.seconds:.1f} s, {self.memory}"
 
     __repr__ = __str__
 
@@ -78,7 +82,7 @@ class Run:
         self.trained = trained_parameters(held.model, optimizer.param_groups)
         self.whole = {} if out is None and ranks.world() == 1 else identity(held.model, self.trained, settings, precision.name, data)
         self.progress = Progress()
-        self.kept = Kept(held.model)
+        self.for_backward = Kept(held.model)
         self.saved: int | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
@@ -151,7 +155,7 @@ class Run:
 
     def write_record(self) -> None:
         rates = self.meter.read()
-        self.write_log({**self.record, **rates, "memory": peak_memory(self.model.device), "kept": self.kept.bytes})
+        self.write_log({**self.record, **rates, "memory": peak_memory(self.model.device), "kept": self.for_backward.bytes})
         self.bar.set_postfix_str(f"loss {rates['loss']:.3f}, {rates['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
     def write_log(self, record: dict) -> None:
@@ -160,7 +164,7 @@ class Run:
 
     def largest_step(self) -> Step | None:
         """The step of the largest batch so far, for a rehearsal; None if there was none, or other processes hold a part of it."""
-        (B, T), settings = self.kept.shape, self.settings
+        (B, T), settings = self.for_backward.shape, self.settings
         return Step(B, T, self.precision.name, settings.checkpointing, settings.micro_batches) if B and ranks.world() == 1 else None
 
     def say(self, line: str) -> None:
@@ -250,7 +254,7 @@ class Run:
         self.model.eval()
         done = self.progress
         result = TrainResult(done.step, done.tokens, done.seconds, stopped, self.log.records, done.best, self.metrics,
-                             self.timed_tokens / max(self.timed_seconds, 1e-9), peak_memory(self.model.device), self.kept.bytes, self.precision.name, self.out)
+                             self.timed_tokens / max(self.timed_seconds, 1e-9), peak_memory(self.model.device), self.for_backward.bytes, self.precision.name, self.out)
         if self.out is not None:
             if stopped != "interrupted":
                 self.write(self.out / "model")

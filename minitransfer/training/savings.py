@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..nn.model import Model
-from ..transfer import lora
 from ..transfer.base import Strategy
+from ..transfer.strategies import lora
 from ..transfer.wrapped import inserted
 from .precision import gpu_computes_bf16
 from .rehearsal import Footprint, Step, rehearse, twin
@@ -74,7 +74,7 @@ def advice(model: Model, step: Step | None, device: torch.device) -> str:
             half = "bf16" if device.type == "cuda" and gpu_computes_bf16(device) else "fp16"
             told = [f"{one.change}: {mib(now - one.footprint.peak)} less" for one in savings(step, rehearsed, half, parts=False)]
             lines = [*told, f"{GENERAL[-1]}; the step was predicted to take {mib(now)}"]
-        except Exception as unrehearsed:  # noqa: BLE001 (what a rehearsal cannot run must not hide the error that is being explained)
+        except Exception as unrehearsed:             # which must not hide the error that is being explained
             lines = [*GENERAL, f"no numbers, since this step cannot be rehearsed ({type(unrehearsed).__name__})"]
     return "; ".join(f"({i}) {line}" for i, line in enumerate(lines, 1))
 

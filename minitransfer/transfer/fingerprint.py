@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..nn.model import Model
+from ..ops.kernels import rehearsed
 from .beside import beside
 from .prefix import prefix_names
 from .soft_prompt import soft_prompt_names
@@ -37,8 +38,8 @@ def base_tensors(model: Model) -> dict[str, Tensor]:
 
 def fingerprint(model: Model) -> dict[str, str]:
     """Precision -> hash of the body, for each precision that its numbers can be cast to from their own. The same on every device."""
-    if model.quantized_from is not None:
-        return model.quantized_from
+    if model.quantized_from is not None or rehearsed.get() is not None:
+        return model.quantized_from or {}                                        # a rehearsal has no numbers to know a base by
     tensors = base_tensors(model)
     shapes = repr([(name, tuple(tensor.shape)) for name, tensor in tensors.items()]).encode()
     flat = [tensor.flatten()[:: max(1, tensor.numel() // SAMPLE)][:SAMPLE] for tensor in tensors.values()]

@@ -7,11 +7,11 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
+
 from ...nn.model import Model
 from ...tasks.base import supervised
 from ...training.memory import saved_for_backward
@@ -61,12 +61,14 @@ def depth(quick: bool = False) -> list[dict[str, Any]]:
     readings: dict[str, list[float]] = {name: [] for name in DEPTHS}
     kept: dict[str, int] = {}
     trained = {name: strategy(name).apply(model).trainable for name, model in models.items()}
+    for name, model in models.items():
+        with saved_for_backward(model) as saved:
+            supervised(model, batch, torch.Generator().manual_seed(0))
+        kept[name] = sum(saved.values())
     for k in range(1 + (1 if quick else STEPS)):
         for name, model in models.items():
             start = time.perf_counter()
-            with saved_for_backward(model) if k == 0 else nullcontext({}) as saved:
-                loss, _ = supervised(model, batch, torch.Generator().manual_seed(k))
-            kept.setdefault(name, sum(saved.values()))
+            loss, _ = supervised(model, batch, torch.Generator().manual_seed(k))
             loss.backward()
             readings[name].append(time.perf_counter() - start)
             model.zero_grad(set_to_none=True)
