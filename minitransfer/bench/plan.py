@@ -5,13 +5,10 @@ import argparse
 import datetime
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -95,23 +92,21 @@ class Same:
         return self.batch
 
 
-def run_case(case: Case) -> dict[str, Any]:
-    """Steps of the engine's own loop: the peak of the process, and seconds of a step after the first."""
-    model, ends = case.model(), []
+def run_case(case: Case) -> int:
+    """The peak of the process over steps of the engine's own loop."""
+    model = case.model()
     strategy(case.strategy).apply(model)
     settings = TrainSettings(steps=STEPS, lr=1e-4, precision="fp32", checkpointing=case.checkpointing, progress=False)
-    result = train(model, Same(case), supervised, settings, on_step=lambda record: ends.append(time.perf_counter()))
-    return {"peak": result.peak_memory, "seconds": statistics.median(b - a for a, b in pairwise(ends))}
+    return train(model, Same(case), supervised, settings).peak_memory
 
 
-def measure(case: Case) -> dict[str, Any]:
+def measure(case: Case) -> dict[str, int]:
     """In this process: what a case takes above what the process takes after a step of a tiny model, which loads what is loaded late."""
     keep_freed_memory()
     run_case(Case(TINY, "sequence", "full", 2, 8))
     reset_peak(CPU)
     before = peak_memory(CPU)
-    found = run_case(case)
-    return {"measured": found["peak"] - before, "before": before, "seconds": found["seconds"]}
+    return {"measured": run_case(case) - before, "before": before}
 
 
 def compare(name: str) -> dict[str, Any]:
@@ -124,7 +119,7 @@ def compare(name: str) -> dict[str, Any]:
     told = plan(case.config, case.strategy, card="cpu", batch_size=case.batch_size, length=case.length, head=case.head, precision="fp32",
                 checkpointing=case.checkpointing, look_further=False)
     return {"name": name, "predicted": told.footprint.peak, **measured, "error": told.footprint.peak / measured["measured"] - 1, "bar": BAR, "parts": told.footprint.parts,
-            "predicted_seconds": told.seconds, "threads": threads, "cpu": cpu_name(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
+            "threads": threads, "cpu": cpu_name(), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
 
 
 def run(names: Sequence[str] | None = None, save: bool = False) -> list[dict[str, Any]]:
@@ -146,9 +141,9 @@ def run(names: Sequence[str] | None = None, save: bool = False) -> list[dict[str
 
 # ---- the table of the scale page -----------------------------------------------------------------------------------------------------------------
 
-LLAMA: dict[str, Any] = {"n_token_types": 0, "positions": "none", "rotary": Rotary(), "norm": "rms", "norm_bias": False, "norm_eps": 1e-5, "norm_position": "pre", "qkv_bias": False,
-                         "o_bias": False, "mlp_bias": False, "activation": "silu", "gated": True, "causal": True, "embed_norm": False, "final_norm": True, "pooler": False,
-                         "tied": False, "dropout": 0.0}
+LLAMA: dict[str, Any] = {"n_token_types": 0, "positions": "none", "rotary": Rotary(), "norm": "rms", "norm_bias": False, "norm_eps": 1e-5, "norm_position": "pre",
+                         "qkv_bias": False, "o_bias": False, "mlp_bias": False, "activation": "silu", "gated": True, "causal": True, "embed_norm": False, "final_norm": True,
+                         "pooler": False, "tied": False, "dropout": 0.0}
 LLAMA_1B = ModelConfig(vocab_size=32_000, d_model=2048, n_layers=22, n_heads=32, n_kv_heads=4, d_ff=5632, max_len=2048, **LLAMA)
 LLAMA_7B = ModelConfig(vocab_size=32_000, d_model=4096, n_layers=32, n_heads=32, d_ff=11_008, max_len=4096, **LLAMA)
 WAYS: dict[str, tuple[str | Strategy, dict[str, Any]]] = {

@@ -24,6 +24,8 @@ class Card:
     rates: dict[str, int | float]
     bandwidth: int | float
     source: str
+    products: float = 0.5               # shares of these that a step reaches, in its products and in what it reads and writes otherwise: assumed
+    streams: float = 0.7
 
     @property
     def device(self) -> str:
@@ -64,7 +66,7 @@ def this_cpu() -> Card:
         block.clone()
         best = max(best, 2 * block.nbytes / (time.perf_counter() - start))
     rates = {"fp32": peak_flops(torch.device("cpu"), DTYPES["fp32"])}
-    return Card(f"cpu ({cpu_name()})", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rates, best, "measured now")
+    return Card(f"cpu ({cpu_name()})", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), rates, best, "measured now", 0.9, 0.9)
 
 
 def card_of(wanted: str | int | Card) -> Card:

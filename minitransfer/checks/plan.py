@@ -2,9 +2,10 @@
 
 Memory is counted by a rehearsal of the step (training/rehearsal.py). Time is
 
-    max(FLOP / (PRODUCTS x rate) + bytes / (STREAMS x bandwidth), launches x LAUNCH)
+    max(FLOP / (products x rate) + bytes / (streams x bandwidth), launches x LAUNCH)
 
-with FLOP of the matrix products and bytes that everything else reads and writes, as the rehearsal counts them, and the card's rates (cards.py).
+with FLOP of the matrix products and bytes that everything else reads and writes, as the rehearsal counts them; the card's rates and the shares of them that are
+reached are those of cards.py.
 """
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ from ..weights.files import read_json
 from ..weights.sources import resolve
 from .cards import Card, card_of
 
-PRODUCTS, STREAMS, LAUNCH = 0.5, 0.7, 8e-6      # shares of the vendor's rates that are reached; seconds that PyTorch takes for an operation of a GPU. Assumed, not measured
+LAUNCH = 8e-6                           # seconds that PyTorch takes on the host for an operation of a GPU: assumed
 MOST = 1 << 16                                  # rows of a batch
 GENERATE = "generate"
 
@@ -79,8 +80,8 @@ class StepPlan:
         rows = self.footprint.parts | reserve | {"at the peak": self.memory}
         lines = [f"predicted, not measured: {self.about} on {self.card.name}", *(f"  {name:<24}{mib(size):>12}" for name, size in rows.items()),
                  f"{'fits' if self.fits else 'does not fit'} {mib(self.card.memory)}; {mib(self.footprint.kept)} are kept for the backward pass",
-                 f"{self.seconds:.3g} s, {self.tokens_per_second:,.0f} tokens/s, if products reach {PRODUCTS:.0%} of {self.card.rates[self.step.precision] / 1e12:,.3g} "
-                 f"TFLOP/s and the rest {STREAMS:.0%} of {self.card.bandwidth / 1e9:,.0f} GB/s ({self.card.source})"]
+                 f"{self.seconds:.3g} s, {self.tokens_per_second:,.0f} tokens/s, if products reach {self.card.products:.0%} of {self.card.rates[self.step.precision] / 1e12:,.3g} "
+                 f"TFLOP/s and the rest {self.card.streams:.0%} of {self.card.bandwidth / 1e9:,.0f} GB/s ({self.card.source})"]
         if self.largest is not None:
             lines.append(f"the largest batch that fits: {self.largest} rows" if self.largest else
                          "not one row fits: shorten the length, take one of the changes below, or a larger card")
@@ -95,7 +96,7 @@ class StepPlan:
 
 
 def seconds_of(footprint: Footprint, step: Step, card: Card) -> float:
-    work = footprint.flop / (PRODUCTS * card.rates.get(step.precision, card.rates["fp32"])) + footprint.moved / (STREAMS * card.bandwidth)
+    work = footprint.flop / (card.products * card.rates.get(step.precision, card.rates["fp32"])) + footprint.moved / (card.streams * card.bandwidth)
     return max(work, footprint.launches * LAUNCH if card.device == "cuda" else 0.0)
 
 

@@ -6,6 +6,7 @@ import functools
 import math
 import os
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,13 +79,15 @@ def peak_memory(device: torch.device) -> int:
 
 @contextmanager
 def saved_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Inside, what autograd saves for the backward pass is written down, parameters left out. Yields: storage -> bytes."""
+    """Inside, what autograd keeps for the backward pass is written down, parameters left out. Yields: storage -> bytes, of those that are still there."""
     own = {p.untyped_storage()._cdata for p in model.parameters()}
     saved: dict[int, int] = {}
 
     def note(t: Tensor) -> Tensor:
-        if (storage := t.untyped_storage())._cdata not in own:
+        storage = t.untyped_storage()
+        if storage._cdata not in own and storage._cdata not in saved:
             saved[storage._cdata] = storage.nbytes()
+            weakref.finalize(storage, saved.pop, storage._cdata, None)           # a frozen part hands nothing on
         return t
     with saved_tensors_hooks(note, lambda t: t):
         yield saved

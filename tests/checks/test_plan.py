@@ -169,7 +169,7 @@ def test_a_batch_that_cannot_fit_is_told_what_helps():
     text, saved = str(told), {one.change: told.footprint.peak - one.footprint.peak for one in told.savings}
     assert not told.fits and "does not fit" in text and "then it fits" in text and text.startswith("predicted, not measured")
     assert next(iter(saved)).startswith("half the batch_size") and min(saved.values()) > 0
-    assert {"checkpointing='mlp'", "checkpointing=True", 'precision="bf16"', 'strategy="lora"'} <= saved.keys() and saved['strategy="lora"'] > 8 * 5003 * D
+    assert {"checkpointing='blocks:2'", "checkpointing=True", 'precision="bf16"'} <= saved.keys()
     assert told.largest is not None and 0 < told.largest < 200
 
 
