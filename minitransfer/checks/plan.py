@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ..config import ModelConfig, choose
+from ..config import ModelConfig, RecurrentConfig, choose
 from ..families import read_config
 from ..nn.encoder_decoder import make_model
 from ..nn.heads import CLASSIFIES
@@ -107,6 +107,8 @@ def described(source: str | Path | ModelConfig) -> ModelConfig:
         if isinstance(hf.get("vision_config"), dict):
             raise ValueError(f"{source} holds a text model and an image model; a plan is of one that reads texts: give the config of that")
         source = read_config(hf)[1]
+    if isinstance(source, RecurrentConfig):
+        raise ValueError("a recurrent body; its LSTM is one operation, into which a rehearsal does not see: plan a transformer, or measure a step of this one")
     if source.patch_size is not None:
         raise ValueError(f"a body of images (patch_size={source.patch_size}); a plan is of texts, rows of tokens: give the config of one that reads ids")
     return source
@@ -156,7 +158,7 @@ def plan(source: str | Path | ModelConfig, strategy: str | Strategy = "full", *,
     Args:    source: a folder, a bundled name, a hub id, or a ModelConfig. strategy: as for `finetune`, such as lora(base="nf4"); "generate": no step, but a prompt of
              `length` tokens read into a KV cache.
              card: a name of checks.cards.CARDS, a memory in GB (6, 8, 12, 16, 24, 80), "cpu" for this machine, or a Card. batch_size, length: rows of a micro-batch, all
-             full; half of them padding takes as much, but on a GPU that packs.
+             full: padding takes as much as tokens, except where a GPU drops it.
              head: None: causal of a decoder, seq2seq of an encoder-decoder, else sequence; of a masked one 15 % of the positions have a target.
              precision, checkpointing, micro_batches: as in TrainSettings. dtype: of the weights as they are loaded; what trains is fp32.
              look_further: also search the largest batch, and rehearse what makes the step smaller.
@@ -173,6 +175,8 @@ def plan(source: str | Path | ModelConfig, strategy: str | Strategy = "full", *,
     if chosen not in device.rates:
         raise ValueError(f"precision={precision} on {device.name}, which computes {', '.join(device.rates)}: choose one of these, or auto")
     trains = strategy != GENERATE
+    if not trains and (not c.causal or c.n_decoder_layers):
+        raise ValueError(f'strategy="{GENERATE}" for a model that is no decoder; a KV cache is one\'s: plan a decoder, or a training step of this model')
     wanted, head = strategy_of(strategy) if trains else None, head or usual_head(c)
     step = Step(batch_size, length, str(chosen), checkpointing, micro_batches, trains)
 

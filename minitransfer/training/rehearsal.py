@@ -1,7 +1,7 @@
 """A step rehearsed: run on tensors that have shapes and no numbers, while every storage is counted. Nothing is computed and no memory is taken.
 
 What is counted is what the step would ask of the allocator, operation by operation, so our own autograd functions count as they are; kernels of a GPU are
-launched in name only. Left out: scratch inside single operations, what an allocator loses between blocks, and what PyTorch and a driver take for themselves.
+launched in name only. Left out: scratch inside single operations, what the allocator of a GPU loses between blocks, and what PyTorch and a driver take for themselves.
 """
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from ..ops.attention import ROWS
 from ..ops.kernels import Kernels, rehearsed
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from ..ops.quantized_weight import QuantizedWeight
+from ..transfer.fingerprint import inserted_names
 from .precision import DTYPES
 
 MASKED = 0.15                           # of the positions of a masked head have a target
@@ -35,7 +36,7 @@ OPTIMIZER = 8                           # bytes a trained number: AdamW's two mo
 UPDATE = 40                             # bytes moved a trained number: its gradient for the norm, scaled, and AdamW
 PRODUCTS = {"attention_forward": 4, "attention_dkv": 8, "attention_dq": 6}      # operations of a kernel for each pair and number of a head: see ops/attention.py
 FORWARD = ("activations", "logits and loss")
-GAPS, LIBRARIES = 0.55, 80 * 10**6       # of a process on a CPU, fitted to measured steps (bench/plan.py): see `gaps`
+GAPS, LIBRARIES = 0.55, 80 * 10**6      # of a process on a CPU, fitted to measured steps (bench/plan.py): see `gaps`
 PARTS = ("weights", "weights in 16 bits", "adapters", "gradients", "optimizer", "activations", "logits and loss", "backward pass", "KV cache", "gaps and libraries")
 
 
@@ -87,12 +88,14 @@ class Stage(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
         self.flop = self.moved = self.launches = 0
-        self.gone = 0                                # bytes that came and went in forward passes
+        self.gone = 0                                # bytes that came and went in forward passes, where something is kept
+        self.keeps = False                           # whether the graph has begun, above what is frozen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1                                                             # a question to the numbers: yes
         kwargs = kwargs or {}
+        self.keeps = self.keeps or any(isinstance(t, Tensor) and t.requires_grad for t in tree_leaves((args, kwargs)))
         out = func(*args, **kwargs)
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         copies = func is torch.ops.aten._to_copy.default and self.part_of(args[0]) in ("weights", "adapters")
@@ -134,7 +137,7 @@ class Stage(TorchDispatchMode):
     def forget(self, key: int) -> None:
         tag, size = self.places.pop(key)
         self.live[tag] -= size
-        self.gone += size if self.tag in FORWARD else 0
+        self.gone += size if self.keeps and self.tag in FORWARD else 0
 
     def part_of(self, t: Any) -> str:
         return self.places.get(id(t.untyped_storage()), ("",))[0] if isinstance(t, Tensor) and not isinstance(t, QuantizedWeight) else ""
@@ -174,7 +177,7 @@ def train_step(model: Model, step: Step, stage: Stage, trained: list[nn.Paramete
         p.register_post_accumulate_grad_hook(lambda p: stage.belongs(p.grad, "gradients"))
     before = 0
     for _ in range(min(step.micro_batches, 2)):
-        before = stage.live.total()
+        before, stage.keeps = stage.live.total(), False
         with torch.autocast("cpu", DTYPES[step.precision], enabled=step.precision != "fp32"):
             loss = loss_of(model, step, stage)
         kept, stage.tag = stage.live.total() - before, "backward pass"
@@ -216,6 +219,8 @@ def rehearse(make: Callable[[], Model], step: Step, device: str = "cuda") -> Foo
     with on_stage(device) as stage:
         model = make().train(step.trains)
         model.checkpointing = step.checkpointing
+        for name in inserted_names(model):
+            stage.belongs(model.get_parameter(name), "adapters")
         trained = [p for p in model.parameters() if p.requires_grad] if step.trains else []
         moments = [torch.empty(OPTIMIZER * p.numel(), dtype=torch.uint8) for p in trained]
         for one in moments:

@@ -25,9 +25,14 @@ HELD = {torch.float32: ("fp32", "fp16", "bf16"), torch.float16: ("fp16",), torch
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def inserted_names(model: Model) -> set[str]:
+    """The parameters that ways to adapt have put in."""
+    return {*own_names(model, WrappedLinear), *prefix_names(model), *soft_prompt_names(model)}
+
+
 def base_tensors(model: Model) -> dict[str, Tensor]:
     """The body's parameters as they were loaded, also under a merged adapter."""
-    inserted = {*own_names(model, WrappedLinear), *prefix_names(model), *soft_prompt_names(model)}
+    inserted = inserted_names(model)
     found = {name: p.detach() for name, p in model.named_parameters() if not name.startswith(("head.", "pooler.")) and name not in inserted}
     found |= {name: value for name, (_, value) in beside(model).base.items() if name in found}
     for at, layer in wrapped_linears(model, WrappedLinear).items():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import minitransfer as mt
+from minitransfer.bench.plan import BAR, CASES, RESULT
 from minitransfer.checks.cards import CARDS, Card, card_of
 from minitransfer.checks.plan import largest_batch
 from minitransfer.cli import main as run_main
@@ -47,7 +48,8 @@ def test_weights_gradients_and_moments_by_hand():
     assert 0 < full.parts["gradients"] <= 4 * (body + head) and full.parts["gradients"] > 0.9 * 4 * (body + head)    # of the first micro-batch, while the second runs
     tuned = planned(SMALL, lora(r=3, targets="q,v")).footprint
     adapters = L * 2 * 3 * 2 * D
-    assert tuned.parts["weights"] == 4 * (body + head + adapters) and tuned.parts["optimizer"] == 8 * (head + D * D + D + adapters)     # the pooler is the head's
+    assert tuned.parts["weights"] == 4 * (body + head) and tuned.parts["adapters"] == 4 * adapters
+    assert tuned.parts["optimizer"] == 8 * (head + D * D + D + adapters)         # the pooler is the head's
     assert planned(SMALL, "head").footprint.parts["optimizer"] == 8 * (head + D * D + D)
 
 
@@ -80,18 +82,19 @@ def test_a_step_of_7b_in_4_bits_fits_8_gigabytes():
     assert inside + outside == 6_738_415_616
     nf4 = mt.plan(LLAMA_7B, lora(base="nf4"), card="8 GB", batch_size=1, length=512, dtype="bf16", checkpointing=True, look_further=False)
     adapters = 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-    assert nf4.footprint.parts["weights"] == inside // 2 + inside // 64 + inside // 4096 + 4 * 224 + 2 * outside + 4 * adapters
+    assert nf4.footprint.parts["weights"] == inside // 2 + inside // 64 + inside // 4096 + 4 * 224 + 2 * outside
+    assert nf4.footprint.parts["adapters"] == 4 * adapters and nf4.footprint.parts["optimizer"] == 8 * adapters
     assert nf4.fits and 4.5 * 10**9 < nf4.memory < 6 * 10**9
 
 
 # ---- against a real step -------------------------------------------------------------------------------------------------------------------------
 
-CASES = [(SMALL, "sequence", "full"), (SMALL, "sequence", "lora"), (SMALL, "sequence", "last:1"), (SMALL, "sequence", "adapter"), (DECODER, "causal", "full"),
+STEPS = [(SMALL, "sequence", "full"), (SMALL, "sequence", "lora"), (SMALL, "sequence", "last:1"), (SMALL, "sequence", "adapter"), (DECODER, "causal", "full"),
          (replace(DECODER, dropout=0.0), "causal", "full"), (SMALL, "masked", "full")]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("config, head, wanted", CASES, ids=lambda one: one if isinstance(one, str) else "decoder" if one.causal else "encoder")
+@pytest.mark.parametrize("config, head, wanted", STEPS, ids=lambda one: one if isinstance(one, str) else "decoder" if one.causal else "encoder")
 def test_what_is_kept_is_what_a_real_step_saves(config, head, wanted, checkpointing):
     """Of the body: the same storages, byte for byte."""
     def kept(model):
@@ -188,16 +191,34 @@ def test_bf16_keeps_half():
     ({"card": "T4", "precision": "bf16"}, "precision='bf16' on T4, which computes fp32, fp16: choose|precision=bf16 on T4, which computes fp32, fp16: choose"),
     ({"checkpointing": "blocks:0"}, "checkpointing='blocks:0'; .*: choose one"),
     ({"strategy": "full", "dtype": "bf16"}, "in bfloat16, where small steps are lost"),
+    ({"strategy": "generate"}, 'strategy="generate" for a model that is no decoder; .*: plan a decoder'),
+    ({"source": mt.RecurrentConfig(vocab_size=V, d_model=D, n_layers=L, d_hidden=20)}, "a recurrent body; .*: plan a transformer, or measure"),
     ({"strategy": "loraa"}, "did you mean 'lora'")])
 def test_refused(change, words):
     with pytest.raises(ValueError, match=words):
-        planned(SMALL, **change)
+        planned(**{"source": SMALL} | change)
 
 
 def test_cards():
     assert card_of(8) is card_of("8 GB") is card_of("8gb") is CARDS["RTX 3070"] and card_of("h100").half == "bf16" and card_of("T4").half == "fp16"
     assert all(card.source and card.memory > 5 * 2**30 for card in CARDS.values())
     assert card_of("cpu").rates["fp32"] > 1e8 and card_of("cpu").memory > 2**30
+
+
+# ---- what was measured ---------------------------------------------------------------------------------------------------------------------------
+
+def test_twelve_steps_are_within_a_tenth_of_what_was_measured():
+    lines = json.loads(RESULT.read_text())
+    assert lines.keys() <= CASES.keys() and all(one["error"] == one["predicted"] / one["measured"] - 1 and one["cpu"] for one in lines.values())
+    assert sum(abs(one["error"]) <= BAR for one in lines.values()) >= 12 and BAR == 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["minilm adapter 16x256", "bert last:2 16x128"])
+def test_todays_prediction_is_within_a_tenth_too(name):
+    case, line = CASES[name], json.loads(RESULT.read_text())[name]
+    told = mt.plan(case.config, case.strategy, card=CPU, batch_size=case.batch_size, length=case.length, head=case.head, look_further=False)
+    assert abs(told.footprint.peak / line["measured"] - 1) < BAR
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------------------------------
