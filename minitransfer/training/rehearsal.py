@@ -89,6 +89,7 @@ class Stage(TorchDispatchMode):
         self.at_peak: Counter[str] = Counter()
         self.flop = self.moved = self.launches = 0
         self.gone = 0                                # bytes that came and went in forward passes, where something is kept
+        self.between = 0                             # bytes of activations that are kept: they lie between what comes and goes
         self.keeps = False                           # whether the graph has begun, above what is frozen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -180,7 +181,7 @@ def train_step(model: Model, step: Step, stage: Stage, trained: list[nn.Paramete
         before, stage.keeps = stage.live.total(), False
         with torch.autocast("cpu", DTYPES[step.precision], enabled=step.precision != "fp32"):
             loss = loss_of(model, step, stage)
-        kept, stage.tag = stage.live.total() - before, "backward pass"
+        kept, stage.between, stage.tag = stage.live.total() - before, stage.live["activations"], "backward pass"
         loss.backward()
     return kept
 
@@ -231,7 +232,7 @@ def rehearse(make: Callable[[], Model], step: Step, device: str = "cuda") -> Foo
             read_prompt(model, step, stage)
         n = min(step.micro_batches, 2) if step.trains else 1
         times, numbers = step.micro_batches / n, sum(p.numel() for p in trained)
-        stage.at_peak["gaps and libraries"] = gaps(kept, stage.gone / n * (2 if step.checkpointing else 1)) if device == "cpu" else 0
+        stage.at_peak["gaps and libraries"] = gaps(stage.between, stage.gone / n * (2 if step.checkpointing else 1)) if device == "cpu" else 0
         parts = {name: size for name in PARTS if (size := stage.at_peak[name])}
         return Footprint(parts, kept, round(times * stage.flop), round(times * stage.moved) + UPDATE * numbers, round(times * stage.launches),
                          step.batch_size * step.length * step.micro_batches)
