@@ -14,7 +14,8 @@ from .precision import gpu_computes_bf16
 from .rehearsal import Footprint, Step, rehearse, twin
 
 Rehearsed = Callable[[Step, Strategy | None], Footprint]
-GENERAL = ("half the batch_size with twice the micro_batches, for the same gradient", "checkpointing=True, which keeps one activation per block and recomputes the rest",
+HALF = "half the batch_size with twice the micro_batches, for the same gradient"
+GENERAL = (HALF, "checkpointing=True, which keeps one activation per block and recomputes the rest",
            'precision="auto" if it was fp32', 'training less: strategy="lora", or freezing the lower blocks', "a shorter length")
 
 
@@ -32,8 +33,7 @@ def changes(step: Step, half: str | None, parts: bool) -> Iterator[tuple[str, St
     Args: half: the 16-bit precision of the device, if it has one; parts: the choices of what to compute again one by one.
     """
     if step.batch_size > 1:
-        yield ("half the batch_size with twice the micro_batches, for the same gradient",
-               replace(step, batch_size=step.batch_size // 2, micro_batches=2 * step.micro_batches), None)
+        yield HALF, replace(step, batch_size=step.batch_size // 2, micro_batches=2 * step.micro_batches), None
     if not step.checkpointing:
         yield from ((f"checkpointing={one!r}", replace(step, checkpointing=one), None) for one in (("attention", "mlp", "blocks:2") if parts else ()))
         yield "checkpointing=True", replace(step, checkpointing=True), None
