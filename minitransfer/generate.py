@@ -257,7 +257,7 @@ def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple
 @torch.no_grad()
 def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 32, max_length: int | None = None, prompt: str | None = None,
           precision: str = "fp32") -> Float[Tensor, "N P"]:
-    """One vector per text, in the order given; texts of like length are computed together.
+    """One vector per text, in the order given; texts of as many tokens are computed together.
 
     Args:   max_length: in tokens; longer texts are cut (default: what the tokenizer says, at most what the model reads).
             prompt: the kind of these texts, one of `model.head.prompts` ("query", "passage"), whose words are written before each; None: the one
@@ -272,12 +272,13 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
     if before := model.head.prompts.before(prompt):
         texts = [before + text for text in texts]
     length = max_length or min(model.longest, tok.max_len or model.longest)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    ids, types = tok.encode_rows(texts, max_length=length)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     widths = [project.linear.out_features for project in model.head.projections]
     out = torch.empty(len(texts), widths[-1] if widths else model.config.d_model)
     with evaluating(model), nullcontext(model) if precision == "fp32" else quick(model, precision) as fast:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            batch = tok([texts[i] for i in rows], max_length=length)
+            batch = tok.collate([ids[i] for i in rows], [types[i] for i in rows])
             out[rows] = fast(**{name: t.to(model.device) for name, t in batch.items()}).embeddings.float().cpu()
     return out

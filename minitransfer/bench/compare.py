@@ -23,7 +23,7 @@ from .characters import check_clone
 from .rows import ROWS, Row
 
 RESULTS = Path(__file__).parent / "results"
-NEED_TRANSFORMERS = ("step", "memory", "generate", "generate-int8", "lora", "lora-memory")
+NEED_TRANSFORMERS = ("finetune", "embed", "step", "memory", "generate", "generate-int8", "lora", "lora-memory")
 MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention", "perplexity", "accuracy", "peak_memory", "copy_share", "took_kernel")    # what a side may add
 
 

@@ -106,7 +106,7 @@ def write(lines: list[dict[str, Any]]) -> Path:
 
 
 def markdown(table: dict[str, Any] | None = None) -> str:
-    """The saved table for a README, in the order of the pages."""
+    """The saved table for a page, in the order of the pages."""
     table = read_json(TABLE) if table is None else table
     rows = ["| family | paper | largest error | classes checked | heads | generates | LoRA targets |", "|---|---|---|---|---|---|---|"]
     for one in [table[name] for name in map(name_of, PAGES) if name in table]:

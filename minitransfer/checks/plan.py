@@ -23,7 +23,7 @@ from ..nn.heads import CLASSIFIES
 from ..nn.model import Model
 from ..training.optim import param_groups
 from ..training.precision import DTYPES
-from ..training.rehearsal import Footprint, Step, rehearse
+from ..training.rehearsal import Footprint, StepShape, rehearse
 from ..training.savings import Saving, mib, savings
 from ..training.settings import PRECISIONS
 from ..transfer.base import Strategy
@@ -42,7 +42,7 @@ class StepPlan:
     """Predictions. Prints as a table."""
 
     about: str
-    step: Step
+    step: StepShape
     card: Card
     footprint: Footprint
     largest: int | None                 # rows of a batch that fit; None: not asked
@@ -95,7 +95,7 @@ class StepPlan:
     __repr__ = __str__
 
 
-def seconds_of(footprint: Footprint, step: Step, card: Card) -> float:
+def seconds_of(footprint: Footprint, step: StepShape, card: Card) -> float:
     work = footprint.flop / (card.products * card.rates.get(step.precision, card.rates["fp32"])) + footprint.moved / (card.streams * card.bandwidth)
     return max(work, footprint.launches * LAUNCH if card.device == "cuda" else 0.0)
 
@@ -178,11 +178,11 @@ def plan(source: str | Path | ModelConfig, strategy: str | Strategy = "full", *,
     if not trains and (not c.causal or c.n_decoder_layers):
         raise ValueError(f'strategy="{GENERATE}" for a model that is no decoder; a KV cache is one\'s: plan a decoder, or a training step of this model')
     wanted, head = strategy_of(strategy) if trains else None, head or usual_head(c)
-    step = Step(batch_size, length, str(chosen), checkpointing, micro_batches, trains)
+    step = StepShape(batch_size, length, str(chosen), checkpointing, micro_batches, trains)
 
-    known: dict[Step, Footprint] = {}
+    known: dict[StepShape, Footprint] = {}
 
-    def rehearsed(one: Step, other: Strategy | None = None) -> Footprint:
+    def rehearsed(one: StepShape, other: Strategy | None = None) -> Footprint:
         if other is None and one in known:
             return known[one]
         found = rehearse(lambda: built(c, head, other or wanted, dtype), one, device.device)

@@ -24,7 +24,6 @@ from ..nn.encoder_decoder import EncoderDecoder
 from ..nn.heads import VocabularyHead
 from ..nn.model import Model
 from ..ops import nf4
-from ..ops.attention import ROWS
 from ..ops.kernels import Kernels, rehearsed
 from ..ops.linear_cross_entropy import linear_cross_entropy
 from ..ops.quantized_weight import QuantizedWeight
@@ -35,13 +34,14 @@ MASKED = 0.15                           # of the positions of a masked head have
 OPTIMIZER = 8                           # bytes a trained number: AdamW's two moments in float32
 UPDATE = 40                             # bytes moved a trained number: its gradient for the norm, scaled, and AdamW
 PRODUCTS = {"attention_forward": 4, "attention_dkv": 8, "attention_dq": 6}      # operations of a kernel for each pair and number of a head: see ops/attention.py
+ROWS = 128, 64                          # queries of a block of these kernels, in 16 bits and in 32
 FORWARD = ("activations", "logits and loss")
 GAPS, LIBRARIES = 0.55, 80 * 10**6      # of a process on a CPU, fitted to measured steps (bench/plan.py): see `gaps`
 PARTS = ("weights", "weights in 16 bits", "adapters", "gradients", "optimizer", "activations", "logits and loss", "backward pass", "KV cache", "gaps and libraries")
 
 
 @dataclass(frozen=True)
-class Step:
+class StepShape:
     """One optimizer step, or with trains=False the reading of a prompt into a KV cache."""
 
     batch_size: int                     # rows of a micro-batch, all full
@@ -109,7 +109,9 @@ class Stage(TorchDispatchMode):
         """Count a kernel that was launched in name only."""
         tensors = [t for t in tree_leaves(values) if isinstance(t, Tensor)]
         self.launches, self.moved = self.launches + 1, self.moved + sum(t.nbytes for t in tensors)
-        self.flop += PRODUCTS.get(name, 0) * max((t.numel() for t in tensors if t.dim() == 3), default=0) * blocks * ROWS
+        if name in PRODUCTS:
+            queries = max((t for t in tensors if t.dim() == 3), key=Tensor.numel)                          # (N, H, Dh)
+            self.flop += PRODUCTS[name] * queries.numel() * blocks * ROWS[queries.dtype == torch.float32]
 
     def count(self, func: Any, args: Any, kwargs: Any, out: Any, made: list[Tensor]) -> None:
         from torch.utils.flop_counter import flop_registry
@@ -157,7 +159,7 @@ class Stage(TorchDispatchMode):
         self.at_peak, self.flop, self.moved, self.launches, self.gone = self.live.copy(), 0, 0, 0, 0
 
 
-def loss_of(model: Model, step: Step, stage: Stage) -> Tensor:
+def loss_of(model: Model, step: StepShape, stage: Stage) -> Tensor:
     """The forward pass over full rows of `step.length` tokens."""
     ids = torch.zeros(step.batch_size, step.length, dtype=torch.long)
     head, stage.tag = model.head, "activations"
@@ -172,7 +174,7 @@ def loss_of(model: Model, step: Step, stage: Stage) -> Tensor:
     return linear_cross_entropy(head.transformed(body.x.flatten(0, 1)[targets]), head.matrix, head.bias, targets)
 
 
-def train_step(model: Model, step: Step, stage: Stage, trained: list[nn.Parameter]) -> int:
+def train_step(model: Model, step: StepShape, stage: Stage, trained: list[nn.Parameter]) -> int:
     """Forward and backward of every micro-batch that makes a difference: the first, and one that finds gradients. Returns: bytes kept for the backward pass."""
     for p in trained:
         p.register_post_accumulate_grad_hook(lambda p: stage.belongs(p.grad, "gradients"))
@@ -186,7 +188,7 @@ def train_step(model: Model, step: Step, stage: Stage, trained: list[nn.Paramete
     return kept
 
 
-def read_prompt(model: Model, step: Step, stage: Stage) -> None:
+def read_prompt(model: Model, step: StepShape, stage: Stage) -> None:
     """A prompt into a KV cache, and the logits of its last position."""
     cache, stage.tag = Cache(model.config.n_layers), "activations"
     with torch.no_grad(), torch.autocast("cpu", DTYPES[step.precision], enabled=step.precision != "fp32"):
@@ -212,7 +214,7 @@ def on_stage(device: str) -> Iterator[Stage]:
         rehearsed.reset(token)
 
 
-def rehearse(make: Callable[[], Model], step: Step, device: str = "cuda") -> Footprint:
+def rehearse(make: Callable[[], Model], step: StepShape, device: str = "cuda") -> Footprint:
     """What a step takes.
 
     Args: make: builds the model, with whatever a strategy puts in and freezes; it is called where tensors have no numbers. device: "cuda" or "cpu".

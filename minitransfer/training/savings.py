@@ -11,9 +11,9 @@ from ..transfer.base import Strategy
 from ..transfer.strategies import lora
 from ..transfer.wrapped import inserted
 from .precision import gpu_computes_bf16
-from .rehearsal import Footprint, Step, rehearse, twin
+from .rehearsal import Footprint, StepShape, rehearse, twin
 
-Rehearsed = Callable[[Step, Strategy | None], Footprint]
+Rehearsed = Callable[[StepShape, Strategy | None], Footprint]
 HALF = "half the batch_size with twice the micro_batches, for the same gradient"
 GENERAL = (HALF, "checkpointing=True, which keeps one activation per block and recomputes the rest",
            'precision="auto" if it was fp32', 'training less: strategy="lora", or freezing the lower blocks', "a shorter length")
@@ -27,7 +27,7 @@ class Saving:
     footprint: Footprint
 
 
-def changes(step: Step, half: str | None, parts: bool) -> Iterator[tuple[str, Step, Strategy | None]]:
+def changes(step: StepShape, half: str | None, parts: bool) -> Iterator[tuple[str, StepShape, Strategy | None]]:
     """What can be changed: first what gives the same gradient, then what gives another, then what trains less.
 
     Args: half: the 16-bit precision of the device, if it has one; parts: the choices of what to compute again one by one.
@@ -43,7 +43,7 @@ def changes(step: Step, half: str | None, parts: bool) -> Iterator[tuple[str, St
     yield 'strategy=lora(base="nf4")', step, lora(base="nf4")
 
 
-def savings(step: Step, rehearsed: Rehearsed, half: str | None, parts: bool = True) -> list[Saving]:
+def savings(step: StepShape, rehearsed: Rehearsed, half: str | None, parts: bool = True) -> list[Saving]:
     """Those of the changes that save something. A strategy that does not fit the model is left out."""
     now, found = rehearsed(step, None).peak, []
     for change, other, strategy in changes(step, half, parts):
@@ -56,9 +56,9 @@ def savings(step: Step, rehearsed: Rehearsed, half: str | None, parts: bool = Tr
     return found
 
 
-def advice(model: Model, step: Step | None, device: torch.device) -> str:
+def advice(model: Model, step: StepShape | None, device: torch.device) -> str:
     """What helps a run that needs too much memory: with numbers, if its step can be rehearsed."""
-    def rehearsed(other: Step, strategy: Strategy | None) -> Footprint:
+    def rehearsed(other: StepShape, strategy: Strategy | None) -> Footprint:
         def make() -> Model:
             again = twin(model)
             if strategy is not None:

@@ -11,6 +11,7 @@ from ..config import choose
 from ..nn.recompute import recomputed
 
 SCHEDULES = ("linear", "cosine", "constant", "slanted")
+OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LIMITS = ("steps", "epochs", "tokens", "minutes")
 TRAINERS = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "micro_batches",
@@ -42,6 +43,7 @@ class TrainSettings:
     warmup: Number = 0.1                # steps if >= 1, a fraction of the run if < 1
     min_lr: Number = 0.0                # where the schedule ends, as a fraction of lr
     # the step
+    optimizer: str = "adamw"            # "adamw" | "muon": it moves the matrices of the blocks, at AdamW's usual rates, and AdamW the rest
     micro_batches: int = 1              # batches per optimizer step, of all processes together
     max_grad_norm: Number | None = 1.0  # None: gradients are not clipped
     weight_decay: Number = 0.01         # of matrices; biases and norms do not decay
@@ -52,7 +54,7 @@ class TrainSettings:
     # the machine
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
     checkpointing: bool | str = False   # compute again in the backward pass, for less memory and more time: true (blocks), blocks:2 (every second), attention or mlp
-    graphs: bool = False                # on an NVIDIA GPU: replay forward and backward as CUDA graphs, one for each shape of batch
+    graphs: bool = False                # on an NVIDIA GPU: replay steps as CUDA graphs, one for each shape of batch and one for the update
     shard: bool = False                 # under torchrun, each process holds a part of the weights, gradients and moments (FSDP2); else a copy of all
     # what is watched and kept
     eval_every: int | None = None       # steps; None: at the end of each epoch. The end of the run is always evaluated
@@ -76,8 +78,11 @@ class TrainSettings:
         if not (0 <= self.warmup < math.inf and 0 <= self.weight_decay < math.inf):
             raise ValueError(f"warmup={self.warmup}, weight_decay={self.weight_decay}; neither can be negative or infinite: 0 switches it off")
         choose("schedule", self.schedule, SCHEDULES)
+        choose("optimizer", self.optimizer, OPTIMIZERS)
         choose("precision", self.precision, PRECISIONS)
         recomputed(self.checkpointing)
+        if self.optimizer == "muon" and self.shard:
+            raise ValueError('optimizer="muon" with shard=True; Muon steps a matrix as a whole, and each process holds a part of it: leave shard out, or give optimizer="adamw"')
         if self.best is not None and (len(self.best.split()) != 2 or self.best.split()[1] not in ("lower", "higher")):
             raise ValueError(f'best={self.best!r}; it is a metric and the better direction: write for example "loss lower" or "accuracy higher"')
         if self.patience is not None and self.best is None:

@@ -15,7 +15,7 @@ from minitransfer.nn.heads import IGNORE
 from minitransfer.ops import dispatch
 from minitransfer.tasks.base import supervised
 from minitransfer.training.memory import saved_for_backward
-from minitransfer.training.rehearsal import Step, on_stage, rehearse, twin
+from minitransfer.training.rehearsal import StepShape, on_stage, rehearse, twin
 from minitransfer.transfer import lora, strategy
 
 V, D, L, H, F, N = 101, 28, 2, 4, 52, 31
@@ -111,7 +111,7 @@ def test_what_is_kept_is_what_a_real_step_saves(config, head, wanted, checkpoint
 
 def test_the_peak_of_a_real_step():
     """Live tensors counted by PyTorch's own profiler, in a step of the loop's order."""
-    model, step = make(SMALL, "sequence", "full", seed=0).train(), Step(7, 11)
+    model, step = make(SMALL, "sequence", "full", seed=0).train(), StepShape(7, 11)
     batch = {"input_ids": torch.ones(7, 11, dtype=torch.long), "labels": torch.arange(7) % 2}
     supervised(model, batch, torch.Generator())[0].backward()
     model.zero_grad(set_to_none=True)
@@ -129,7 +129,7 @@ def test_the_peak_of_a_real_step():
 
 def test_a_rehearsal_leaves_nothing_behind():
     state = torch.get_rng_state()
-    rehearse(lambda: make(SMALL, "sequence", lora(base="nf4")), Step(2, 7, "bf16", True, 3), "cuda")
+    rehearse(lambda: make(SMALL, "sequence", lora(base="nf4")), StepShape(2, 7, "bf16", True, 3), "cuda")
     assert torch.equal(torch.get_rng_state(), state) and torch.get_default_dtype() == torch.float32
     assert dispatch.device_of(torch.ones(1)) == "cpu" and float(torch.ones(3).sum()) == 3.0
     model = make(SMALL, "masked", lora(base="nf4"), seed=0).eval()
@@ -139,7 +139,7 @@ def test_a_rehearsal_leaves_nothing_behind():
 
 def test_a_twin_is_as_large_as_its_model():
     model = make(DECODER, "causal", lora(base="int8"), seed=0)
-    step = Step(3, 9, checkpointing="mlp")
+    step = StepShape(3, 9, checkpointing="mlp")
     fresh = rehearse(lambda: make(DECODER, "causal", lora(base="int8")), step, "cpu")
     assert rehearse(lambda: twin(model), step, "cpu") == fresh
     assert all(p.isfinite().all() for name, p in model.named_parameters() if "lora" in name)
@@ -152,7 +152,7 @@ def test_what_is_computed_again_is_not_kept():
 
 
 def test_a_gpu_keeps_no_scores():
-    cpu, gpu = (rehearse(lambda: make(SMALL, "sequence", "full"), Step(5, 29), device).kept for device in ("cpu", "cuda"))
+    cpu, gpu = (rehearse(lambda: make(SMALL, "sequence", "full"), StepShape(5, 29), device).kept for device in ("cpu", "cuda"))
     assert cpu - gpu > L * H * 5 * 29 * 29 * 4
 
 

@@ -1,4 +1,4 @@
-"""What the README says is run: its Python in one go, its commands against the CI script, its figures against the committed results."""
+"""What the README and the pages beside it say is run: their Python in one go, the commands against the CI script, its figures against the committed results."""
 import json
 import re
 import subprocess
@@ -12,12 +12,13 @@ from minitransfer.bench.transfer.table import summaries, table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {page.stem: page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md"))}
 
 
 @pytest.mark.slow
 def test_the_python_of_the_readme_runs(tmp_path):
     """Block after block as it stands, but for two steps of training where two epochs are written."""
-    blocks = re.findall(r"```python\n(.*?)```", README, re.S)
+    blocks = re.findall(r"```python\n(.*?)```", "\n".join([README, *PAGES.values()]), re.S)
     assert len(blocks) >= 4 and sum(block.count("epochs=3") for block in blocks) == 1
     done = subprocess.run([sys.executable, "-c", "\n".join(blocks).replace("epochs=3", "steps=2")], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -52,14 +53,14 @@ def test_every_speed_is_a_committed_measurement():
 
 
 def test_every_figure_of_tuning_is_a_committed_measurement():
-    """The README's tables are those that `bench transfer` makes of its committed lines."""
+    """The tables are those that `bench transfer` makes of its committed lines."""
     found = json.loads((ROOT / "minitransfer/bench/results/transfer_cpu.json").read_text(encoding="utf-8"))
     made = table(found | {"sets": summaries(found["lines"])})
-    assert made.count("\n") > 20 and made in README
+    assert made.count("\n") > 20 and made in PAGES["results"] and set(re.findall(r"^\| \w+ \| \w+ \| [\d.]+ \(.*$", README, re.M)) < set(made.splitlines())
 
 
 def test_every_error_of_a_family_is_a_committed_measurement():
-    """The README's table of families is the one that `bench families` makes of its committed lines, and every page but those with a suite of their own is in it."""
+    """The table of families is the one that `bench families` makes of its committed lines, and every page but those with a suite of their own is in it."""
     measured = json.loads((ROOT / "minitransfer/bench/results/families.json").read_text(encoding="utf-8"))
-    assert families.markdown(measured) in README and all(one["holds"] for one in measured.values())
+    assert families.markdown(measured) in PAGES["families"] and all(one["holds"] for one in measured.values())
     assert set(map(families.name_of, families.PAGES)) - set(measured) == {"clip", "recurrent"}

@@ -14,7 +14,7 @@ from minitransfer.training import precision as rooms
 from minitransfer.training import savings, train
 from minitransfer.training.memory import keep_freed_memory, saved_for_backward
 from minitransfer.training.precision import choose_precision
-from minitransfer.training.rehearsal import Step
+from minitransfer.training.rehearsal import StepShape
 from minitransfer.training.savings import advice
 from minitransfer.training.throughput import Meter, flops, peak_flops
 
@@ -126,7 +126,7 @@ def test_a_step_that_cannot_be_rehearsed_is_answered_too(monkeypatch):
     def rehearse(*args):
         raise NotImplementedError("an operation without shapes")
     monkeypatch.setattr(savings, "rehearse", rehearse)
-    said = advice(gpt(), Step(2, 3), torch.device("cpu"))
+    said = advice(gpt(), StepShape(2, 3), torch.device("cpu"))
     assert said.startswith("(1) half the batch_size") and "checkpointing=True" in said and "cannot be rehearsed" in said
 
 

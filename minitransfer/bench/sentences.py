@@ -1,7 +1,9 @@
-"""Rows about weights of few bits. Of vectors and of LoRA the peer is our own model in fp32."""
+"""Rows about real sentences, and about weights of few bits, whose peer is our own model in fp32."""
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +13,14 @@ from ..generate import embed, quick
 from ..nn.model import Model
 from ..text import Tokenizer
 from ..training.memory import peak_memory, reset_peak
+from ..training.precision import cpu_computes_bf16
 from ..transfer import lora
 from .rows import Row
 from .sides import Given, ours_generate
+from .transfer import speed
 from .transfer.sets import SETS, body
 
-SENTENCES = 1000
+SENTENCES, TUNED = 1000, 640           # sentences of sst2: made into vectors, tuned on
 CPU = torch.device("cpu")
 
 
@@ -37,27 +41,43 @@ def generate_int8(row: Row, repeats: int) -> dict[str, Any]:
 
 # ---- vectors --------------------------------------------------------------------------------------------------------------------------------------
 
-def vectors(row: Row, repeats: int, precision: str) -> dict[str, Any]:
+def vectors(repeats: int, dtype: str, encode: Callable[[list[str]], Any]) -> dict[str, Any]:
     """Seconds for 1,000 sentences of sst2; and percent right of a logistic regression on the vectors of 2,000."""
     from sklearn.linear_model import LogisticRegression
-    model, tok = Model.from_pretrained(body()), Tokenizer.from_pretrained(body())
     train, held_out = SETS["sst2"].read()
     texts, readings = [one["sentence"] for one in train[:SENTENCES]], []
     for _ in range(1 + repeats):                                                 # the first one is a warm-up
         start = time.perf_counter()
-        embed(model, tok, texts, precision=precision)
+        encode(texts)
         readings.append(time.perf_counter() - start)
-    x, held = (embed(model, tok, [one["sentence"] for one in rows], precision=precision) for rows in (train, held_out))
+    x, held = (encode([one["sentence"] for one in rows]) for rows in (train, held_out))
     known, asked = ([one["label"] for one in rows] for rows in (train, held_out))
-    return {"readings": readings[1:], "dtype": precision, "accuracy": 100 * LogisticRegression(max_iter=1000).fit(x, known).score(held, asked)}
+    return {"readings": readings[1:], "dtype": dtype, "accuracy": 100 * LogisticRegression(max_iter=1000).fit(x, known).score(held, asked)}
 
 
 def ours_embed(row: Row, repeats: int) -> dict[str, Any]:
-    return vectors(row, repeats, row.precision)
+    model, tok = Model.from_pretrained(body()), Tokenizer.from_pretrained(body())
+    return vectors(repeats, row.precision, lambda texts: embed(model, tok, texts, precision=row.precision))
 
 
 def fp32_embed(row: Row, repeats: int) -> dict[str, Any]:
-    return vectors(row, repeats, "fp32")
+    return ours_embed(replace(row, precision="fp32"), repeats)
+
+
+def peer_embed(row: Row, repeats: int) -> dict[str, Any]:
+    from sentence_transformers import SentenceTransformer
+    peer = SentenceTransformer(str(body()), device="cpu")
+    return vectors(repeats, "fp32", lambda texts: peer.encode(texts, show_progress_bar=False))
+
+
+# ---- tuning ---------------------------------------------------------------------------------------------------------------------------------------
+
+def ours_finetune(row: Row, repeats: int) -> dict[str, Any]:
+    return {"readings": [speed.epoch("sst2", "default", TUNED) for _ in range(repeats)], "dtype": "bf16" if cpu_computes_bf16() else "fp32"}
+
+
+def peer_finetune(row: Row, repeats: int) -> dict[str, Any]:
+    return {"readings": [speed.epoch("sst2", "twin", TUNED) for _ in range(repeats)], "dtype": "fp32"}
 
 
 # ---- the memory of a LoRA step --------------------------------------------------------------------------------------------------------------------
