@@ -1,16 +1,22 @@
-"""The verbs that look at files or show and measure the engine: convert, inspect, verify, check, demo, bench."""
+"""The verbs that look at files or show and measure the engine: convert, inspect, plan, verify, check, demo, bench."""
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
 from .. import demo as show
+from ..checks import CARDS
 from ..checks import inspect as look
+from ..checks import plan as foresee
 from ..checks import verify as certify
 from ..course import check as grade
 from ..course import exercises
+from ..training.settings import PRECISIONS
+from ..transfer import lora
 from ..weights.convert import convert as convert_files
-from .texts import positive, print_json
+from .keys import typed
+from .settings import STRATEGIES, TRAIN
+from .texts import model_source, positive, print_json
 from .verb import Verb
 
 DRY = {"rows": 24, "epochs": 1}
@@ -46,6 +52,36 @@ def inspect(args: argparse.Namespace) -> int:
     else:
         print(found.listed(args.all))
     return 0
+
+
+def plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a folder, a bundled name such as mini-bert, or a hub id; only its config.json is read")
+    parser.add_argument("--strategy", default="full", metavar="NAME", help=f"{STRATEGIES}; or generate: no step, but a prompt read into a KV cache [full]")
+    parser.add_argument("--base", choices=("int8", "nf4"), help="with lora: how the frozen matrices are held [as they are]")
+    parser.add_argument("--card", default="T4", metavar="NAME", help=f"{', '.join(CARDS)}; a memory in GB, such as 8GB; or cpu, this machine [T4]")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows of a batch, all full [32]")
+    parser.add_argument("--length", type=positive, default=128, metavar="N", help="tokens of a row [128]")
+    parser.add_argument("--micro-batches", type=positive, default=1, metavar="N", help="batches of an optimizer step [1]")
+    parser.add_argument("--head", metavar="NAME", help="the head that is trained: sequence, token, span, masked, causal, ... [causal of a decoder, else sequence]")
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS, help="numbers to compute in [auto]")
+    parser.add_argument("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"), help="of the weights as they are loaded; what trains is fp32 [fp32]")
+    parser.add_argument("--checkpointing", default="false", metavar="WHAT", help=TRAIN["checkpointing"].about + " [false]")
+    parser.add_argument("--short", action="store_true", help="leave out the largest batch and what would make the step smaller, which take several rehearsals")
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+
+def plan(args: argparse.Namespace) -> int:
+    if args.base is not None and args.strategy.partition(":")[0] != "lora":
+        raise ValueError(f"--base {args.base} with --strategy {args.strategy}; codes are the base of LoRA: add --strategy lora, or leave --base out")
+    wanted = args.strategy if args.base is None else lora(int(args.strategy.partition(":")[2] or 8), base=args.base)
+    found = foresee(model_source(args.model), wanted, card=args.card, batch_size=args.batch_size, length=args.length, head=args.head, precision=args.precision,
+                    checkpointing=typed("checkpointing", args.checkpointing, TRAIN["checkpointing"].kind), micro_batches=args.micro_batches, dtype=args.dtype,
+                    look_further=not args.short)
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    return 0 if found.fits else 1
 
 
 def check_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,11 +143,11 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("cpu", "gpu", "transfer", "families", "sizes"),
+    parser.add_argument("what", choices=("cpu", "gpu", "transfer", "families", "sizes", "plan"),
                         help="cpu: training steps, generation and memory beside those of other libraries; gpu: the same and single operations on an NVIDIA GPU; "
                         "transfer: what tuning gives on real labelled sets (of the folder that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two; "
                         "families: how far every class of every family is from transformers, on the tiny models of the tests; "
-                        "sizes: full-size shapes with random weights, their errors, load times and memory")
+                        "sizes: full-size shapes with random weights, their errors, load times and memory; plan: the predicted and the measured peak memory of training steps")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these only [all]")
     parser.add_argument("--quick", "--dry-run", action="store_true", help="one reading per side, or a few rows of each set: does it run here? gpu then runs without one too")
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of a row of cpu and of one of gpu")
@@ -119,11 +155,13 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from ..bench import families, run, sizes, transfer
+    from ..bench import families, plan, run, sizes, transfer
     if args.what == "families":
         families.run(args.rows, args.quick, args.save)
     elif args.what == "sizes":
         sizes.run(args.rows, args.save)
+    elif args.what == "plan":
+        plan.run(args.rows, args.save)
     elif args.what == "transfer":
         transfer.run(args.rows, args.quick, args.save)
     else:
@@ -139,6 +177,10 @@ CONVERT = Verb(
 INSPECT = Verb(
     "inspect", "Describe a checkpoint without loading it: family, architecture, parameters by layer group, files, head, labels, tokenizer, adapter.",
     ("minitransfer inspect mini-bert", "minitransfer inspect runs/reviews --json"), inspect_arguments, inspect)
+PLAN = Verb(
+    "plan", "Predict the memory, by component, and the time of a training step from the config alone, and what would make it smaller. Exit code 1 if it does not fit.",
+    ("minitransfer plan bert-base-uncased --card T4 --batch-size 32", "minitransfer plan gpt2 --strategy lora --card 8GB --length 1024 --checkpointing true",
+     "minitransfer plan mini-gpt --strategy generate --card cpu --batch-size 1"), plan_arguments, plan)
 VERIFY = Verb(
     "verify", "Run a checkpoint through transformers and through this engine, compare every module, and name the first that differs. Exit code 1 if one does.",
     ("minitransfer verify mini-bert --out certificate.json", "minitransfer verify mini-gpt --perturb 0.1 --dtypes fp32 bf16",

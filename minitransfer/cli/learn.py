@@ -45,7 +45,7 @@ DENOISE = {"n_token_types": 0, "position_offset": 2, "norm_eps": 1e-5, "pooler":
 CHOSEN: dict[str, dict[str, Any]] = {"masked": {}, "causal": CAUSAL, "replaced": REPLACED, "span": SPAN, "denoise": DENOISE}    # objective -> what its model chooses
 DRY = {"steps": 2, "epochs": None, "tokens": None, "minutes": None, "eval_every": 1, "save_every": 1, "log_every": 1, "tensorboard": False}
 DRY_DOCUMENTS, DRY_CHARACTERS, DRY_ROWS = 500, 200_000, 64
-RESULT = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory")
+RESULT = ("steps", "tokens", "seconds", "stopped", "metrics", "before", "after", "best", "precision", "tokens_per_second", "peak_memory", "kept_memory")
 
 
 def add_words(*places: str, sentence: bool = False) -> Callable[[argparse.ArgumentParser], None]:

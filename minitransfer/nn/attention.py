@@ -14,6 +14,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from ..config import ModelConfig, choose
 from ..ops.attention import attention_packed, attention_padded
 from ..ops.dense_attention import dense_attention
+from ..ops.dispatch import device_of
 from ..ops.dropout import dropout
 from ..ops.linear import Linear
 from ..ops.rope import rope
@@ -52,6 +53,7 @@ def attend_sdpa(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: F
                 bias: Float[Tensor, "#B H T S"] | None = None) -> Float[Tensor, "B H T Dh"]:
     """The same through PyTorch's scaled_dot_product_attention, which picks a fused kernel where there is one."""
     T, S = q.shape[2], k.shape[2]
+    rate = rate if device_of(q) == q.device.type else 0.0                        # rehearsed on a CPU, whose kernel keeps a mask of the dropout that a GPU's makes again
     if bias is None and not mask.restricts() and (not mask.causal or T == S or T == 1):           # one query sees every key: no mask needed
         return scaled_dot_product_attention(q, k, v, dropout_p=rate, is_causal=mask.causal and T > 1)
     allowed = mask.dense(T, S, q.device)
@@ -65,7 +67,7 @@ def attend_sdpa(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], v: F
 def dense_is_faster(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], rate: float) -> bool:
     """On a CPU PyTorch's fused kernel has no fast path for 16-bit numbers or dropout; past a million pairs a text, holding them costs too much memory."""
     slow_path = rate > 0 or q.dtype in (torch.bfloat16, torch.float16)
-    return q.device.type == "cpu" and slow_path and 1 < q.shape[2] * k.shape[2] <= 1024 * 1024
+    return device_of(q) == "cpu" and slow_path and 1 < q.shape[2] * k.shape[2] <= 1024 * 1024
 
 
 class Attention(nn.Module):

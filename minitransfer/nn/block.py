@@ -27,6 +27,7 @@ from .feedforward import FeedForward
 from .masks import Mask
 from .norms import make_norm
 from .positions import Rotation
+from .recompute import again_in_backward
 
 Seen = tuple[Tensor | None, ...]    # probabilities and scores of the attention, and probabilities of the cross-attention, when asked for
 
@@ -47,17 +48,18 @@ class Block(nn.Module):
         self.pre_norm, self.parallel = c.norm_position == "pre", c.parallel
 
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
-                relative: Tensor | Distances | None = None, memory: Memory | None = None) -> tuple[Float[Tensor, "B T D"], Seen]:
-        """turn, relative: what attention knows of positions beyond the mask (see Attention); memory: what cross-attention looks at."""
-        mixed, *seen = self.attn(self.norm_attn(x) if self.pre_norm else x, mask, cache, show, turn, relative)
+                relative: Tensor | Distances | None = None, memory: Memory | None = None, again: str = "") -> tuple[Float[Tensor, "B T D"], Seen]:
+        """turn, relative: what attention knows of positions beyond the mask (see Attention); memory: what cross-attention looks at;
+        again: the part, "attention" or "mlp", that the backward pass computes again."""
+        mixed, *seen = again_in_backward(again == "attention", self.attn, self.norm_attn(x) if self.pre_norm else x, mask, cache, show, turn, relative)
         if self.parallel:
-            return x + self.dropout(mixed) + self.dropout(self.mlp(self.norm_mlp(x))), tuple(seen)
+            return x + self.dropout(mixed) + self.dropout(again_in_backward(again == "mlp", self.mlp, self.norm_mlp(x))), tuple(seen)
         given, (read, x) = x, self.add(mixed, x, self.norm_attn, self.norm_cross or self.norm_mlp)
         if self.cross_attn is not None and memory is not None:
             crossed, probs, _ = self.cross_attn.look(read, memory, cache, show)
             read, x = self.add(crossed, x, self.norm_cross, self.norm_mlp)
             seen = [*seen, probs]
-        more = self.mlp(read)
+        more = again_in_backward(again == "mlp", self.mlp, read)
         if self.pre_norm:
             return x + self.dropout(more), tuple(seen)
         _, x = self.add(more, x, self.norm_mlp, None)

@@ -86,11 +86,11 @@ class EncoderDecoder(Model):
         self.encoder.attention = self.decoder.attention = backend
 
     @property
-    def checkpointing(self) -> bool:            # type: ignore[override]
+    def checkpointing(self) -> bool | str:      # type: ignore[override]
         return self.encoder.checkpointing
 
     @checkpointing.setter
-    def checkpointing(self, wanted: bool) -> None:
+    def checkpointing(self, wanted: bool | str) -> None:
         self.encoder.checkpointing = self.decoder.checkpointing = wanted
 
     @property

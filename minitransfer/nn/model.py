@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.utils.checkpoint import checkpoint
 
 from ..config import ModelConfig
 from .attention import Memory
@@ -25,6 +24,7 @@ from .packing import Packing
 from .patches import Patches
 from .pooling import make_pooler, pool
 from .positions import RelativeBias, Rotation, rotation
+from .recompute import again_in_backward, recomputed
 from .trace import Trace
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class Model(nn.Module):
             self.pooler = make_pooler(c) if reads_pooler(head, c) else None
             self.head = make_head(head, c, self.embed.tokens, labels, pooling, normalise)
         self.head_name, self.labels = head, list(labels) if labels else None
-        self.checkpointing = False
+        self.checkpointing: bool | str = False       # what the backward pass computes again: see recompute.py
         self.packs: bool | None = None      # drop padding between embedding and head; None: on a GPU, where a kernel knows where texts begin
         self.progress = 0.0                 # the share of the run that is done, set by the loop before each step
         self.load_report: LoadReport | None = None
@@ -195,10 +195,8 @@ class Model(nn.Module):
         show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
         for i, view in enumerate(views):
             block, layer = self.blocks[0 if c.shared_blocks else i], None if cache is None else cache.layers[i]
-            if self.checkpointing and torch.is_grad_enabled() and layer is None:
-                x, seen = checkpoint(block, x, view.mask, None, show, view.turn, view.relative, memory, use_reentrant=False)
-            else:
-                x, seen = block(x, view.mask, layer, show, view.turn, view.relative, memory)
+            again = recomputed(self.checkpointing, i) if layer is None else ""
+            x, seen = again_in_backward(again == "blocks", block, x, view.mask, layer, show, view.turn, view.relative, memory, again)
             if trace is not None:
                 trace.states.append(x)
             if trace is not None and trace.attention:

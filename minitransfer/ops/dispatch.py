@@ -13,11 +13,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .kernels import SCALARS, Kernels, kernels
+from .kernels import SCALARS, Kernels, kernels, rehearsed
 
 MODES = ("auto", "off", "on", "emulate")
 broken: dict[tuple, str] = {}            # (file, constants, device) -> why it could not be built, so that it is tried once
 reasons: dict[str, str] = {}             # operation -> why its last call did not take a kernel; "" if it did
+
+
+def device_of(t: Tensor) -> str:
+    """The type of a tensor's device; in a rehearsal that of the device it is for."""
+    stage = rehearsed.get()
+    return t.device.type if stage is None else stage.device
 
 
 def mode() -> str:
@@ -46,7 +52,7 @@ def obstacle(tensors: list[Tensor], limit: str) -> str:
     first, wanted = tensors[0], mode()
     if wanted == "off":
         return "MINITRANSFER_KERNELS=off"
-    if first.device.type != "cuda" and not (first.device.type == "cpu" and wanted == "emulate"):
+    if device_of(first) != "cuda" and not (first.device.type == "cpu" and wanted == "emulate"):
         return elsewhere(first.device)
     if any(t.device != first.device for t in tensors):
         return f"tensors on {', '.join(sorted({str(t.device) for t in tensors}))}; a kernel reads one device"
@@ -73,6 +79,8 @@ def pick(operation: str, cu: str, *tensors: Tensor | None, limit: str = "", **de
     present = [t for t in tensors if t is not None]
     reason = obstacle(present, limit)
     found = None
+    if not reason and rehearsed.get() is not None:
+        return rehearsed.get().kernels                                           # which are counted and compute nothing
     if not reason:
         scalar = {"SCALAR": SCALARS[present[0].dtype]} if present[0].is_floating_point() else {}
         found = kernels(cu, **scalar, **defines)

@@ -17,6 +17,9 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 from torch.nn.functional import dropout as torch_dropout
 
+from .dispatch import device_of
+from .kernels import rehearsed
+
 LEVELS = 1 << 16
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}      # bytes of a number -> the integer as wide
 
@@ -40,7 +43,7 @@ def rounded(rate: float) -> tuple[int, float]:
 def draw_keep(x: Tensor, dropped: int) -> Int8[Tensor, "..."]:
     """A 0 or 1 per element of x, 0 with probability dropped / 2^16."""
     n, seed = x.numel(), int(torch.randint(1 << 62, ()))
-    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-n // 4)).view(np.int16))
+    bits = torch.empty(n, dtype=torch.int16) if rehearsed.get() else torch.from_numpy(np.random.SFC64(seed).random_raw(-(-n // 4)).view(np.int16))
     return bits[:n].ge_(dropped - LEVELS // 2).to(torch.int8).view(x.shape)
 
 
@@ -75,7 +78,7 @@ def dropout(x: Float[Tensor, "..."], rate: float) -> Float[Tensor, "..."]:
         raise ValueError(f"rate={rate}; it is a probability in [0, 1): give 0.0 to switch dropout off")
     if rate == 0:
         return x
-    return Dropout16.apply(x, rate) if x.device.type == "cpu" else torch_dropout(x, rate)
+    return Dropout16.apply(x, rate) if device_of(x) == "cpu" else torch_dropout(x, rate)
 
 
 class Dropout(torch.nn.Module):

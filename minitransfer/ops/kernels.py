@@ -16,8 +16,10 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ INCLUDE = re.compile(r'#include "(\w+\.cuh)"')
 DECLARATION = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(([^)]*)\)')
 TRAPS = ("-fsanitize=alignment,bounds,shift,integer-divide-by-zero", "-fsanitize-undefined-trap-on-error")     # what a GPU would punish, or hide
 Size = tuple[int, int, int]
+rehearsed: ContextVar[Any] = ContextVar("rehearsed", default=None)      # of training/rehearsal.py, while it runs a step on tensors without numbers
 
 
 def folder() -> Path:
@@ -191,4 +194,4 @@ def vector(columns: int, *tensors: Tensor) -> int:
 def whole(t: Tensor) -> Tensor:
     """The tensor where loads of 16 bytes can read it: contiguous, and starting at a multiple of 16 bytes unless its rows are odd."""
     t = t.contiguous()
-    return t.clone() if t.shape[-1] % 2 == 0 and t.data_ptr() % 16 else t
+    return t.clone() if t.shape[-1] % 2 == 0 and rehearsed.get() is None and t.data_ptr() % 16 else t

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear as torch_linear
 
+from .dispatch import device_of
 from .packed_linear import available
 from .quantized_weight import QuantizedWeight
 
@@ -28,7 +29,7 @@ def cost(N: int, F: int, D: int, bytes_per_number: int = 4) -> dict[str, int]:
 
 def suits_onednn(x: Tensor, weight: Tensor) -> bool:
     """oneDNN is asked for float32 on a CPU; one row of x is a matter of memory, and left to the BLAS."""
-    plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    plain = device_of(x) == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     fits = x.shape[-1] == weight.shape[1]                                        # if not, PyTorch's own product says so
     return plain and fits and x.numel() > x.shape[-1] and available()
 

@@ -20,7 +20,7 @@ from torch.amp.autocast_mode import is_autocast_available
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
-from .dispatch import pick
+from .dispatch import device_of, pick
 from .kernels import Kernels
 from .linear import product
 
@@ -107,7 +107,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("this loss was already used in backward(): its gradients were handed on, run forward again")
         gradients, ctx.gradients = ctx.gradients, None      # handed on, not copied: dW is as large as the output matrix
-        if dloss.device.type == "cpu" and dloss == 1:       # asking a GPU would make the host wait
+        if device_of(dloss) == "cpu" and dloss == 1:       # asking a GPU would make the host wait
             return *gradients, None, None
         return *(None if g is None else g * dloss for g in gradients), None, None     # dloss is 0-d: g keeps its dtype, dloss its digits
 

@@ -54,7 +54,7 @@ class FinetuneResult:
         held_out = shown(self.metrics) if self.metrics else "no validation rows"
         before = "" if self.baseline is None else f"head alone: {shown(self.baseline)}\nthis run:   "
         return (f"{before}{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
-                f"{self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak" + (f"\n{self.report.note}" if self.report.note else ""))
+                f"{self.seconds:.1f} s, {self.training.memory}" + (f"\n{self.report.note}" if self.report.note else ""))
 
     __repr__ = __str__
 

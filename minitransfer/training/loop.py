@@ -22,6 +22,7 @@ from .memory import explained_out_of_memory, keep_freed_memory
 from .optim import check_groups, make_optimizer, muon_groups, param_groups, set_lr
 from .precision import Precision
 from .run import Run, TrainResult
+from .savings import advice
 from .schedule import Horizon, lr_at
 from .seeds import own_randomness, seed_batch
 from .settings import TrainSettings
@@ -107,5 +108,5 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
                   {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)
         run.open(resume)
         feed = Feed(batches, settings.micro_batches, model.device, partial(widened, model) if settings.graphs else dict)
-        with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory():
+        with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory(lambda: advice(model, run.largest_step(), model.device)):
             return run.finish(steps(run, feed, objective, held.ask, ctrl_c, on_step))

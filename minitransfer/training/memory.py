@@ -3,13 +3,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's <malloc.h>
 MADV_HUGEPAGE, HUGE_PAGE = 14, 2**21    # of Linux's <asm-generic/mman-common.h>; bytes
@@ -74,13 +78,44 @@ def peak_memory(device: torch.device) -> int:
 
 
 @contextmanager
-def explained_out_of_memory() -> Iterator[None]:
+def saved_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Inside, what autograd keeps for the backward pass is written down, parameters left out. Yields: storage -> bytes, of those that are still there."""
+    own = {p.untyped_storage()._cdata for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def note(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage._cdata not in own and storage._cdata not in saved:
+            saved[storage._cdata] = storage.nbytes()
+            weakref.finalize(storage, saved.pop, storage._cdata, None)           # a frozen part hands nothing on
+        return t
+    with saved_tensors_hooks(note, lambda t: t):
+        yield saved
+
+
+class Kept:
+    """What was kept for the backward pass at most, in bytes: counted at each batch that is larger than all before it, which are few."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.shape, self.bytes = model, (0, 0), 0
+
+    @contextmanager
+    def watched(self, shape: Sequence[int]) -> Iterator[None]:
+        """Around the forward pass of a batch of this shape."""
+        if math.prod(shape) <= math.prod(self.shape):
+            yield
+            return
+        self.shape = shape[0], shape[1]
+        with saved_for_backward(self.model) as saved:
+            yield
+        self.bytes = max(self.bytes, sum(saved.values()))
+
+
+@contextmanager
+def explained_out_of_memory(helps: Callable[[], str]) -> Iterator[None]:
     """Answer a GPU that ran out of memory with what to change, the cheapest change first."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
-            "the GPU has too little memory for this step. What helps, in this order: (1) half the batch_size with twice the micro_batches, for "
-            "the same gradient; (2) checkpointing=True, which keeps one activation per block and recomputes the rest; (3) a shorter length; "
-            "(4) precision=\"auto\" if it was fp32; (5) training less: strategy=\"lora\", or freezing the lower blocks. "
-            f"With resume=True a run goes on from its last save. PyTorch said: {error}") from error
+        raise torch.OutOfMemoryError(f"the GPU has too little memory for this step. What helps, in this order: {helps()}. "
+                                     f"With resume=True a run goes on from its last save. PyTorch said: {error}") from error

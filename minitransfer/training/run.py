@@ -17,8 +17,9 @@ from . import ranks
 from .diagnose import NonFiniteError, check_trained
 from .evaluate import Evaluation, measure
 from .log import RunLog, finish_manifest, write_manifest
-from .memory import peak_memory, reset_peak
+from .memory import Kept, peak_memory, reset_peak
 from .precision import Precision
+from .rehearsal import StepShape
 from .schedule import Horizon
 from .settings import TrainSettings
 from .state import Progress, Save, SaveError, differences, explained_save, identity, load_parameters, load_state, moments_of, save_parameters, save_state, trained_parameters
@@ -38,16 +39,21 @@ class TrainResult:
     metrics: dict[str, float]           # of the last evaluation
     tokens_per_second: float            # over all steps but the first
     peak_memory: int                    # bytes
+    kept_memory: int                    # bytes that were kept for the backward pass at most
     precision: str
     out: Path | None
     before: dict[str, float] = field(default_factory=dict)   # metrics of the model as it came; `adapt` measures them
     after: dict[str, float] = field(default_factory=dict)    # and of the model as it left
 
+    @property
+    def memory(self) -> str:
+        return f"{self.peak_memory / 1e6:,.0f} MB at the peak, {self.kept_memory / 1e6:,.0f} of them kept for the backward pass"
+
     def __str__(self) -> str:
         told = {name: f"{value:.6g}" for name, value in self.metrics.items()} | {
             name: f"{self.before[name]:.6g} -> {value:.6g}" for name, value in self.after.items() if value != self.before.get(name, value)}
         held_out = ", ".join(f"{name} {value}" for name, value in told.items()) or "no evaluation"
-        return f"{held_out}; {self.steps} steps, {self.tokens:,} tokens, {self.seconds:.1f} s, {self.peak_memory / 1e6:,.0f} MB at the peak"
+        return f"{held_out}; {self.steps} steps, {self.tokens:,} tokens, {self.seconds:.1f} s, {self.memory}"
 
     __repr__ = __str__
 
@@ -76,6 +82,7 @@ class Run:
         self.trained = trained_parameters(held.model, optimizer.param_groups)
         self.whole = {} if out is None and ranks.world() == 1 else identity(held.model, self.trained, settings, precision.name, data)
         self.progress = Progress()
+        self.for_backward = Kept(held.model)
         self.saved: int | None = None
         self.best_weights: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
@@ -161,12 +168,17 @@ class Run:
 
     def write_record(self) -> None:
         rates = self.meter.read()
-        self.write_log({**self.record, **rates, "memory": peak_memory(self.model.device)})
+        self.write_log({**self.record, **rates, "memory": peak_memory(self.model.device), "kept": self.for_backward.bytes})
         self.bar.set_postfix_str(f"loss {rates['loss']:.3f}, {rates['tokens_per_second']:,.0f} tokens/s", refresh=False)
 
     def write_log(self, record: dict) -> None:
         with explained_save(Path() if self.out is None else self.out / "last", self.progress.step):
             self.log.write(record)
+
+    def largest_step(self) -> StepShape | None:
+        """The step of the largest batch so far, for a rehearsal; None if there was none, or other processes hold a part of it."""
+        (B, T), settings = self.for_backward.shape, self.settings
+        return StepShape(B, T, self.precision.name, settings.checkpointing, settings.micro_batches) if B and ranks.world() == 1 else None
 
     def say(self, line: str) -> None:
         if not self.bar.disable:
@@ -255,7 +267,7 @@ class Run:
         self.model.eval()
         done = self.progress
         result = TrainResult(done.step, done.tokens, done.seconds, stopped, self.log.records, done.best, self.metrics,
-                             self.timed_tokens / max(self.timed_seconds, 1e-9), peak_memory(self.model.device), self.precision.name, self.out)
+                             self.timed_tokens / max(self.timed_seconds, 1e-9), peak_memory(self.model.device), self.for_backward.bytes, self.precision.name, self.out)
         if self.out is not None:
             if stopped != "interrupted":
                 self.write(self.out / "model")

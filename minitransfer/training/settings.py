@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..config import choose
+from ..nn.recompute import recomputed
 
 SCHEDULES = ("linear", "cosine", "constant", "slanted")
 OPTIMIZERS = ("adamw", "muon")
@@ -52,7 +53,7 @@ class TrainSettings:
     seed: int = 0                       # of dropout, masks and everything else drawn during the run
     # the machine
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
-    checkpointing: bool = False         # recompute the inside of each block in the backward pass: less memory, more time
+    checkpointing: bool | str = False   # compute again in the backward pass, for less memory and more time: true (blocks), blocks:2 (every second), attention or mlp
     graphs: bool = False                # on an NVIDIA GPU: replay steps as CUDA graphs, one for each shape of batch and one for the update
     shard: bool = False                 # under torchrun, each process holds a part of the weights, gradients and moments (FSDP2); else a copy of all
     # what is watched and kept
@@ -79,6 +80,7 @@ class TrainSettings:
         choose("schedule", self.schedule, SCHEDULES)
         choose("optimizer", self.optimizer, OPTIMIZERS)
         choose("precision", self.precision, PRECISIONS)
+        recomputed(self.checkpointing)
         if self.optimizer == "muon" and self.shard:
             raise ValueError('optimizer="muon" with shard=True; Muon steps a matrix as a whole, and each process holds a part of it: leave shard out, or give optimizer="adamw"')
         if self.best is not None and (len(self.best.split()) != 2 or self.best.split()[1] not in ("lower", "higher")):

@@ -23,7 +23,7 @@ class Step:
 
         Args: last: is it the last batch of the step?
         """
-        with self.run.precision.autocast():
+        with self.run.precision.autocast(), self.run.for_backward.watched(batch["input_ids"].shape):
             loss, n = self.ask(self.objective, self.run.model, batch, generator, last=last)
         self.run.precision.backward(loss)
         return loss.detach(), n

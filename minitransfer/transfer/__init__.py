@@ -17,13 +17,12 @@ from .quantize import dequantize, quantize
 from .replay import copy_of_head, replay
 from .scalar_mix import ScalarMix
 from .soft_prompt import add_soft_prompt
-from .step_memory import lora_step_memory
 from .strategies import adapter, bitfit, compacter, discriminative, features, full, head, ia3, last, lora, prefix, soft_prompt, strategy, ulmfit
 from .student import student
 from .wrapped import adapters_off
 
 __all__ = ["NamedHeads", "ScalarMix", "Strategy", "TrainableReport", "adapter", "adapter_list", "adapters_off", "add_adapter", "add_ia3", "add_lora", "add_prefix",
            "add_soft_prompt", "adversarial", "bitfit", "compacter", "copy_of_head", "coral", "dequantize", "discriminative", "ewc", "explain", "extract_features", "features",
-           "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp", "last", "layer_groups", "load_adapter", "lora", "lora_step_memory", "merge_ia3", "merge_lora", "mixout",
+           "fisher", "freeze", "freeze_to", "full", "head", "ia3", "l2sp", "last", "layer_groups", "load_adapter", "lora", "merge_ia3", "merge_lora", "mixout",
            "plan", "prefix", "quantize", "remove_adapter", "remove_adapters", "replay", "save_adapter", "set_adapter", "soft_prompt", "strategy", "student", "trainable_report",
            "ulmfit", "unfreeze", "unmerge_ia3", "unmerge_lora", "use_adapter"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..nn.model import Model
+from ..ops.kernels import rehearsed
 from .beside import beside
 from .prefix import prefix_names
 from .soft_prompt import soft_prompt_names
@@ -24,9 +25,14 @@ HELD = {torch.float32: ("fp32", "fp16", "bf16"), torch.float16: ("fp16",), torch
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def inserted_names(model: Model) -> set[str]:
+    """The parameters that ways to adapt have put in."""
+    return {*own_names(model, WrappedLinear), *prefix_names(model), *soft_prompt_names(model)}
+
+
 def base_tensors(model: Model) -> dict[str, Tensor]:
     """The body's parameters as they were loaded, also under a merged adapter."""
-    inserted = {*own_names(model, WrappedLinear), *prefix_names(model), *soft_prompt_names(model)}
+    inserted = inserted_names(model)
     found = {name: p.detach() for name, p in model.named_parameters() if not name.startswith(("head.", "pooler.")) and name not in inserted}
     found |= {name: value for name, (_, value) in beside(model).base.items() if name in found}
     for at, layer in wrapped_linears(model, WrappedLinear).items():
@@ -37,8 +43,8 @@ def base_tensors(model: Model) -> dict[str, Tensor]:
 
 def fingerprint(model: Model) -> dict[str, str]:
     """Precision -> hash of the body, for each precision that its numbers can be cast to from their own. The same on every device."""
-    if model.quantized_from is not None:
-        return model.quantized_from
+    if model.quantized_from is not None or rehearsed.get() is not None:
+        return model.quantized_from or {}                                        # a rehearsal has no numbers to know a base by
     tensors = base_tensors(model)
     shapes = repr([(name, tuple(tensor.shape)) for name, tensor in tensors.items()]).encode()
     flat = [tensor.flatten()[:: max(1, tensor.numel() // SAMPLE)][:SAMPLE] for tensor in tensors.values()]

@@ -5,6 +5,7 @@ import torch
 from minitransfer.config import ModelConfig
 from minitransfer.nn.model import Model
 from minitransfer.training import param_groups
+from minitransfer.training.memory import saved_for_backward
 from minitransfer.transfer.groups import expand_range, explain, freeze, freeze_to, layer_groups, parameters_at, short_list, trainable_report, unfreeze
 from minitransfer.transfer.strategies import strategy
 
@@ -116,19 +117,15 @@ def test_frozen_tensors_keep_their_bits_and_are_in_no_optimizer(name):
 
 def saved_bytes(model: Model) -> tuple[int, list[bool]]:
     """How much the backward pass keeps, weights left out, and for each block whether its input asks for a gradient."""
-    kept, asks, weights = {}, [], {p.data_ptr() for p in model.parameters()}
+    asks = []
     hooks = [block.register_forward_pre_hook(lambda module, args: asks.append(args[0].requires_grad)) for block in model.blocks]
-
-    def pack(t):
-        if t.data_ptr() not in weights and t.is_floating_point():
-            kept[t.data_ptr()] = t.nbytes
-        return t
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    with saved_for_backward(model) as saved:
         loss = model(torch.randint(0, 101, (8, 31)), labels=torch.arange(8) % 3).loss
+    kept = sum(saved.values())
     for hook in hooks:
         hook.remove()
     loss.backward()
-    return sum(kept.values()), asks
+    return kept, asks
 
 
 @pytest.mark.parametrize("build", [small, gpt], ids=["bert", "gpt2"])

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from minitransfer import Model, freeze, generate, load_adapter, merge_lora, remove_adapters, save_adapter, trainable_report, unfreeze
-from minitransfer.config import ModelConfig, Rotary
+from minitransfer.config import ModelConfig
 from minitransfer.tasks import finetune
-from minitransfer.transfer import add_lora, dequantize, lora, lora_step_memory, quantize, strategy
+from minitransfer.transfer import add_lora, dequantize, lora, quantize, strategy
 from minitransfer.transfer.fingerprint import fingerprint
 from minitransfer.transfer.quantize import quantized_weights
 
@@ -150,25 +150,3 @@ def test_finetune_on_a_base_of_4_bits(tmp_path):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(small())
-
-
-# ---- the memory of a step -------------------------------------------------------------------------------------------------------------------------
-
-LLAMA_7B = ModelConfig(vocab_size=32000, d_model=4096, n_layers=32, n_heads=32, d_ff=11008, max_len=2048, n_token_types=0, positions="none", rotary=Rotary(),
-                       norm="rms", norm_bias=False, norm_position="pre", qkv_bias=False, o_bias=False, mlp_bias=False, activation="silu", gated=True, causal=True,
-                       embed_norm=False, final_norm=True, pooler=False, tied=False)
-
-
-def test_a_step_of_7b_fits_8_gigabytes_in_4_bits_and_no_other():
-    """By hand, for one row of 512 tokens in bf16."""
-    inside = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    outside = 2 * 32000 * 4096 + 65 * 4096
-    assert inside + outside == 6_738_415_616                                     # the published number of parameters
-    steps = {base: lora_step_memory(LLAMA_7B, 1, 512, base) for base in (None, "int8", "nf4")}
-    nf4 = steps["nf4"]
-    assert nf4.base == inside // 2 + inside // 64 + inside // 4096 + 4 * 224 and nf4.rest == 2 * outside
-    assert nf4.adapters == 16 * 32 * 8 * (4 * 2 * 4096 + 3 * (4096 + 11008)) and nf4.kept == 2 * 32 * 512 * 4096
-    assert nf4.block == 512 * (2 * (10 * 4096 + 4 * 11008) + 4 * (6 * 4096 + 11008)) and nf4.logits == 12 * 32000 * 512 and nf4.matrix == 8 * 4096 * 11008
-    assert {base: step.fits(8 * 10**9) for base, step in steps.items()} == {None: False, "int8": False, "nf4": True}
-    assert nf4.total == nf4.base + nf4.rest + nf4.adapters + nf4.kept + nf4.block + nf4.logits + nf4.matrix and "4,803.5 MiB" in str(nf4)
-    assert steps[None].base == 2 * inside and steps["int8"].base == inside + 4 * 32 * (4 * 4096 + 2 * 11008 + 4096)

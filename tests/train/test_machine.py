@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minitransfer.objectives import Causal
 from minitransfer.training import precision as rooms
-from minitransfer.training import train
-from minitransfer.training.memory import keep_freed_memory
+from minitransfer.training import savings, train
+from minitransfer.training.memory import keep_freed_memory, saved_for_backward
 from minitransfer.training.precision import choose_precision
+from minitransfer.training.rehearsal import StepShape
+from minitransfer.training.savings import advice
 from minitransfer.training.throughput import Meter, flops, peak_flops
 
 from .small import Listed, batches, gpt, settings, weights
@@ -114,8 +116,29 @@ def test_a_gpu_that_is_full_is_answered_with_what_to_change():
     def objective(model, batch, generator):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    with pytest.raises(torch.OutOfMemoryError, match=r"half the batch_size with twice the micro_batches.*checkpointing=True.*Tried to allocate 20.00 MiB"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"half the batch_size with twice the micro_batches.*: [\d,]+ MiB less; .*checkpointing=True: .* MiB less.*"
+                                                     r"the step was predicted to take [\d,]+ MiB.*Tried to allocate 20.00 MiB") as said:
         train(gpt(), batches(), objective, settings())
+    assert "rehearsed" not in str(said.value)
+
+
+def test_a_step_that_cannot_be_rehearsed_is_answered_too(monkeypatch):
+    def rehearse(*args):
+        raise NotImplementedError("an operation without shapes")
+    monkeypatch.setattr(savings, "rehearse", rehearse)
+    said = advice(gpt(), StepShape(2, 3), torch.device("cpu"))
+    assert said.startswith("(1) half the batch_size") and "checkpointing=True" in said and "cannot be rehearsed" in said
+
+
+def test_what_was_kept_is_reported():
+    """At most: the largest batch, and what a hand-made step of it keeps."""
+    model, same = gpt(), gpt()
+    result = train(model, batches(), Causal(), settings(3, log_every=1))
+    largest = max((batches()[k] for k in range(3)), key=lambda batch: batch["input_ids"].numel())
+    with saved_for_backward(same.train()) as saved:
+        loss, _ = Causal()(same, largest, torch.Generator())
+    assert result.kept_memory == sum(saved.values()) > 0 and loss.requires_grad
+    assert result.history[-1]["kept"] == result.kept_memory and "of them kept for the backward pass" in str(result)
 
 
 @pytest.mark.gpu

@@ -153,15 +153,36 @@ def test_checkpointing_changes_no_bit(config, head, training, backend):
     """The same dropout masks are drawn again in backward: loss and gradients are bit-equal."""
     ids, keep, results = torch.randint(101, (3, 11)), torch.ones(3, 11, dtype=torch.bool), []
     keep[1, :4] = False
-    for checkpointing in (False, True):
+    for checkpointing in (False, True, "attention", "mlp", "blocks:2"):
         model = moved(mt.Model(config, head)).train(training)
         model.attention, model.checkpointing = backend, checkpointing
         torch.manual_seed(11)
         loss = model(ids, keep, labels=ids).loss
         loss.backward()
         results.append((loss.detach(), gradients(model)))
-    assert torch.equal(results[0][0], results[1][0])
-    assert results[0][1].keys() == results[1][1].keys() and all(torch.equal(g, results[1][1][name]) for name, g in results[0][1].items())
+    for loss, found in results[1:]:
+        assert torch.equal(results[0][0], loss)
+        assert results[0][1].keys() == found.keys() and all(torch.equal(g, found[name]) for name, g in results[0][1].items())
+
+
+@pytest.mark.parametrize("choice, attention, mlp", [(True, [2, 2], [2, 2]), ("blocks", [2, 2], [2, 2]), ("blocks:2", [2, 1], [2, 1]), ("attention", [2, 2], [1, 1]),
+                                                    ("mlp", [1, 1], [2, 2])])
+def test_what_was_chosen_runs_twice(choice, attention, mlp):
+    model, ids, runs = mt.Model(bert(), "masked"), torch.randint(101, (2, 5)), []
+    for i, block in enumerate(model.blocks):
+        block.attn.register_forward_pre_hook(lambda *_, i=i: runs.append(("attention", i)))
+        block.mlp.register_forward_pre_hook(lambda *_, i=i: runs.append(("mlp", i)))
+    model.checkpointing = choice
+    model(ids, labels=ids).loss.backward()
+    assert ([runs.count(("attention", i)) for i in (0, 1)], [runs.count(("mlp", i)) for i in (0, 1)]) == (attention, mlp)
+
+
+@pytest.mark.parametrize("choice", ["block", "blocks:0", "blocks:x", "mlp:2"])
+def test_another_choice_is_refused(choice):
+    model = mt.Model(bert(), "none")
+    model.checkpointing = choice
+    with pytest.raises(ValueError, match=f"checkpointing='{choice}'; .*: choose one"):
+        model(torch.randint(101, (2, 5)))
 
 
 def test_checkpointing_runs_each_block_twice():

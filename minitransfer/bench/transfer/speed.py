@@ -7,16 +7,14 @@ import statistics
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from ...nn.model import Model
 from ...tasks.base import supervised
+from ...training.memory import saved_for_backward
 from ...training.precision import cpu_computes_bf16
 from ...transfer import strategy
 from . import ours, twin
@@ -61,23 +59,20 @@ def depth(quick: bool = False) -> list[dict[str, Any]]:
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(16) % 2}
     models = {name: Model.from_pretrained(body(), head="sequence", labels=["0", "1"]).train() for name in DEPTHS}
     readings: dict[str, list[float]] = {name: [] for name in DEPTHS}
-    kept: dict[str, dict[int, int]] = {name: {} for name in DEPTHS}
+    kept: dict[str, int] = {}
     trained = {name: strategy(name).apply(model).trainable for name, model in models.items()}
+    for name, model in models.items():
+        with saved_for_backward(model) as saved:
+            supervised(model, batch, torch.Generator().manual_seed(0))
+        kept[name] = sum(saved.values())
     for k in range(1 + (1 if quick else STEPS)):
         for name, model in models.items():
-            own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-            def note(t: Tensor, kept: dict[int, int] = kept[name], own: set[int] = own) -> Tensor:
-                if t.untyped_storage().data_ptr() not in own:
-                    kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-                return t
             start = time.perf_counter()
-            with saved_tensors_hooks(note, lambda t: t) if k == 0 else nullcontext():
-                loss, _ = supervised(model, batch, torch.Generator().manual_seed(k))
+            loss, _ = supervised(model, batch, torch.Generator().manual_seed(k))
             loss.backward()
             readings[name].append(time.perf_counter() - start)
             model.zero_grad(set_to_none=True)
-    return [{"strategy": name, "trainable": trained[name], "seconds": statistics.median(readings[name][1:]), "kept_bytes": sum(kept[name].values()),
+    return [{"strategy": name, "trainable": trained[name], "seconds": statistics.median(readings[name][1:]), "kept_bytes": kept[name],
              "threads": torch.get_num_threads()} for name in DEPTHS]
 
 
