@@ -31,7 +31,8 @@ def written(value: object) -> str:
 def manifest(values: Mapping[str, object]) -> Html:
     """What a run was, subject by subject; what it is made of unfolds."""
     plain = {name: written(value) for name, value in values.items() if not isinstance(value, Mapping)}
-    return Html(facts(plain) + "".join(fold(name, facts({inner: written(one) for inner, one in value.items()})) for name, value in values.items() if isinstance(value, Mapping)))
+    inner = {name: {one: written(it) for one, it in value.items() if it is not None} for name, value in values.items() if isinstance(value, Mapping)}
+    return Html(facts(plain) + "".join(fold(name, facts(found)) for name, found in inner.items()))
 
 
 def prediction_case(words: str, truth: str, answer: str, probability: Number) -> Html:

@@ -48,7 +48,8 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        if error := self.call("Page.navigate", url=path.resolve().as_uri()).get("errorText"):
+            raise RuntimeError(f"{path}: {error}")
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self.message())
 

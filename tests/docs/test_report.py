@@ -17,7 +17,6 @@ from minitransfer import demo
 from minitransfer.nn.recurrent import RecurrentModel
 from minitransfer.report import (
     Html,
-    Points,
     Table,
     Token,
     attention,
@@ -26,7 +25,6 @@ from minitransfer.report import (
     element,
     facts,
     fold,
-    fragment,
     in_columns,
     interval_chart,
     key,
@@ -46,7 +44,6 @@ from minitransfer.report.html import text
 from minitransfer.tasks import AnswerPrediction, LabelsPrediction, MultiLabelTask, Prediction, RegressionTask, SequenceTask, SpanTask, TokenTask, WordPrediction, finetune, predict
 from minitransfer.tasks.page import cases_of, examples, judged
 from minitransfer.text import PackedBatches, Tokenizer, tokenize_corpus
-from minitransfer.training import pretrain as pretraining
 from minitransfer.training.run import SaveError
 
 from .browser import CHROMIUM, Browser, browser
@@ -60,8 +57,9 @@ QUICK = {"progress": False, "precision": "fp32", "log_every": 1}
 # ---- the page ----------------------------------------------------------------------------------------------------------------------------------
 
 def test_everything_given_as_text_is_escaped():
-    html = page(EVIL, paragraph(EVIL), table([[EVIL, "n"], [EVIL, 3]]), confusion([(EVIL, EVIL), (EVIL, "no")]), facts({EVIL: EVIL}), fold(EVIL, EVIL), manifest({EVIL: {EVIL: EVIL}}),
-                attention([EVIL, "no"], np.full((1, 1, 2, 2), 0.5), [False, False]), token_rows([[Token(EVIL, "", EVIL)]], [EVIL]), section(EVIL, prediction_case(EVIL, EVIL, "no", 0.5)),
+    html = page(EVIL, paragraph(EVIL), table([[EVIL, "n"], [EVIL, 3]]), confusion([(EVIL, EVIL), (EVIL, "no")]), facts({EVIL: EVIL}),
+                fold(EVIL, EVIL), manifest({EVIL: {EVIL: EVIL}}), attention([EVIL, "no"], np.full((1, 1, 2, 2), 0.5), [False, False]),
+                token_rows([[Token(EVIL, "", EVIL)]], [EVIL]), section(EVIL, prediction_case(EVIL, EVIL, "no", 0.5)),
                 line_chart(EVIL, {EVIL: [(0, 1)]}, EVIL), interval_chart(EVIL, [(EVIL, 1.0, 0.5, 2.0)], EVIL), element("p", "x", title=EVIL))
     root = tree(html)
     assert html.count("<script") == len(list(root.iter("script"))) == 1
@@ -392,11 +390,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(t
     monkeypatch.setattr("os.access", lambda path, mode: "closed" not in str(path))
     (tmp_path / "closed").mkdir()
     monkeypatch.setattr("minitransfer.weights.sources.bundled", lambda: tiny)
-    for out, why in ((tmp_path / "file/run", "file is a file, a folder is needed"), (tmp_path / "closed/run", "closed may not be written"), (tmp_path / "closed", "closed may not be written")):
-        for call in (lambda: finetune(model, tok, train=rows(8, 1), validation=rows(8, 2), baseline=True, out=out), lambda: mt.pretrain(model, tok, ["a text"], out=out),
-                     lambda: mt.adapt(model, tok, ["a text"], out=out), lambda: demo.run(out=out)):
+    calls = (lambda out: finetune(model, tok, train=rows(8, 1), validation=rows(8, 2), baseline=True, out=out), lambda out: mt.pretrain(model, tok, ["a text"], out=out),
+             lambda out: mt.adapt(model, tok, ["a text"], out=out), lambda out: demo.run(out=out))
+    for out, why in (("file/run", "file is a file, a folder is needed"), ("closed/run", "closed may not be written"), ("closed", "closed may not be written")):
+        for call in calls:
             with pytest.raises(SaveError, match=rf"the folder .* cannot be made or written \(.*{why}\); a run needs a folder it may write to: choose another out"):
-                call()
+                call(tmp_path / out)
     assert not (tmp_path / "closed/run").exists()
 
 
@@ -413,7 +412,11 @@ def test_a_page_that_cannot_be_written_does_not_lose_the_model(tiny, tok, tmp_pa
 CONTRASTS = """(() => {
   const pen = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d", {willReadFrequently: true}), known = new Map();
   const rgba = colour => {
-    if (!known.has(colour)) { pen.clearRect(0, 0, 1, 1); pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); known.set(colour, [...pen.getImageData(0, 0, 1, 1).data].map(v => v / 255)); }
+    if (known.has(colour)) return known.get(colour);
+    pen.clearRect(0, 0, 1, 1);
+    pen.fillStyle = colour;
+    pen.fillRect(0, 0, 1, 1);
+    known.set(colour, [...pen.getImageData(0, 0, 1, 1).data].map(v => v / 255));
     return known.get(colour);
   };
   const behind = node => {
@@ -467,10 +470,10 @@ def site(tuned, tok, model, tmp_path_factory):
         def cells(self):
             return [["layer", *(f"accuracy {i}" for i in range(40))], *([BAD + "w" * 60, *["0.123"] * 40] for _ in range(3))]
     batch = tok(["the river was old " * 9, "a"], ["he sat", "b"]) | {"labels": torch.tensor([1, 0])}
-    shown = [mt.show(batch, tok, ["fine", BAD * 9]), mt.attention_view(model, tok, "the river was old"), mt.attention_view(model, tok, "he sat"), model, tuned[0], tuned[0].training]
+    shown = [mt.show(batch, tok, ["fine", BAD * 9]), *(mt.attention_view(model, tok, one) for one in ("the river was old", "he sat")), model, tuned[0], tuned[0].training]
     head = '<!DOCTYPE html><meta charset="utf-8" /><meta name="viewport" content="width=device-width, initial-scale=1" />'
-    texts = {"tuned": tuned[1], "demo": demo.demo_page(result, demo.Split(cases, cases, cases)), "study": study_page("Probe " + "z" * 200, {"By layer": Rows()}, {}, {"key" * 30: BAD * 30}),
-             "notebook": head + "".join(one._repr_html_() for one in shown)}
+    texts = {"tuned": tuned[1], "demo": demo.demo_page(result, demo.Split(cases, cases, cases)),
+             "study": study_page("Probe " + "z" * 200, {"By layer": Rows()}, {}, {"key" * 30: BAD * 30}), "notebook": head + "".join(one._repr_html_() for one in shown)}
     for name, html in texts.items():
         (folder / f"{name}.html").write_text(html, encoding="utf-8")
     return folder
@@ -507,7 +510,8 @@ def test_a_token_that_is_hovered_says_where_it_looks(window, site, tiny, tok, mo
     probabilities = torch.stack(model(**tok("the river was old"), output_attentions=True).attentions)[:, 0].detach()      # (L, H, T, T)
 
     def look(code: str) -> str:
-        return window.ask(f"(() => {{ const view = document.querySelector('.attention'), [layer, head] = view.querySelectorAll('select'); {code}; return view.querySelector('.said').textContent; }})()")
+        return window.ask("(() => { const view = document.querySelector('.attention'), [layer, head] = view.querySelectorAll('select');"
+                          f"{code}; return view.querySelector('.said').textContent; }})()")
 
     def want(seen, i: int) -> tuple[str, list[str]]:
         order = (-seen[i]).argsort(stable=True)[:4].tolist()
