@@ -22,7 +22,6 @@ from ..training.tune import tune
 from ..transfer.base import Strategy
 from ..transfer.forgetting import Keep, check_keep
 from ..transfer.groups import TrainableReport, trainable_report
-from ..transfer.plan import planned
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import write_json
 from .base import Task, longest, supervised
@@ -180,10 +179,8 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
 
     data = {"train": hash_rows(rows, asked.columns), "validation": hash_rows(held_out, asked.columns), "tokenizer": tok.fingerprint[:16],
             "labels": ", ".join(model.labels or labels)}
-    report, result = tune(model, batches, supervised, chosen, plan, beside=beside, data=data, measured=[measured] if measured is not None else [], keep=keep,
-                          out=out, evaluate=evaluate, resume=resume, on_step=on_step)
+    report, followed, result = tune(model, batches, supervised, chosen, plan, beside=beside, data=data, measured=[measured] if measured is not None else [], keep=keep,
+                                    out=out, evaluate=evaluate, resume=resume, on_step=on_step)
     found = FinetuneResult(model, metrics_of(result), report, result, result.out, first)
-    epochs = result.steps * chosen.micro_batches / len(batches)
-    write_report(f"Fine-tuning: {asked.name}, strategy {plan.name}", result, report,
-                 lambda: [rates(planned(model, plan, chosen, result.steps, epochs)), *judged(asked, model, tok, held_out, limit)], found.summary)
+    write_report(f"Fine-tuning: {asked.name}, strategy {plan.name}", result, report, lambda: [rates(followed), *judged(asked, model, tok, held_out, limit)], found.summary)
     return found

@@ -93,8 +93,10 @@ def answered(task: Task, model: Model, tok: Tokenizer, rows: Sequence[dict], lim
 
 def judged(task: Task, model: Model, tok: Tokenizer, rows: Sequence[dict], limit: int | None) -> list[Html]:
     """The sections that need the model: confusions, examples, numbers, and where it looks in one of them. rows: of long lists every n-th is asked."""
-    if not rows or getattr(task, "label", "") is None:
+    if not rows:
         return []
+    if getattr(task, "label", "") is None:                     # pairs that belong together: nothing is answered
+        return looks(model, tok, *asked_of(task, rows[0]))
     some = rows[:: -(-len(rows) // MOST_ROWS)]
     answers = answered(task, model, tok, some, limit)
     cases = [case for row, answer in zip(some, answers, strict=True) for case in cases_of(task, row, answer)]

@@ -36,8 +36,8 @@ def looks(model: Model, tok: Tokenizer, text: str, pair: str | None = None) -> l
     return [] if isinstance(model.config, RecurrentConfig) else [section("Where the model looks", attention_view(model, tok, text, pair).html)]
 
 
-def rates(plan: Table) -> Html:
-    return fold("Learning rates by step", wide(plan.html()))
+def rates(plan: Table | None) -> Html:
+    return Html() if plan is None else fold("Learning rates by step", wide(plan.html()))
 
 
 def write_report(title: str, result: TrainResult, trained: Table, parts: Callable[[], Sequence[Html]], summary: Sequence[Html] = ()) -> None:

@@ -19,7 +19,6 @@ from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep, check_keep
 from ..transfer.groups import trainable_report
-from ..transfer.plan import planned
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, write_json
 from ..weights.save import config_json
@@ -249,14 +248,13 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general, mix, plan.ahead)
     evaluate, precision = texts.evaluation(), Precision(chosen.precision, model)
     before = measure(model, evaluate, precision)
-    trained, result = tune(model, texts.train, texts.objective, chosen, plan, beside=lambda _, folder: tok.save_pretrained(folder), data=texts.data, keep=keep, out=out,
+    trained, followed, result = tune(model, texts.train, texts.objective, chosen, plan, beside=lambda _, folder: tok.save_pretrained(folder), data=texts.data, keep=keep, out=out,
                      evaluate=evaluate, resume=resume)
     result = replace(result, before=before, after=measure(model, evaluate, precision))
     if result.out is not None and ranks.first():
         write_json(result.out / "manifest.json", {**read_json(result.out / "manifest.json"), "before": result.before, "after": result.after})
-    epochs = result.steps * chosen.micro_batches / len(texts.train)
     write_report(f"Adapting: {texts.name}, strategy {plan.name}", result, trained,
-                 lambda: [rates(planned(model, plan, chosen, result.steps, epochs)), *looks(model, tok, texts.example())])
+                 lambda: [rates(followed), *looks(model, tok, texts.example())])
     return result
 
 

@@ -13,7 +13,7 @@ from minitransfer.report import Html
 from minitransfer.tasks import Prediction
 from minitransfer.text import read_rows
 
-from .pages import self_contained, tree, words
+from .pages import self_contained, table_of, tree, words
 
 # ---- the demo ----------------------------------------------------------------------------------------------------------------------------------
 
@@ -52,7 +52,7 @@ def test_the_demo_in_small(capsys, place, monkeypatch):
     root, result, split = tree(Html(html)), seen["result"], seen["split"]
     names = ["TF-IDF + logistic", "random start, full", "head only", "LoRA", "full"]
     assert [one.name for one in result.outcomes] == names and len(split.train) == 24 and len(split.test) == 31
-    cells = [[words(td) for td in tr.iter("td")] for tr in root.find("body").iter("tr")][1:]
+    cells = table_of(next(root.iter("table")))[1:]
     assert cells == [list(one.cells()) for one in result.outcomes]
     for row in cells:
         assert re.search(r" +".join(re.escape(cell) for cell in row) + r"$", printed, re.MULTILINE)
