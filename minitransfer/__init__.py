@@ -8,6 +8,7 @@ Letters used in every shape, comment and test:
 from . import samples
 from .checks import inspect, verify
 from .config import ModelConfig, RecurrentConfig
+from .course import check
 from .generate import embed, fill, generate
 from .nn.cache import Cache
 from .nn.encoder_decoder import EncoderDecoder
@@ -36,7 +37,6 @@ from .weights.two_towers import load_two_towers, save_two_towers
 
 __version__ = "0.1.0"
 __all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
-           "add_lora", "attention_view", "classify_images", "convert",
-           "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect", "layer_groups", "load_adapter",
-           "load_two_towers", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "show",
+           "add_lora", "attention_view", "check", "classify_images", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect",
+           "layer_groups", "load_adapter", "load_two_towers", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "show",
            "train_vectors", "trainable_report", "unfreeze", "unmerge_lora", "verify"]

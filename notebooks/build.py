@@ -2,7 +2,8 @@
 
     python notebooks/build.py                  every notebook
     python notebooks/build.py 01_first_run     one of them
-    python notebooks/build.py --check          execute in a temporary folder, write nothing; fail on an error, or if an .ipynb is not its source
+    python notebooks/build.py --check          execute in a temporary folder, write nothing; fail on an error, or if an .ipynb is not
+                                               its source, or a cell with the tag "compare" says something else than in it
 
 What depends on the machine and the moment is left out of the file: widget state, execution times, versions, and the paths of this machine.
 """
@@ -131,6 +132,15 @@ def stale(source: Path) -> str | None:
     return None if len(theirs) == len(ours) else f"{file.name} has {len(theirs)} cells, {source.name} has {len(ours)}"
 
 
+def changed(source: Path, notebook: NotebookNode) -> str | None:
+    """Which cell with the tag "compare" says something else than in the .ipynb; None if all say the same."""
+    file = source.with_suffix(".ipynb")
+    for number, (before, now) in enumerate(zip(nbformat.read(file, as_version=4).cells, notebook.cells, strict=False)):
+        if "compare" in now.metadata.get("tags", ()) and list(texts(NotebookNode(cells=[before]))) != (said := list(texts(NotebookNode(cells=[now])))):
+            return f"{file.name}: cell {number} is marked to be compared, and says now\n" + "\n".join(said[1:])
+    return None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name")
@@ -152,6 +162,9 @@ def main() -> int:
             print(f"{source.name}: {error}", file=sys.stderr)
             failed = 1
             continue
+        if arguments.check and source.with_suffix(".ipynb").exists() and (difference := changed(source, notebook)):
+            print(difference, file=sys.stderr)
+            failed = 1
         if not arguments.check:
             nbformat.write(notebook, source.with_suffix(".ipynb"))
         print(f"{source.stem}: {time.perf_counter() - began:.0f} s")

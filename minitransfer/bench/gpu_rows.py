@@ -28,7 +28,8 @@ PADDED_PEER = "scaled_dot_product_attention on the same texts padded to the long
 
 def lora(name: str, config: ModelConfig, batch: int) -> tuple[Row, Row]:
     """Speed and memory of a LoRA step."""
-    speed = gpu(f"lora-{name}", 1.5, "lora", f"a LoRA step, r 8 on q and v of {name}, batch {batch} x 512", LORA_PEER, config=config, head="causal", batch=batch, length=512)
+    speed = gpu(f"lora-{name}", 1.5, "lora", f"a LoRA step, r 8 on q and v of {name}, batch {batch} x 512", LORA_PEER, config=config, head="causal", batch=batch, length=512,
+                graphs=True)
     return speed, replace(speed, name=f"lora-{name}-memory", bar=0.6, kind="lora-memory", what=f"peak device memory of that step on {name}", minimum=False, unit="bytes")
 
 
@@ -50,12 +51,13 @@ def gpu(name: str, bar: float, kind: str, what: str, peer: str, **facts) -> Row:
 
 ALL = (
     gpu("gpt2-step", 1.0, "compiled", "a causal step of gpt2 (124M), batch 32 x 1,024; bars also: 475,000 tokens/s (floor 400,000)", COMPILED_PEER, config=GPT2, head="causal",
-        batch=32, length=1024, rounds=2),
+        batch=32, length=1024, rounds=2, graphs=True),
     gpu("bert-128", 2.5, "step", "a masked step of bert-base on 128 texts as long as news items, at most 128 tokens, 15 % masked", STEP_PEER, config=BERT_BASE, head="masked",
         batch=128, length=128, deciles=NEWS),
     gpu("bert-512", 2.5, "step", "a masked step of bert-base on 32 texts as long as reviews, at most 512 tokens, 15 % masked", STEP_PEER, config=BERT_BASE, head="masked",
         batch=32, length=512, deciles=REVIEWS),
-    gpu("small-step", 5.0, "step", "a masked step of 4 blocks of width 256, batch 256 x 128, 15 % masked", STEP_PEER, config=SMALL, head="masked", batch=256, length=128),
+    gpu("small-step", 5.0, "step", "a masked step of 4 blocks of width 256, batch 256 x 128, 15 % masked", STEP_PEER, config=SMALL, head="masked", batch=256, length=128,
+        graphs=True),
     *lora("gpt2-medium", GPT2_MEDIUM, 16), *lora("llama-1b", LLAMA_1B, 8),
     gpu("generate-1", 3.0, "generate", "64 greedy tokens of gpt2 after 16 given ones, batch 1", GENERATE_PEER, config=GPT2, head="causal", length=16, repeats=5),
     gpu("generate-32", 1.5, "generate", "64 greedy tokens of gpt2 after 16 given ones, batch 32", GENERATE_PEER, config=GPT2, head="causal", batch=32, length=16, repeats=5),

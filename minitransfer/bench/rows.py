@@ -43,6 +43,7 @@ class Row:
     repeats: int = 5                    # readings a process takes after its warm-up
     rounds: int = 3                     # processes per side
     device: str = "cpu"
+    graphs: bool = False                # ours, on a GPU: steps as CUDA graphs
 
     @property
     def data(self) -> str | None:

@@ -1,11 +1,13 @@
 """The two sides of each kind of row. Every function is called in a process of its own and returns what it read there."""
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from ..training.precision import Precision
 from .rows import Row
 
 WARM_UP = 2                             # steps; the first ones also allocate, and choose kernels
+LATE = 5                                # steps of a reading where graphs are replayed, which the host does not wait for
 FIRST_ID, MASK_ID, MASKED = 1000, 103, 0.15
 
 
@@ -56,9 +59,17 @@ class Given:
         return (deciles[low] + (place - low) * (deciles[low + 1] - deciles[low])).round()
 
 
-def as_given(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
+class AsGiven:
     """The objective of rows whose batches bring their labels."""
-    return ask_head(model, batch, batch["input_ids"], batch["labels"])
+
+    def __init__(self, row: Row):
+        self.share = 1.0 if row.head == "causal" else MASKED + 0.05              # of positions, with a target
+
+    def most_targets(self, n: int) -> int:
+        return math.ceil(self.share * n)
+
+    def __call__(self, model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
+        return ask_head(model, batch, batch["input_ids"], batch["labels"])
 
 
 # ---- a training step ------------------------------------------------------------------------------------------------------------------------------
@@ -66,11 +77,14 @@ def as_given(model: Model, batch: dict[str, Tensor], generator: torch.Generator)
 def ours_step(row: Row, repeats: int, prepare: Callable[[Model], Any] = lambda model: None) -> dict[str, Any]:
     """Steps of the engine's own loop, everything it does between two steps included; `prepare` changes the model first."""
     assert row.config is not None
-    model, ends = Model(row.config, row.head).to(row.device), []
+    model = Model(row.config, row.head).to(row.device)
     prepare(model)
-    settings = TrainSettings(steps=WARM_UP + repeats, lr=1e-4, schedule="constant", warmup=0, precision=row.precision, progress=False)
-    result = train(model, Given(row), as_given, settings, on_step=lambda record: ends.append(time.perf_counter()))
-    return {"readings": [b - a for a, b in zip(ends[WARM_UP - 1:], ends[WARM_UP:], strict=False)], "dtype": result.precision} | of_device(row)
+    every = LATE if row.graphs and row.device != "cpu" else 1                    # steps as graphs are read where they are logged
+    settings = TrainSettings(steps=max(WARM_UP, every) + repeats, lr=1e-4, schedule="constant", warmup=0, precision=row.precision, progress=False, log_every=every,
+                             graphs=every > 1)
+    result = train(model, Given(row), AsGiven(row), settings)
+    ends = [record["seconds"] for record in result.history if record["step"] >= WARM_UP]
+    return {"readings": [(b - a) / every for a, b in pairwise(ends)], "dtype": result.precision} | of_device(row)
 
 
 def of_device(row: Row) -> dict[str, Any]:

@@ -162,6 +162,7 @@ def reference_loss(reference: torch.nn.Module, head: str, ids: Tensor, labels: T
     return reference(**given, labels=labels).loss
 
 
+@torch.enable_grad()                                                             # a notebook may have switched gradients off
 def compare_gradients(reference: torch.nn.Module, model: Model, ids: Int[Tensor, "B T"], token_type_ids: Tensor | None = None) -> list[Difference]:
     """The loss and the gradient of every parameter, on a batch without padding.
 

@@ -1,4 +1,4 @@
-"""The verbs that look at files or show and measure the engine: convert, inspect, verify, demo, bench."""
+"""The verbs that look at files or show and measure the engine: convert, inspect, verify, check, demo, bench."""
 from __future__ import annotations
 
 import argparse
@@ -7,6 +7,8 @@ from pathlib import Path
 from .. import demo as show
 from ..checks import inspect as look
 from ..checks import verify as certify
+from ..course import check as grade
+from ..course import exercises
 from ..weights.convert import convert as convert_files
 from .texts import positive, print_json
 from .verb import Verb
@@ -44,6 +46,20 @@ def inspect(args: argparse.Namespace) -> int:
     else:
         print(found.listed(args.all))
     return 0
+
+
+def check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("notebook", help="its number, as in 03_attention_by_hand")
+    parser.add_argument("file", nargs="?", help="a Python file with functions named like the exercises; it is run [list the exercises]")
+
+
+def check(args: argparse.Namespace) -> int:
+    if args.file is None:
+        print("\n".join(one.asks for one in exercises(args.notebook).values()))
+        return 0
+    verdicts = grade(args.notebook, file=args.file)
+    print(verdicts)
+    return 0 if verdicts.right else 1
 
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,6 +143,9 @@ VERIFY = Verb(
     "verify", "Run a checkpoint through transformers and through this engine, compare every module, and name the first that differs. Exit code 1 if one does.",
     ("minitransfer verify mini-bert --out certificate.json", "minitransfer verify mini-gpt --perturb 0.1 --dtypes fp32 bf16",
      "minitransfer verify runs/reviews --texts \"I would not buy it again.\" \"We will be back.\" --modules"), verify_arguments, verify)
+CHECK = Verb(
+    "check", "Put answers to the exercises of a notebook into the engine and say which are right. Exit code 1 if one is not.",
+    ("minitransfer check 03", "minitransfer check 03 my_answers.py"), check_arguments, check)
 DEMO = Verb(
     "demo", "Compare ways to tune a small pretrained model on reviews, and write a report. Needs no network and no GPU.",
     ("minitransfer demo", "minitransfer demo --rows 100 --seed 1 --out runs/demo-100"), demo_arguments, demo)

@@ -68,7 +68,7 @@ class SequenceHead(nn.Module):
             raise ValueError(f"labels of shape {tuple(labels.shape)} and {labels.dtype} for a head with one class a text; it takes the number of the class of each "
                              f'text: pass whole numbers (B,), or call model.head.use("{ANY_CLASS}") or use("{REGRESSION}")')
         check_fit(labels, self.classifier.out_features, "labels")
-        return cross_entropy(self(body).float(), labels, reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+        return cross_entropy(self(body).float(), labels, reduction="sum", ignore_index=IGNORE), (labels != IGNORE).sum()
 
     def loss_of_each(self, logits: Float[Tensor, "B n"], labels: Shaped[Tensor, "B *n"]) -> LossAndCount:
         """Each output against its own target; labels of one output may come without their last axis."""
@@ -96,7 +96,7 @@ class ChoiceHead(SequenceHead):
             raise ValueError(f"{len(body.x)} texts and {len(labels)} labels for a choice head; every question has the same number of texts and one label: check the batch")
         logits = self(body).float().view(len(labels), -1)                        # (B, C)
         check_fit(labels, logits.shape[1], "choices")
-        return cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+        return cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE), (labels != IGNORE).sum()
 
 
 class ReplacedHead(nn.Module):
@@ -134,7 +134,7 @@ class TokenHead(nn.Module):
 
     def loss(self, body: BodyOutput, labels: Int[Tensor, "B T"]) -> LossAndCount:
         check_fit(labels, self.classifier.out_features, "labels")
-        return cross_entropy(self(body).float().flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+        return cross_entropy(self(body).float().flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE), (labels != IGNORE).sum()
 
 
 class SpanHead(nn.Module):
@@ -156,7 +156,7 @@ class SpanHead(nn.Module):
             row, end = wrong[0].tolist()
             raise ValueError(f"row {row} has the label {int(labels[row, end])}, where it has padding; an answer begins and ends at tokens: check the labels")
         logits = self(body).float().transpose(1, 2)                              # (B, 2, T)
-        return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE), int((labels != IGNORE).sum())
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORE), (labels != IGNORE).sum()
 
 
 class EmbeddingHead(nn.Module):

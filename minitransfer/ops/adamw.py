@@ -89,8 +89,9 @@ def clip_factor(norm: Float[Tensor, ""], targets: Tensor | int, max_norm: float 
     Args:   norm: of the summed loss's gradient; targets: how many terms the sum has, best on the device.
     Source: Pascanu et al. 2013, algorithm 1; 1e-6 keeps 0 / 0 out.
     """
-    clip = torch.ones_like(norm) if max_norm is None else (max_norm / (norm / targets + 1e-6)).clamp(max=1.0)
-    return clip / targets
+    mean = (norm / targets).double()
+    clip = torch.ones_like(mean) if max_norm is None else (max_norm / (mean + 1e-6)).clamp(max=1.0)
+    return (clip / targets).to(norm.dtype)
 
 
 @dataclass(frozen=True)

@@ -53,11 +53,20 @@ class Task(Protocol):
                 max_length: int | None) -> list: ...
 
 
-def supervised(model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
+class Supervised:
     """The head's own loss for the labels of the batch, whatever their shape is."""
-    inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
-    head: Any = model.head
-    return head.loss(model.body(**inputs), batch["labels"])
+
+    def most_targets(self, n: int) -> int:
+        """How many of n positions have a target at most."""
+        return n
+
+    def __call__(self, model: Model, batch: dict[str, Tensor], generator: torch.Generator) -> tuple[Tensor, int | Tensor]:
+        inputs: dict[str, Any] = {name: batch[name] for name in INPUTS if name in batch}
+        head: Any = model.head
+        return head.loss(model.body(**inputs), batch["labels"])
+
+
+supervised = Supervised()
 
 
 def classification(batches: Batches) -> Evaluation:

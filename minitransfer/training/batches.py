@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
@@ -113,10 +113,12 @@ class Feed:
     """Hands each step those of its micro-batches that are this process's, on the model's device: number, batch, tokens in it.
 
     For a GPU a thread prepares the next one meanwhile, in pinned memory; on a CPU the cores have enough to do.
+
+    Args: fit: what is done to each batch, on the CPU.
     """
 
-    def __init__(self, batches: Batches, micro_batches: int, device: torch.device):
-        self.batches, self.micro_batches, self.device = batches, micro_batches, device
+    def __init__(self, batches: Batches, micro_batches: int, device: torch.device, fit: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict):
+        self.batches, self.micro_batches, self.device, self.fit = batches, micro_batches, device, fit
         self.pool = ThreadPoolExecutor(1) if device.type == "cuda" else None
         self.ahead: dict = {}
         self.rank, self.ranks = ranks.rank(), ranks.world()
@@ -126,7 +128,7 @@ class Feed:
         return len(self.batches) / self.micro_batches
 
     def get(self, k: int) -> tuple[dict[str, Tensor], int]:
-        batch = self.batches[k]
+        batch = self.fit(self.batches[k])
         return ({name: t.pin_memory() for name, t in batch.items()} if self.pool else batch), count_tokens(batch)
 
     def step(self, step: int) -> Iterator[tuple[int, dict[str, Tensor], int]]:

@@ -66,7 +66,7 @@ def first_non_finite(model: nn.Module, forward: Callable[[], object]) -> str | N
 def explain_non_finite(model: nn.Module, forward: Callable[[], object], loss: float, step: int, saved: int | None) -> NonFiniteError:
     """The error for a step whose loss or gradient is not finite.
 
-    Args: forward: runs the step's forward passes again, with the same random numbers; saved: the step of the last good save.
+    Args: forward: runs the step's forward passes again, with the same random numbers; step: its number, from 1; saved: that of the last good save.
     """
     found = each(range(world()), lambda r: first_non_finite(model, forward))
     where = next((one for one in list(found) if one is not None), None)
@@ -78,5 +78,5 @@ def explain_non_finite(model: nn.Module, forward: Callable[[], object], loss: fl
         bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(full(p.grad).isfinite().all())]
         what = f"the loss is finite, the gradient is not; nearest to the loss that is {bad[-1] if bad else 'the norm over all parameters'}"
     kept = "nothing was saved yet" if saved is None else f"the save of step {saved} is intact"
-    return NonFiniteError(f"step {step + 1}: the loss ({loss:g}) or its gradient is NaN or infinite; {what}. This step changed no weight, and "
+    return NonFiniteError(f"step {step}: the loss ({loss:g}) or its gradient is NaN or infinite; {what}. This step changed no weight, and "
                           f'{kept}: lower lr, lengthen warmup, set max_grad_norm, or use precision="fp32"')

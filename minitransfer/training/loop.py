@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,63 +14,57 @@ from ..objectives import Objective
 from ..weights.save import family_of
 from . import ranks
 from .batches import Batches, Feed, fingerprint
-from .captured import Captured
+from .captured import Captured, widened
 from .diagnose import check_weights, explain_non_finite
 from .evaluate import Evaluation
 from .interrupt import Interrupt, interruptible
 from .memory import explained_out_of_memory, keep_freed_memory
-from .optim import check_groups, gradient_norm, make_optimizer, param_groups, scale_and_clip, set_lr
+from .optim import check_groups, make_optimizer, param_groups, set_lr
 from .precision import Precision
 from .run import Run, TrainResult
 from .schedule import Horizon, lr_at
 from .seeds import own_randomness, seed_batch
 from .settings import TrainSettings
 from .state import Save
+from .step import Step
 
 
 def steps(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, ctrl_c: Interrupt, on_step: Callable[[dict], None] | None) -> str:
     """Step after step until something says stop. Returns: what did."""
-    model, optimizer, precision, settings, done = run.model, run.optimizer, run.precision, run.settings, run.progress
-    captured = Captured(model, objective, precision) if settings.graphs else None
+    model, settings, done = run.model, run.settings, run.progress
+    step = Captured(run, objective, ask) if settings.graphs else Step(run, objective, ask)
+    late = settings.graphs and on_step is None and settings.minutes is None     # nobody asks for numbers until they are logged: the host goes on without them
+
+    def check(mean_loss: float, grad_norm: float, number: int) -> None:
+        if not math.isfinite(run.precision.must_be_finite(mean_loss, grad_norm)):
+            raise explain_non_finite(model, lambda: replay(run, feed, objective, ask, number - 1), mean_loss, number, run.saved)
+
     model.train()
     while (stopped := run.reason_to_stop(ctrl_c.asked)) is None:
         total = run.horizon.total_steps(*done.used())
         model.progress, lr = done.step / total, lr_at(done.step, total, settings)
-        set_lr(optimizer, lr)
+        set_lr(run.optimizer, lr)
         loss_sum, counted, tokens, length = torch.zeros((), device=model.device), torch.zeros((), dtype=torch.long), 0, 0
         for k, batch, n_tokens in feed.step(done.step):
-            generator = seed_batch(settings.seed, k, model.device)
-            if captured is not None:
-                loss, n = captured(batch, generator)
-            else:
-                with precision.autocast():
-                    loss, n = ask(objective, model, batch, generator, last=feed.is_last(k))
-                precision.backward(loss)
-            loss_sum, counted, tokens, length = loss_sum + loss.detach(), counted + n, tokens + n_tokens, batch["input_ids"].shape[1]
+            loss, n = step(batch, seed_batch(settings.seed, k, model.device), feed.is_last(k))
+            loss_sum, counted, tokens, length = loss_sum + loss, counted + n, tokens + n_tokens, batch["input_ids"].shape[1]
         loss_sum, counted, tokens, ctrl_c.agreed = ranks.total(model.device, loss_sum, counted, tokens, ctrl_c.pressed)
-        tokens, targets = int(tokens), max(int(counted), 1)
-        precision.unscale(optimizer)
-        mean_loss, grad_norm = torch.stack([loss_sum / targets, gradient_norm(run.trained.values()) / targets]).tolist()
-        if not math.isfinite(mean_loss if precision.scaled else mean_loss + grad_norm):  # a loss scale makes overflows ordinary: the step is skipped
-            raise explain_non_finite(model, lambda: replay(run, feed, objective, ask), mean_loss, done.step, run.saved)
-        # once per step: micro-batches hold different numbers of targets, averaging their averages would weigh them wrongly
-        scale_and_clip(run.trained.values(), targets, grad_norm, settings.max_grad_norm)
-        precision.step(optimizer)
-        optimizer.zero_grad(set_to_none=captured is None)                        # graphs add to gradients that stay where they are
-        record = run.after_step(mean_loss, grad_norm, lr, tokens, targets, length)
-        if on_step is not None:
-            on_step(record)
-        evaluation_due, save_due = run.due(feed.epoch_steps)
+        run.count(step.update(loss_sum, counted), lr, int(tokens), length)
+        evaluation_due, save_due, log_due = run.due(feed.epoch_steps)
+        if not late or evaluation_due or save_due or log_due:
+            run.read(check, on_step)
         if evaluation_due:
             run.evaluate()
         if save_due:
             run.save()
+    run.read(check, on_step)
+    run.optimizer.zero_grad()                                                    # graphs leave gradients where they are
     return stopped
 
 
-def replay(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask) -> None:
-    """The forward passes of the current step once more, with the same random numbers."""
-    for k, batch, _ in feed.step(run.progress.step):
+def replay(run: Run, feed: Feed, objective: Objective, ask: ranks.Ask, step: int) -> None:
+    """The forward passes of a step once more, with the same random numbers."""
+    for k, batch, _ in feed.step(step):
         with run.precision.autocast():
             ask(objective, run.model, batch, seed_batch(run.settings.seed, k, run.model.device))
 
@@ -110,6 +105,6 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
         run = Run(held, make_optimizer(held.groups, settings), precision, settings, Horizon.of(settings, len(batches)),
                   {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)
         run.open(resume)
-        feed = Feed(batches, settings.micro_batches, model.device)
+        feed = Feed(batches, settings.micro_batches, model.device, partial(widened, model) if settings.graphs else dict)
         with closing(run), closing(feed), interruptible() as ctrl_c, own_randomness(model.device), explained_out_of_memory():
             return run.finish(steps(run, feed, objective, held.ask, ctrl_c, on_step))

@@ -66,7 +66,10 @@ def make_optimizer(groups: list[dict], settings: TrainSettings) -> torch.optim.O
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr * group["lr_factor"])                           # where a graph reads it
+        else:
+            group["lr"] = lr * group["lr_factor"]
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:

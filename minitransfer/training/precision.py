@@ -3,10 +3,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+A = TypeVar("A", float, Tensor)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE = 128.0  # losses are sums over targets, hundreds of times larger than the means that the usual first scale (65536) is made for
 
@@ -71,7 +73,11 @@ class Precision:
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The optimizer's step; with fp16 it is skipped, and the scale halved, if a gradient overflowed."""
-        self.scaler.step(optimizer)
+    def must_be_finite(self, loss: A, norm: A) -> A:
+        """A number that is not finite if something went wrong. A loss scale makes overflows of the gradient ordinary: the step is skipped."""
+        return loss if self.scaled else loss + norm
+
+    def step(self, optimizer: torch.optim.Optimizer, **given: Any) -> None:
+        """The optimizer's step; with fp16 it is skipped, and the scale halved, if a gradient overflowed. Nothing here waits for a GPU."""
+        self.scaler.step(optimizer, **given)
         self.scaler.update()

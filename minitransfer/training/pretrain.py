@@ -248,13 +248,12 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general, mix, plan.ahead)
     evaluate, precision = texts.evaluation(), Precision(chosen.precision, model)
     before = measure(model, evaluate, precision)
-    trained, followed, result = tune(model, texts.train, texts.objective, chosen, plan, beside=lambda _, folder: tok.save_pretrained(folder), data=texts.data, keep=keep, out=out,
-                     evaluate=evaluate, resume=resume)
+    trained, followed, result = tune(model, texts.train, texts.objective, chosen, plan, beside=lambda _, folder: tok.save_pretrained(folder), data=texts.data, keep=keep,
+                                     out=out, evaluate=evaluate, resume=resume)
     result = replace(result, before=before, after=measure(model, evaluate, precision))
     if result.out is not None and ranks.first():
         write_json(result.out / "manifest.json", {**read_json(result.out / "manifest.json"), "before": result.before, "after": result.after})
-    write_report(f"Adapting: {texts.name}, strategy {plan.name}", result, trained,
-                 lambda: [rates(followed), *looks(model, tok, texts.example())])
+    write_report(f"Adapting: {texts.name}, strategy {plan.name}", result, trained, lambda: [rates(followed), *looks(model, tok, texts.example())])
     return result
 
 

@@ -97,6 +97,7 @@ class Run:
         self.best_weights: dict[str, Tensor] = {}
         self.metrics: dict[str, float] = {}
         self.record: dict = {}
+        self.unread: list[tuple[Tensor, float, int, int, int, int]] = []
         self.steps_here, self.timed_tokens, self.timed_seconds = 0, 0, 0.0
 
     def open(self, resume: bool) -> None:
@@ -147,21 +148,33 @@ class Run:
             return "patience"
         return "interrupted" if interrupted else None
 
-    def after_step(self, loss: float, grad_norm: float, lr: float, tokens: int, targets: int, length: int) -> dict:
-        """Count the step and, every `log_every` steps, write a record of those since the last one. Returns: the record of this step alone."""
-        now, done = time.perf_counter(), self.progress
-        done.step, done.tokens, done.seconds = done.step + 1, done.tokens + tokens, self.clock()
-        self.meter.add(tokens, targets, length, now - self.step_began, loss)
-        self.steps_here += 1
-        if self.steps_here > 1:                                                  # the first step also warms caches up
-            self.timed_tokens, self.timed_seconds = self.timed_tokens + tokens, self.timed_seconds + now - self.step_began
-        self.record = {"step": done.step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "targets": targets, "tokens": done.tokens,
-                       "seconds": done.seconds}
-        self.bar.update()
-        if done.step % self.settings.log_every == 0:
-            self.write_record()
-        self.step_began = time.perf_counter()
-        return self.record
+    def count(self, numbers: Tensor, lr: float, tokens: int, length: int) -> None:
+        """A step was launched; its numbers (loss, norm, targets) may still be on their way."""
+        done = self.progress
+        done.step, done.tokens = done.step + 1, done.tokens + tokens
+        self.unread.append((numbers, lr, tokens, length, done.step, done.tokens))
+
+    def read(self, check: Callable[[float, float, int], object], on_step: Callable[[dict], object] | None) -> None:
+        """Wait for the numbers of the steps since the last reading: each is checked (loss, norm, number of the step), shown, and every `log_every` steps logged."""
+        unread, self.unread = self.unread, []
+        if not unread:
+            return
+        values = torch.stack([numbers for numbers, *_ in unread]).tolist()
+        seconds, self.progress.seconds = (time.perf_counter() - self.step_began) / len(unread), self.clock()
+        for (loss, grad_norm, targets), (_, lr, tokens, length, step, read_so_far) in zip(values, unread, strict=True):
+            check(loss, grad_norm, step)
+            self.meter.add(tokens, int(targets), length, seconds, loss)
+            self.steps_here += 1
+            if self.steps_here > 1:                                              # the first step also warms caches up
+                self.timed_tokens, self.timed_seconds = self.timed_tokens + tokens, self.timed_seconds + seconds
+            self.record = {"step": step, "loss": loss, "lr": lr, "grad_norm": grad_norm, "targets": int(targets), "tokens": read_so_far,
+                           "seconds": self.progress.seconds}
+            self.bar.update()
+            if step % self.settings.log_every == 0:
+                self.write_record()
+            self.step_began = time.perf_counter()
+            if on_step is not None:
+                on_step(self.record)
 
     def write_record(self) -> None:
         rates = self.meter.read()
@@ -176,11 +189,11 @@ class Run:
         if not self.bar.disable:
             self.bar.write(line, file=sys.stderr)                                # where the bar is: the standard output is for results
 
-    def due(self, epoch_steps: float) -> tuple[bool, bool]:
-        """Is it time to evaluate, and to save? Epochs end where the step passes a multiple of their length."""
+    def due(self, epoch_steps: float) -> tuple[bool, bool, bool]:
+        """Is it time to evaluate, to save, to log? Epochs end where the step passes a multiple of their length."""
         step, every = self.progress.step, self.settings.eval_every
         epoch_ends = step // epoch_steps > (step - 1) // epoch_steps
-        return (step % every == 0 if every else epoch_ends), step % self.settings.save_every == 0
+        return self.evaluation is not None and (step % every == 0 if every else epoch_ends), step % self.settings.save_every == 0, step % self.settings.log_every == 0
 
     def evaluate(self) -> None:
         """Measure, compare with the best so far and keep the weights if they are better."""

@@ -51,7 +51,7 @@ class TrainSettings:
     # the machine
     precision: str = "auto"             # "auto" | "fp32" | "bf16" | "fp16"
     checkpointing: bool = False         # recompute the inside of each block in the backward pass: less memory, more time
-    graphs: bool = False                # on an NVIDIA GPU: replay forward and backward as CUDA graphs, one for each shape of batch
+    graphs: bool = False                # on an NVIDIA GPU: replay steps as CUDA graphs, one for each shape of batch and one for the update
     shard: bool = False                 # under torchrun, each process holds a part of the weights, gradients and moments (FSDP2); else a copy of all
     # what is watched and kept
     eval_every: int | None = None       # steps; None: at the end of each epoch. The end of the run is always evaluated

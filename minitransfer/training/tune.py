@@ -88,6 +88,9 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
     if settings.shard and ranks.world() > 1 and (keep is not None or strategy.now is not None or strategy.during is not nothing_else):
         raise ValueError(f"shard=True with strategy {strategy.name!r}{'' if keep is None else ' and keep'}; what compares, freezes or replaces weights during the run needs "
                          "them whole: leave shard out, or choose a strategy such as full or lora without keep")
+    if settings.graphs and (strategy.now is not None or strategy.during is not nothing_else):
+        raise ValueError(f"graphs=True with strategy {strategy.name!r}; a graph repeats what it was made of, and this strategy freezes or replaces parts during the run: "
+                         "leave graphs out, or choose a strategy such as full or lora")
     report = strategy.apply(model, settings.seed)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -97,10 +100,11 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
     per_epoch = len(batches) / settings.micro_batches
     phase = follow(model, strategy, per_epoch, steps_done(folder, resume), trained)
 
+    acts = [act for act in (phase, on_step) if act is not None]
+
     def each_step(record: dict) -> None:
-        for act in (phase, on_step):
-            if act is not None:
-                act(record)
+        for act in acts:
+            act(record)
 
     def save(tuned: Model, place: Path) -> None:
         strategy.save(tuned, place)
@@ -109,7 +113,7 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
     with strategy.during(model, once([batches, *measured])):
         wanted = strategy.objective(model, objective)
         result = train(model, batches, wanted if keep is None else keep(model, wanted), settings, out=folder, evaluate=evaluate, groups=groups, resume=resume,
-                       on_step=each_step, save=save, data={**data, "strategy": strategy.name})
+                       on_step=each_step if acts else None, save=save, data={**data, "strategy": strategy.name})
         followed = None if folder is None or result.steps == 0 else planned(model, strategy, settings, result.steps, result.steps / per_epoch)
         note = strategy.left_out(model, trained, result.steps / per_epoch) if phase is not None else ""
     if phase is not None:

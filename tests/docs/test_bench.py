@@ -55,7 +55,7 @@ def test_both_sides_have_the_same_loss_for_the_same_weights(row, tmp_path):
     assert unexpected == [] and all("decoder" in name or "lm_head" in name for name in missing)     # tied, therefore saved once
     batch = sides.Given(row)[3]
     with torch.no_grad():
-        loss, n = sides.as_given(ours, batch, torch.Generator())
+        loss, n = sides.AsGiven(row)(ours, batch, torch.Generator())
         torch.testing.assert_close(loss / n, peer(**batch).loss, atol=1e-5, rtol=1e-5)
     assert peer.config._attn_implementation == "sdpa"
 
@@ -84,10 +84,11 @@ def test_a_side_gives_one_reading_per_step(row):
 
 
 def test_readings_are_taken_after_the_warm_up(monkeypatch):
-    clock = iter(2.0 ** k for k in range(100))
-    monkeypatch.setattr(sides, "train", lambda *args, on_step, **settings: [on_step({}) for _ in range(args[3].steps)] and type("R", (), {"precision": "fp32"}))
-    monkeypatch.setattr(sides.time, "perf_counter", lambda: next(clock))
-    assert sides.ours_step(MASKED, 3)["readings"] == [2.0, 4.0, 8.0]            # ends at 1, 2 (warm-up), 4, 8, 16
+    def trained(model, batches, objective, settings):
+        history = [{"step": k, "seconds": 2.0 ** k} for k in range(1, settings.steps + 1) if k % settings.log_every == 0]
+        return type("R", (), {"precision": "fp32", "history": history})
+    monkeypatch.setattr(sides, "train", trained)
+    assert sides.ours_step(MASKED, 3)["readings"] == [4.0, 8.0, 16.0]            # ends at 2, 4 (warm-up), 8, 16, 32
 
 
 def test_memory_counts_the_state_of_training():

@@ -243,15 +243,15 @@ def test_an_interrupted_run_says_how_to_go_on(capsys, place, monkeypatch, ctrl_c
     """Ctrl-C during a step: the run is saved, the exit code is 130, and --resume ends it as if nothing had happened."""
     words = ["pretrain", "samples/general.txt", "documents=line", *TINY, "steps=4"]
     done(capsys, *words, "--out", "straight")
-    after_step = Run.after_step
+    count = Run.count
 
     def with_ctrl_c(self, *args):
         if self.progress.step == 1:
             ctrl_c()
-        return after_step(self, *args)
+        return count(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "after_step", with_ctrl_c)
+        patch.setattr(Run, "count", with_ctrl_c)
         assert run_main([*words, "--out", "broken"]) == 130
     out, err = capsys.readouterr()
     assert json.loads(out)["stopped"] == "interrupted" and "model" not in json.loads(out) and "saved in broken, the same command with --resume goes on" in err

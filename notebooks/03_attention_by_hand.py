@@ -28,7 +28,15 @@
 # | `S` | key positions (who is looked at) | `D` | width of the model, `H * Dh` |
 
 # %%
+import sys
+
+if "google.colab" in sys.modules:       # there, a fresh machine; elsewhere nothing happens
+    import subprocess
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "minitransfer[notebooks]"], check=True)
+
+# %%
 import math
+import warnings
 
 import matplotlib.pyplot as plt
 import torch
@@ -39,6 +47,7 @@ from minitransfer.nn.masks import Mask
 from minitransfer.ops.tiled_attention import tiled_attention
 
 torch.manual_seed(0)
+warnings.filterwarnings("ignore", message="IProgress not found")      # no progress bars here
 torch.set_grad_enabled(False)           # nothing is trained in this notebook
 plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
@@ -580,38 +589,32 @@ assert few == 40 * len(decoder.blocks)
 #
 # ## Exercises
 #
-# Replace `raise NotImplementedError` and run the cell; `attempt` says whether the asserts hold. Solutions are in the
-# last, folded cell.
+# Replace `raise NotImplementedError` and run the cell: `mt.check` puts the answer to the first one into every block of a pretrained
+# model, and says of all whether they are right. (Or write the functions into a file and run `minitransfer check 03 file.py`.)
+# Solutions are in `notebooks/solutions`.
+#
+# **1. Attention.** For q (B, H, T, Dh), k and v (B, H, S, Dh) and a bool mask (B or 1, H or 1, T, S), True = may look: return
+# the mixed values and the weights. A query that may look nowhere gets zeros.
 
 # %%
-def attempt(check, answer):
-    """Run the asserts of an exercise on an answer."""
-    try:
-        check(answer)
-    except NotImplementedError:
-        print(f"{answer.__name__}: not solved yet")
-    else:
-        print(f"{answer.__name__}: right")
+def attention(q, k, v, mask):
+    raise NotImplementedError
 
+
+mt.check("03", attention)
 
 # %% [markdown]
-# **1. A window.** A bool mask (T, T) with which each token sees itself and the `window - 1` tokens before it.
+# **2. A window.** A bool mask (T, T) with which each token sees itself and the `window - 1` tokens before it.
 
 # %%
 def window_mask(T, window):
     raise NotImplementedError
 
 
-def check_window(answer):
-    for T, window in ((5, 1), (6, 3), (7, 100)):
-        mask = Mask(causal=True, window=window).dense(T, T, torch.device("cpu"))
-        assert torch.equal(answer(T, window), mask[0, 0])
-
-
-attempt(check_window, window_mask)
+mt.check("03", window_mask)
 
 # %% [markdown]
-# **2. Shared keys and values.** Many decoders keep fewer key/value heads than query heads: with `H` query heads and `K`
+# **3. Shared keys and values.** Many decoders keep fewer key/value heads than query heads: with `H` query heads and `K`
 # key/value heads, query head `h` uses key/value head `h // (H // K)`. The cache becomes `H / K` times smaller. Compute
 # attention for q (B, H, T, Dh) and k, v (B, K, S, Dh).
 
@@ -620,18 +623,10 @@ def grouped_attention(q, k, v, mask):
     raise NotImplementedError
 
 
-def check_grouped(answer):
-    q, k, v = torch.randn(2, 6, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 4)
-    mask = torch.rand(2, 1, 5, 7) > 0.3
-    for h in range(6):
-        one_head, _ = attention_by_hand(q[:, h], k[:, h // 2], v[:, h // 2], mask[:, 0])
-        assert torch.allclose(answer(q, k, v, mask)[:, h], one_head, atol=1e-5)
-
-
-attempt(check_grouped, grouped_attention)
+mt.check("03", grouped_attention)
 
 # %% [markdown]
-# **3. Two halves.** Two machines have each seen half of the keys and hold `(m, z, o)` as in section 9. Combine them
+# **4. Two halves.** Two machines have each seen half of the keys and hold `(m, z, o)` as in section 9. Combine them
 # into the output over all keys.
 
 # %%
@@ -639,73 +634,39 @@ def combine(m1, z1, o1, m2, z2, o2):
     raise NotImplementedError
 
 
-def check_combine(answer):
-    s, v = torch.randn(5, 12) * 30, torch.randn(12, 4)
-    halves = []
-    for part in (slice(0, 5), slice(5, 12)):
-        m = s[:, part].amax(-1, keepdim=True)
-        p = torch.exp(s[:, part] - m)
-        halves += [m, p.sum(-1, keepdim=True), p @ v[part]]
-    assert torch.allclose(answer(*halves), s.softmax(-1) @ v, atol=1e-5)
-
-
-attempt(check_combine, combine)
+mt.check("03", combine)
 
 # %% [markdown]
-# **4. Order without positions.** Section 10 says that attention treats its input as a set. A decoder without position
-# vectors still knows something about order. Return two different orders of the rows of `x` (T, D), as lists of indices
-# that end with the same index, for which `last_row` below is equal within 1e-5, and a depth (number of layers, 1 or 2)
-# at which it is not.
+# **5. Order without positions.** Section 10 says that attention treats its input as a set. A decoder without position
+# vectors still knows something about order. Return two different orders of 5 rows, as lists of indices that end with the
+# same index, after which one layer of causal attention (with residuals, without positions) gives the last row the same
+# vector, and a number of layers, 1 or 2, after which it does not.
 
 # %%
-def last_row(x, layers):
-    """The last position after some layers of causal attention with residuals, without positions."""
-    mask = torch.ones(len(x), len(x), dtype=torch.bool).tril()
-    for _ in range(layers):
-        x = x + attention_by_hand(x @ w_q, x @ w_k, x @ w_v, mask)[0]
-    return x[-1]
-
-
 def orders_and_depth():
     raise NotImplementedError
 
 
-def check_orders(answer):
-    one, two, depth = answer()
-    x = torch.randn(5, 8)
-    assert sorted(one) == sorted(two) == list(range(5)) and one != two and one[-1] == two[-1]
-    assert torch.allclose(last_row(x[one], 1), last_row(x[two], 1), atol=1e-5)
-    assert not torch.allclose(last_row(x[one], depth), last_row(x[two], depth), atol=1e-3)
+mt.check("03", orders_and_depth)
 
+# %% [markdown]
+# ## The same in transformers
+#
+# What `mini-bert` looks at, block by block, here and in `transformers`, if it is installed.
 
-attempt(check_orders, orders_and_depth)
+# %%
+# The same in transformers
+import importlib.util
 
-# %% jupyter={"source_hidden": true} tags=["solution", "hide-input"]
-# Solutions
-
-def window_solution(T, window):
-    i, j = torch.arange(T)[:, None], torch.arange(T)[None]
-    return (j <= i) & (i - j < window)
-
-
-def grouped_solution(q, k, v, mask):
-    shared = q.shape[1] // k.shape[1]
-    k, v = (t.repeat_interleave(shared, dim=1) for t in (k, v))    # 0, 0, 1, 1, ...; repeat would give 0, 1, ..., 0, 1, ...
-    return attention_by_hand(q, k, v, mask)[0]
-
-
-def combine_solution(m1, z1, o1, m2, z2, o2):
-    m = torch.maximum(m1, m2)
-    a, b = torch.exp(m1 - m), torch.exp(m2 - m)
-    return (a * o1 + b * o2) / (a * z1 + b * z2)
-
-
-def orders_solution():
-    # one layer: the last row averages over the same set; two layers: what it averages has seen different prefixes
-    return [0, 1, 2, 3, 4], [3, 1, 0, 2, 4], 2
-
-
-attempt(check_window, window_solution)
-attempt(check_grouped, grouped_solution)
-attempt(check_combine, combine_solution)
-attempt(check_orders, orders_solution)
+if importlib.util.find_spec("transformers"):
+    import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    ours, batch = mt.Model.from_pretrained("mini-bert", head="none").eval(), mt.Tokenizer.from_pretrained("mini-bert")(["the cat sat on the mat", "a dog"])
+    ours.save_pretrained("for-transformers")
+    theirs = transformers.AutoModel.from_pretrained("for-transformers", attn_implementation="eager").eval()
+    pairs = zip(ours(**batch, output_attentions=True).attentions, theirs(**batch, output_attentions=True).attentions, strict=True)
+    for number, (a, b) in enumerate(pairs):                                                     # (B, H, T, S) each
+        far = ((a - b) * batch["attention_mask"][:, None, :, None]).abs().max()
+        print(f"block {number}: equal within 1e-5: {bool(far < 1e-5)}")
+        assert far < 1e-5
