@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import math
 import random
 import re
@@ -48,6 +49,8 @@ from minitransfer.training.run import SaveError
 
 from .browser import CHROMIUM, Browser, browser
 from .pages import part, self_contained, table_of, tree, words
+
+pretraining, tuning = importlib.import_module("minitransfer.training.pretrain"), importlib.import_module("minitransfer.tasks.finetune")
 
 EVIL = "<script>alert('&')</script> \"quoted\" \x00\x1b end"
 BAD = "<script>alert(1)</script>"       # a label
@@ -385,8 +388,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(t
         raise AssertionError("work was done")
     (tmp_path / "file").touch()
     model = mt.Model.from_pretrained(tiny / "mini-bert", head="none")
-    for module, name in ((finetune.__globals__, "head_alone"), (finetune.__globals__, "tune"), (mt.pretrain.__globals__, "Corpus"), (demo.__dict__, "fill_lines")):
-        monkeypatch.setitem(module, name, never)
+    for module, name in ((tuning, "head_alone"), (tuning, "tune"), (pretraining, "Corpus"), (demo, "fill_lines")):
+        monkeypatch.setattr(module, name, never)
     monkeypatch.setattr("os.access", lambda path, mode: "closed" not in str(path))
     (tmp_path / "closed").mkdir()
     monkeypatch.setattr("minitransfer.weights.sources.bundled", lambda: tiny)
