@@ -20,7 +20,7 @@ from .span import SpanTask, answers_of
 from .squad import exact
 from .token import TokenTask
 
-MOST_ROWS, MOST_CASES = 1000, 5     # rows a page asks the model about again; examples of a kind
+MOST_ROWS, MOST_CASES = 500, 5     # rows a page asks the model about again; examples of a kind
 
 
 @dataclass(frozen=True)

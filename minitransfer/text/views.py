@@ -75,10 +75,11 @@ def attention_view(model: Model, tok: Tokenizer, text: str, pair: str | None = N
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)          # the beginning is what was asked for
         batch = {name: t.to(model.device) for name, t in tok(text, pair, max_length=min(max_length, stack.longest)).items()}
-    was = model.training
-    model.eval()
-    seen = stack(**batch, output_attentions=True).attentions
-    model.train(was)
+    was = stack.training
+    try:
+        seen = stack.eval()(**batch, output_attentions=True).attentions
+    finally:
+        stack.train(was)
     ids, n = batch["input_ids"][0].tolist(), batch["input_ids"].shape[1]
     maps = np.stack([one[0, :, -n:, -n:].float().cpu().numpy() for one in seen])      # (L, H, T, T)
     return Display(attention(tok.tokens(ids), maps, [i in tok.special_ids for i in ids]), f"attention: {len(maps)} layers, {maps.shape[1]} heads, {n} tokens")

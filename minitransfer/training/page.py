@@ -54,5 +54,5 @@ def write_report(title: str, result: TrainResult, trained: Table, parts: Callabl
     try:
         write_page(result.out / REPORT, page(title, *body))
     except OSError as why:
-        warnings.warn(f"{result.out / REPORT} could not be written ({why.strerror}); the model is saved in {result.out / 'model'} all the same: free some space for the next page",
-                      UserWarning, stacklevel=3)
+        warnings.warn(f"{result.out / REPORT} could not be written ({why.strerror}); the model is saved in {result.out / 'model'} all the same: "
+                      "make room, and the same call with resume=True writes the page", UserWarning, stacklevel=3)

@@ -74,7 +74,7 @@ def test_everything_given_as_text_is_escaped():
 
 
 def test_only_html_is_taken_over():
-    assert text("<b>") == "&lt;b&gt;" and text(Html("<b>")) == "<b>"
+    assert text("<b>") == "&lt;b&gt;" and text(Html("<b>")) == "<b>" and text("\ud800") == "?"
     assert element("p", "a < b", Html("<br />"), class_="soft", data_of='"') == '<p class="soft" data-of="&quot;">a &lt; b<br /></p>'
 
 
@@ -277,7 +277,8 @@ def test_the_attention_view_holds_the_attention_of_the_model(tiny, tok, change):
 def test_a_body_without_attention_says_so(tok):
     recurrent = RecurrentModel(mt.RecurrentConfig(tok.vocab_size, 8, 8, 1, d_hidden=8), "none")
     with pytest.raises(ValueError, match="attentions of a recurrent body; it has none"):
-        mt.attention_view(recurrent, tok, "a")
+        mt.attention_view(recurrent.train(), tok, "a")
+    assert recurrent.training and part(recurrent._repr_html_()).find("div/p").text.startswith("RecurrentModel: ")
 
 
 # ---- the pages of runs -----------------------------------------------------------------------------------------------------------------------------
@@ -404,9 +405,12 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_computed(t
 
 def test_a_page_that_cannot_be_written_does_not_lose_the_model(tiny, tok, tmp_path):
     (tmp_path / "report.html").mkdir()
-    with pytest.warns(UserWarning, match=r"report.html could not be written \(Is a directory\); the model is saved in .*model all the same"):
+    with pytest.warns(UserWarning, match=r"report.html could not be written \(Is a directory\); the model is saved in .*model all the same: make room"):
         finetune(mt.Model.from_pretrained(tiny / "mini-bert", head="none"), tok, train=rows(8, 1), steps=1, out=tmp_path, **QUICK)
     assert (tmp_path / "model/task.json").is_file()
+    (tmp_path / "report.html").rmdir()
+    finetune(mt.Model.from_pretrained(tiny / "mini-bert", head="none"), tok, train=rows(8, 1), steps=1, out=tmp_path, resume=True, **QUICK)
+    self_contained((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
 # ---- in a browser -------------------------------------------------------------------------------------------------------------------------------------
