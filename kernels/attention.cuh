@@ -1,10 +1,9 @@
-// attention.cuh - what both directions of attention share: which rows a sequence owns, who sees whom, tiles in
-// shared memory, products on tensor cores, dropout.
+// attention.cuh - what both directions of attention on tensor cores share: tiles in shared memory, products, dropout by squares.
 //
 // Lanes and registers: in a 16 x 16 result of two mma (16 x 8 each), lane 4 g + t holds r[n][i] = row g + 8 (i / 2),
 // column 8 n + 2 t + i % 2. Packed to 16 bits, the same registers are the left operand of the next mma.
 #pragma once
-#include "common.cuh"
+#include "sequences.cuh"
 #ifndef SCALAR
 #define SCALAR bf16
 #endif
@@ -14,43 +13,22 @@
 #ifndef BIAS
 #define BIAS 0                 // 1: something is added to the scores
 #endif
-#ifndef DROPOUT
-#define DROPOUT 0              // 1: p > 0
-#endif
 #ifndef STRIPS
 #define STRIPS 2                // strips of 16 rows that a warp keeps in registers: what it reads from shared memory serves them all
 #endif
-#define WARPS (8 / STRIPS)
+#ifndef LEAN
+#define LEAN 0                 // 1: backward of wide heads within Turing's 64 KiB of shared memory: half the rows, half the tile, and k not in registers
+#endif
+#define WARPS (LEAN ? 4 : 8 / STRIPS)
 #define THREADS (32 * WARPS)
 #define MINE (16 * STRIPS)      // rows of a warp
-#define ROWS (WARPS * MINE)    // rows of a block: 128
-#define TILE (32 * STRIPS)      // rows of the other side in shared memory, twice: one tile is used, the next is on its way
+#define ROWS (WARPS * MINE)    // rows of a block: 128, or 64
+#define TILE (LEAN ? 16 : 32 * STRIPS)  // rows of the other side in shared memory, twice: one tile is used, the next is on its way
 #define PITCH (HEAD_DIM + 8)   // + 8: the 8 rows of one ldmatrix fall in different banks
 #define PIECES (HEAD_DIM / 16)
 #define LOG2E 1.4426950408889634f
 #define UNROLL _Pragma("unroll")
 #define FOR_MY_PAIRS UNROLL for (int m = 0; m < STRIPS; m++) UNROLL for (int n = 0; n < 2; n++) UNROLL for (int e = 0; e < 4; e++)  // of a MINE x 16 result
-
-// One sequence of the batch: queries are rows first .. first + T of q, keys are rows key_first .. key_first + S of k.
-// Queries are the last T of the S keys: query i stands at key i + S - T, and sees `left` keys before that and `right` after.
-struct Sequence {
-  int first, T, key_first, S, left, right;
-  __device__ int place(int i) const { return i + S - T; }
-  __device__ bool sees(int i, int j) const {
-    int d = j - place(i);
-    return 0 <= j && j < S && -left <= d && d <= right;
-  }
-  // Do all queries i .. i + rows see all keys j .. j + keys; does none see any?
-  __device__ bool all_see(int i, int rows, int j, int keys) const {
-    return 0 <= j && j + keys <= S && -left <= j - place(i + rows - 1) && j + keys - 1 - place(i) <= right;
-  }
-  __device__ bool none_sees(int i, int rows, int j, int keys) const {
-    return i >= T || j >= S || j + keys - 1 - place(i) < -left || right < j - place(i + rows - 1);
-  }
-};
-__device__ __forceinline__ Sequence sequence_of(int s, const int* begin, const int* end, const int* key_begin, const int* key_end, int left, int right) {
-  return Sequence{begin[s], end[s] - begin[s], key_begin[s], key_end[s] - key_begin[s], left, right};
-}
 
 // Rows from .. to of one head of x get zeros; the blocks along x share the work.
 __device__ __forceinline__ void clear_rows(SCALAR* x, int from, int to, int stride) {
@@ -131,26 +109,6 @@ __device__ __forceinline__ void store_rows(SCALAR* to, const float acc[STRIPS][H
   }
 }
 
-// Dropout: one draw serves the pairs (i, j), (i, j + 8), (i + 8, j), (i + 8, j + 8) of a query and a key, in each square of
-// 16 x 16 of one head of one sequence (`plane`). A lane of a square, or of its transpose, holds all four, so no number is wasted.
-struct Dropout {
-  u64 seed, step, plane;
-  u32 limit;
-  float scale;
-  __device__ Random4 four(int i, int j) const {
-    u64 at = (u64)(i >> 4 << 3 | (i & 7)) << 20 | (u64)(j >> 4 << 3 | (j & 7));
-    return philox(seed, plane << 40 | at, step);
-  }
-  __device__ float one(int i, int j) const {
-    Random4 r = four(i, j);
-    return factor(i & 8 ? j & 8 ? r.v[3] : r.v[2] : j & 8 ? r.v[1] : r.v[0]);
-  }
-  __device__ float factor(u32 drawn) const { return drawn >> 8 >= limit ? scale : 0.0f; }
-};
-__device__ __forceinline__ Dropout dropout_of(const u64* random, int s, int heads, int head, float p) {
-  if (!DROPOUT) return Dropout{0, 0, 0, 0, 1.0f};
-  return Dropout{random[0], random[1], (u64)s * heads + head, (u32)ceilf(p * 16777216.0f), 1.0f / (1.0f - p)};
-}
 // The factors of a lane's 8 numbers in the 16 x 16 square whose corner is query i0, key j0; TRANSPOSED: rows are keys.
 template <bool TRANSPOSED> __device__ __forceinline__ void keep_square(float factor[2][4], const Dropout& dropout, int i0, int j0) {
   int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;

@@ -30,7 +30,8 @@ attention_dkv(SCALAR* dk, SCALAR* dv, const SCALAR* q, const SCALAR* k, const SC
               int key_tokens, int heads, int shared_by, int left, int right, int bias_each, int bias_rows, int bias_columns, int pitch, int key_pitch,
               float scale, float p) {
   DYNAMIC_SHARED(u16, memory);
-  u16 (*vs)[PITCH] = (u16 (*)[PITCH])memory, (*qs)[TILE][PITCH] = (u16 (*)[TILE][PITCH])(vs + ROWS), (*douts)[TILE][PITCH] = qs + 2;
+  u16 (*vs)[PITCH] = (u16 (*)[PITCH])memory, (*ks)[PITCH] = vs + ROWS;
+  u16 (*qs)[TILE][PITCH] = (u16 (*)[TILE][PITCH])(LEAN ? ks + ROWS : ks), (*douts)[TILE][PITCH] = qs + 2;
   __shared__ float lses[2][TILE], deltas[2][TILE];
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
   int key_head = blockIdx.y, s = blockIdx.z, j0 = blockIdx.x * ROWS, mine = j0 + warp * MINE;
@@ -63,9 +64,12 @@ attention_dkv(SCALAR* dk, SCALAR* dv, const SCALAR* q, const SCALAR* k, const SC
   };
   u32 ka[STRIPS][PIECES][4];
   float of_k[STRIPS][HEAD_DIM / 8][4], of_v[STRIPS][HEAD_DIM / 8][4];
-  load_rows(ka, k + key_at, mine, at.S, key_stride);
+  if (!LEAN) load_rows(ka, k + key_at, mine, at.S, key_stride);
   UNROLL for (int m = 0; m < STRIPS; m++) UNROLL for (int n = 0; n < HEAD_DIM / 8; n++) UNROLL for (int i = 0; i < 4; i++) of_k[m][n][i] = of_v[m][n][i] = 0.0f;
-  for (int r = 0; r < ROWS; r += TILE) fetch_tile(vs + r, v + key_at, j0 + r, at.S, key_stride);
+  for (int r = 0; r < ROWS; r += TILE) {
+    fetch_tile(vs + r, v + key_at, j0 + r, at.S, key_stride);
+    if (LEAN) fetch_tile(ks + r, k + key_at, j0 + r, at.S, key_stride);
+  }
   if (first < tiles) fetch(key_head * shared_by, first * TILE, 0);
   copy_async_commit();
 
@@ -83,7 +87,8 @@ attention_dkv(SCALAR* dk, SCALAR* dv, const SCALAR* q, const SCALAR* k, const SC
       if (at.none_sees(i0, 16, mine, MINE)) continue;
       bool all = !BIAS && at.all_see(i0, 16, mine, MINE);
       float x[STRIPS][2][4], dp[STRIPS][2][4], keep[STRIPS][2][4];
-      score(x, ka, qs[now] + c);
+      if (LEAN) score(x, ks + warp * MINE, qs[now] + c);
+      else score(x, ka, qs[now] + c);
       if (!all) FOR_MY_PAIRS {
         int i = i0 + n * 8 + t * 2 + (e & 1), j = mine + m * 16 + (e >> 1) * 8 + g;
         if (!at.sees(i, j)) x[m][n][e] = NEG_INF;

@@ -5,7 +5,8 @@
 // Backward turns the gradients by the negative angle: direction -1. A block takes one token with all its heads, those of k behind those of q. A thread takes
 // VECTOR neighbours of the first half of a head and their partners, two 16-byte loads, and writes them where they came from, or to other tensors; then
 // it also copies its share of what does not turn. The cosines and sines of a position are one row each of two tables, read once from memory
-// and then by every head from the cache. A position outside them makes NaN. SCALAR is the type of q and k; tables and arithmetic are float.
+// and then by every head from the cache. Null positions: the tables' rows are those of the tokens, and begin again behind the last. A position outside
+// the tables makes NaN. SCALAR is the type of q and k; tables and arithmetic are float.
 #include "common.cuh"
 #ifndef SCALAR
 #define SCALAR float
@@ -21,7 +22,7 @@ typedef Pack<float, VECTOR> Angles;
 extern "C" __global__ void rope(SCALAR* q_out, SCALAR* k_out, const SCALAR* q, const SCALAR* k, const float* cosines, const float* sines,
                                 const i64* positions, int q_heads, int k_heads, int width, int half, int n_positions, float direction) {
   u64 token = blockIdx.x;
-  i64 position = positions[token];
+  i64 position = positions ? positions[token] : (i64)(token % n_positions);
   bool known = position >= 0 && position < n_positions;
   int pairs = half / VECTOR, resting = q_out == q ? 0 : width / VECTOR - 2 * pairs, pieces = pairs + resting;
 

@@ -18,8 +18,8 @@
 # what was pretrained, and what is transferred. This notebook computes one block with a few lines and compares it with
 # the engine, looks at the stream of vectors through the stack, and puts different heads on one body.
 #
-# You need: 03_attention_by_hand. Reading time: about 15 minutes. Letters for shapes: `B` texts, `T` tokens, `D` width of
-# the model, `F` width inside the feed-forward part, `V` vocabulary, `L` blocks.
+# You need: 03_attention_by_hand. Reading time: about 15 minutes. Letters for shapes: `B` texts, `T` tokens, `D` width
+# of the model, `F` width inside the feed-forward part, `V` vocabulary, `L` blocks.
 
 # %%
 import sys
@@ -259,8 +259,8 @@ def layer_norm(x, weight, bias, eps):
 mt.check("04", layer_norm)
 
 # %% [markdown]
-# **2. A block.** `attention`, `mlp`, `norm_attn` and `norm_mlp` are functions (B, T, D) -> (B, T, D). The answer becomes
-# every block of `mini-bert` (`pre_norm` False) and `mini-gpt` (True).
+# **2. A block.** `attention`, `mlp`, `norm_attn` and `norm_mlp` are functions (B, T, D) -> (B, T, D). The answer
+# becomes every block of `mini-bert` (`pre_norm` False) and `mini-gpt` (True).
 
 # %%
 def block(x, attention, mlp, norm_attn, norm_mlp, pre_norm):
@@ -281,8 +281,8 @@ def mean_token(states, keep):
 mt.check("04", mean_token)
 
 # %% [markdown]
-# **4. Counting.** How many parameters does a body have, without a head: a table of `V x D`, `P` positions, `types` token
-# types, with a norm above them; `L` blocks as in section 1; and a pooler, one more `D x D` matrix with a bias?
+# **4. Counting.** How many parameters does a body have, without a head: a table of `V x D`, `P` positions, `types`
+# token types, with a norm above them; `L` blocks as in section 1; and a pooler, one more `D x D` matrix with a bias?
 
 # %%
 def parameters(V, P, types, D, F, L):

@@ -142,8 +142,8 @@ print(f"mini-bert: {total / count:.2f} nats, perplexity {math.exp(total / count)
 # ## 4. The next word
 #
 # A causal model has a target at every position: the token that comes next. Inputs and labels are the same ids, moved by
-# one. It may not see what it is asked for, and the mask takes care of that (03). Here `[MASK]` is not needed, and
-# every token teaches; on the other hand each is predicted from one side only.
+# one. It may not see what it is asked for, and the mask takes care of that (03). Here `[MASK]` is not needed, and every
+# token teaches; on the other hand each is predicted from one side only.
 
 # %% tags=["compare"]
 gpt, words = mt.Model.from_pretrained("mini-gpt").eval(), mt.Tokenizer.from_pretrained("mini-gpt")
@@ -251,10 +251,10 @@ plt.show()
 # Replace `raise NotImplementedError` and run the cell: `mt.check` says whether the answer is right. (Or write the
 # functions into a file and run `minitransfer check 07 file.py`.) Solutions are in `notebooks/solutions`.
 #
-# **1. The draw.** `ids` and `ordinary` are (B, T); True where a token may be chosen. Return inputs and labels: choose each
-# with `probability`; of the chosen 80 % become `mask_id`, 10 % an id drawn from `others` (a vector of ids), 10 % stay.
-# Labels are the true ids at chosen positions and -100 elsewhere. Draw with `generator` only. The answer draws for a
-# training run of the engine.
+# **1. The draw.** `ids` and `ordinary` are (B, T); True where a token may be chosen. Return inputs and labels: choose
+# each with `probability`; of the chosen 80 % become `mask_id`, 10 % an id drawn from `others` (a vector of ids), 10 %
+# stay. Labels are the true ids at chosen positions and -100 elsewhere. Draw with `generator` only. The answer draws for
+# a training run of the engine.
 
 # %%
 def draw(ids, ordinary, probability, mask_id, others, generator):
@@ -286,8 +286,8 @@ mt.check("07", perplexity)
 
 # %% [markdown]
 # **4. Warm-up and decay.** The learning rate of step `step` (from 0) of `total`: for the first `warmup` steps it climbs
-# in equal steps, the first one `lr / warmup`, the last one `lr`; after that it falls in a straight line to 0, where step
-# `total` would be. The answer drives a run of the engine.
+# in equal steps, the first one `lr / warmup`, the last one `lr`; after that it falls in a straight line to 0, where
+# step `total` would be. The answer drives a run of the engine.
 
 # %%
 def learning_rate(step, total, lr, warmup):

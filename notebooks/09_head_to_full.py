@@ -17,8 +17,8 @@
 # goes through the answers from the cheapest to the most expensive, shows for each what it does before anything is
 # computed, proves afterwards that what was frozen did not move, and measures what is saved.
 #
-# You need: 04_block_body_head. Reading time: about 15 minutes. Letters for shapes: `B` texts, `T` tokens, `D` width of the
-# model, `L` blocks.
+# You need: 04_block_body_head. Reading time: about 15 minutes. Letters for shapes: `B` texts, `T` tokens, `D` width of
+# the model, `L` blocks.
 
 # %%
 import sys
@@ -135,9 +135,9 @@ plt.show()
 # %% [markdown]
 # ## 4. Fast above, slow below
 #
-# Two ideas of ULMFiT. **Discriminative rates**: the lower a group, the smaller its learning rate, by a factor of 2.6 for
-# each step down; what it knows is general and should stay. **Gradual unfreezing**: begin with the head, and let one more
-# group join with each epoch, so that a random head does not shake the body. Both are drawn before they run:
+# Two ideas of ULMFiT. **Discriminative rates**: the lower a group, the smaller its learning rate, by a factor of 2.6
+# for each step down; what it knows is general and should stay. **Gradual unfreezing**: begin with the head, and let one
+# more group join with each epoch, so that a random head does not shake the body. Both are drawn before they run:
 
 # %%
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.4), sharey=True)
@@ -188,9 +188,9 @@ for name in ("head", "last:2"):
     print(f"{name}: {sum(torch.equal(now[n], start[n]) for n in frozen)} of {len(frozen)} tensors of embed and the two lower blocks have the same bits")
 
 # %% [markdown]
-# "The upper layers change most": in the picture, with one rate for all, that holds only as far as it holds there. It is a claim
-# about the size of changes, and it depends on the learning rate, the length of the run and what the change is measured
-# against. With discriminative rates it is true by construction.
+# "The upper layers change most in fine-tuning": not here. With one rate for all, the blocks of this body went about
+# equally far, and only the pooler, which is new, went further. It is a claim about sizes, and it depends on the rate,
+# the length of the run and what a change is measured against. With discriminative rates it is true by construction.
 #
 # ## 6. Which is best?
 
@@ -201,13 +201,13 @@ for name, run in runs.items():
     print(f"{name:15} {run.report.trainable:9,}   {m['accuracy']:.2f} ({m['accuracy_low']:.2f} to {m['accuracy_high']:.2f})")
 
 # %% [markdown]
-# The intervals overlap. Two hundred texts cannot tell 0.62 from 0.66, whatever a table with two decimals suggests. On 2,000
-# sentences of sst2 and a larger body the order is clear (`docs/results.md`): a head on `[CLS]` far behind, the last two
-# blocks near, everything and LoRA in front.
+# The intervals overlap. Two hundred texts cannot tell 0.62 from 0.66, whatever a table with two decimals suggests. On
+# 2,000 sentences of sst2 and a larger body the order is clear (`docs/results.md`): a head on `[CLS]` far behind, the
+# last two blocks near, everything and LoRA in front.
 #
-# How to choose, then? Features if there are very many texts and little time, or if the body must stay; the last blocks if
-# memory is short; everything, or LoRA (10), if there is enough of both. And always beside a bag of words, which costs
-# nothing: `mt.tasks.baseline`.
+# How to choose, then? Features if there are very many texts and little time, or if the body must stay; the last blocks
+# if memory is short; everything, or LoRA (10), if there is enough of both. And always beside a bag of words, which
+# costs nothing: `mt.tasks.baseline`.
 #
 # ## What to take with you
 #
@@ -221,8 +221,8 @@ for name, run in runs.items():
 # Replace `raise NotImplementedError` and run the cell: `mt.check` says whether the answer is right. (Or write the
 # functions into a file and run `minitransfer check 09 file.py`.) Solutions are in `notebooks/solutions`.
 #
-# **1. Which group learns how fast?** `groups` are names from the bottom to the top. Return `{name: rate}`: the highest group
-# gets `lr`, each one below it `decay` times less. The answer sets the rates of a run.
+# **1. Which group learns how fast?** `groups` are names from the bottom to the top. Return `{name: rate}`: the highest
+# group gets `lr`, each one below it `decay` times less. The answer sets the rates of a run.
 
 # %%
 def rates(groups, lr, decay):
@@ -233,8 +233,8 @@ mt.check("09", rates)
 
 # %% [markdown]
 # **2. The slanted triangle.** ULMFiT's rate at step `t` of `T` (Howard & Ruder 2018, equation 3): with `cut = floor(T
-# cut_frac)`, `p = t / cut` before the cut and `1 - (t - cut) / (cut (1 / cut_frac - 1))` from it on, the rate is
-# `lr (1 + p (ratio - 1)) / ratio`. The answer drives a run.
+# cut_frac)`, `p = t / cut` before the cut and `1 - (t - cut) / (cut (1 / cut_frac - 1))` from it on, the rate is `lr (1
+# + p (ratio - 1)) / ratio`. The answer drives a run.
 
 # %%
 def slanted(t, T, lr, cut_frac, ratio):
@@ -244,8 +244,9 @@ def slanted(t, T, lr, cut_frac, ratio):
 mt.check("09", slanted)
 
 # %% [markdown]
-# **3. Unfreezing.** With one group joining at each epoch, which groups train in epoch `epoch` (0 is the first)? `groups` from
-# the bottom to the top; the highest is the head, and trains from the start. Return a list in the same order.
+# **3. Unfreezing.** With one group joining at each epoch, which groups train in epoch `epoch` (0 is the first)?
+# `groups` from the bottom to the top; the highest is the head, and trains from the start. Return a list in the same
+# order.
 
 # %%
 def thawed(groups, epoch):
@@ -255,8 +256,8 @@ def thawed(groups, epoch):
 mt.check("09", thawed)
 
 # %% [markdown]
-# **4. Frozen below.** Freeze a model so that its `n` highest blocks and what stands above them learn, without `mt.freeze`:
-# set `requires_grad` of `model.named_parameters()`. `n = 0`: only what stands above the blocks.
+# **4. Frozen below.** Freeze a model so that its `n` highest blocks and what stands above them learn, without
+# `mt.freeze`: set `requires_grad` of `model.named_parameters()`. `n = 0`: only what stands above the blocks.
 
 # %%
 def freeze_below(model, n):

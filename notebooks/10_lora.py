@@ -13,9 +13,10 @@
 # %% [markdown]
 # # LoRA and its family
 #
-# Tuning changes every number of a model, and every task then needs a copy of all of them. LoRA leaves the matrices alone
-# and adds to each a small change `B A` of low rank: some thousand numbers a task. This notebook builds it by hand, shows
-# what a change of low rank can and cannot be, counts what the articles count wrong, and puts its relatives beside it.
+# Tuning changes every number of a model, and every task then needs a copy of all of them. LoRA leaves the matrices
+# alone and adds to each a small change `B A` of low rank: some thousand numbers a task. This notebook builds it by
+# hand, shows what a change of low rank can and cannot be, counts what the articles count wrong, and puts its relatives
+# beside it.
 #
 # You need: 04_block_body_head, 09_head_to_full. Reading time: about 15 minutes. Letters for shapes: `B` texts, `T`
 # tokens, `in`, `out` the widths of a Linear, `R` the rank.
@@ -105,8 +106,8 @@ merged = x @ (W + alpha / R * B @ A).T + b
 print("the same as with the matrix W + s B A:", torch.allclose(y, merged, atol=1e-4))
 
 # %% [markdown]
-# In the engine: `add_lora` puts the two matrices beside the chosen Linears and freezes everything else, apart from a new
-# head. Targets are the same words for every family.
+# In the engine: `add_lora` puts the two matrices beside the chosen Linears and freezes everything else, apart from a
+# new head. Targets are the same words for every family.
 
 # %% tags=["compare"]
 model = fresh()
@@ -195,8 +196,8 @@ for r, label, matrices in ((16, "q and v", qv), (16, "q, k, v, o", qkvo), (16, "
     print(f"rank {r:2}, {label:13} {trained(r, matrices) / 1e6:5.1f} million")
 
 # %% [markdown]
-# * "`c_attn` and `c_proj` are GPT-2's attention projections." The name `c_proj` also ends the feed-forward part, so that
-#   a list of names takes more than it says. Here targets are `q,k,v,o`:
+# * "`c_attn` and `c_proj` are GPT-2's attention projections." The name `c_proj` also ends the feed-forward part, so
+#   that a list of names takes more than it says. Here targets are `q,k,v,o`:
 
 # %% tags=["compare"]
 both = 12 * 16 * ((768 + 3 * 768) + (768 + 768) + (3072 + 768))        # r = 16 on every c_attn and every c_proj
@@ -205,8 +206,8 @@ print(f"both names: {both:,}; attention alone: {attention:,}")
 
 # %% [markdown]
 # * "A thousand times less compute." A thousand times fewer **trained numbers**. The forward pass is the same, and the
-#   gradient still has to come down through every block to reach the lowest `A` and `B`. Each Linear takes three products
-#   of one size in a full step; which of them are left?
+#   gradient still has to come down through every block to reach the lowest `A` and `B`. Each Linear takes three
+#   products of one size in a full step; which of them are left?
 
 # %% tags=["compare"]
 batch = tok([row["text"] for row in train[:16]])
@@ -260,8 +261,8 @@ plt.show()
 # Replace `raise NotImplementedError` and run the cell: `mt.check` says whether the answer is right. (Or write the
 # functions into a file and run `minitransfer check 10 file.py`.) Solutions are in `notebooks/solutions`.
 #
-# **1. The change.** For x (..., in), A (R, in), B (out, R), alpha: what LoRA adds to the output, (..., out), without making
-# the matrix `B A`. The answer becomes every LoRA of a model.
+# **1. The change.** For x (..., in), A (R, in), B (out, R), alpha: what LoRA adds to the output, (..., out), without
+# making the matrix `B A`. The answer becomes every LoRA of a model.
 
 # %%
 def lora_change(x, A, B, alpha):
@@ -281,8 +282,8 @@ def merged_weight(W, A, B, alpha):
 mt.check("10", merged_weight)
 
 # %% [markdown]
-# **3. DoRA.** `V = W + alpha / R B A`; each row of `V` is made as long as `m` (out,) says. Return that matrix. (`m` starts as
-# the lengths of the rows of `W`.)
+# **3. DoRA.** `V = W + alpha / R B A`; each row of `V` is made as long as `m` (out,) says. Return that matrix. (`m`
+# starts as the lengths of the rows of `W`.)
 
 # %%
 def dora_weight(W, A, B, alpha, m):
@@ -292,9 +293,9 @@ def dora_weight(W, A, B, alpha, m):
 mt.check("10", dora_weight)
 
 # %% [markdown]
-# **4. Counting.** How many numbers does LoRA of rank `r` train on a LLaMA with `L` blocks, width `d`, inner width `inner`,
-# `H` query heads and `K` key/value heads, if it changes every Linear of the blocks? (q, k, v, o; gate, up, down. With
-# fewer key/value heads k and v are narrower.)
+# **4. Counting.** How many numbers does LoRA of rank `r` train on a LLaMA with `L` blocks, width `d`, inner width
+# `inner`, `H` query heads and `K` key/value heads, if it changes every Linear of the blocks? (q, k, v, o; gate, up,
+# down. With fewer key/value heads k and v are narrower.)
 
 # %%
 def llama_lora(L, d, inner, H, K, r):

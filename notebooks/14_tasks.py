@@ -18,8 +18,8 @@
 # In each the head is a single matrix; the work is in carrying labels to tokens and answers back, and in counting what
 # is right.
 #
-# You need: 02_text_to_ids, 04_block_body_head. Reading time: about 15 minutes. Letters for shapes: `B` texts, `T` tokens,
-# `D` width of the model, `N` texts of a collection.
+# You need: 02_text_to_ids, 04_block_body_head. Reading time: about 15 minutes. Letters for shapes: `B` texts, `T`
+# tokens, `D` width of the model, `N` texts of a collection.
 
 # %%
 import sys
@@ -51,8 +51,8 @@ EPOCHS = 5
 # %% [markdown]
 # ## 1. Words
 #
-# The tags say where a name begins (`B-`), goes on (`I-`), and where there is none (`O`). So two names side by side can be
-# told apart.
+# The tags say where a name begins (`B-`), goes on (`I-`), and where there is none (`O`). So two names side by side can
+# be told apart.
 
 # %% tags=["compare"]
 print(" ".join(f"{word}/{tag}" for word, tag in zip(rows[0]["words"], rows[0]["tags"], strict=True)))
@@ -79,9 +79,9 @@ print(f"words right {m['accuracy']:.2f}, entities: precision {m['entity_precisio
       f"({m['entity_f1_low']:.2f} to {m['entity_f1_high']:.2f})")
 
 # %% [markdown]
-# **Why are these numbers so far apart?** Most words are `O`, so a model that always says `O` has most words right and finds
-# nothing. An entity counts only if its type, its first and its last word are right. The 75 sentences are few, and the
-# interval is wide.
+# **Why are these numbers so far apart?** Most words are `O`, so a model that always says `O` has most words right and
+# finds nothing. An entity counts only if its type, its first and its last word are right. The 75 sentences are few, and
+# the interval is wide.
 
 # %% tags=["compare"]
 always_o = sum(tag == "O" for row in validation for tag in row["tags"]) / sum(len(row["tags"]) for row in validation)
@@ -94,9 +94,9 @@ for found in mt.predict(result.model, tok, [" ".join(row["words"]) for row in va
 # %% [markdown]
 # ## 2. Where is the answer?
 #
-# For a question and a text the head gives two numbers for each token: how well the answer begins here, and how well it ends
-# here. The best span is the pair with the largest sum, where the end is not before the beginning. The bundled samples
-# have no questions, but the tags make some: **who** is in the sentence, and **where** is it?
+# For a question and a text the head gives two numbers for each token: how well the answer begins here, and how well it
+# ends here. The best span is the pair with the largest sum, where the end is not before the beginning. The bundled
+# samples have no questions, but the tags make some: **who** is in the sentence, and **where** is it?
 
 # %% tags=["compare"]
 def questions(rows):
@@ -134,23 +134,24 @@ inside = inputs["token_type_ids"][0].bool() & (inputs["input_ids"][0] != tok.sep
 both = logits[:, 0, None] + logits[None, :, 1]                          # (T, T): begins here, ends there
 allowed = torch.ones(len(pieces), len(pieces), dtype=torch.bool).triu() & inside[:, None] & inside[None]
 begin, end = divmod(int(both.masked_fill(~allowed, -torch.inf).argmax()), len(pieces))
-fig, ax = plt.subplots(figsize=(4.5, 3.6))
+fig, ax = plt.subplots(figsize=(5.4, 4.6))
 ax.pcolormesh(both.masked_fill(~allowed, torch.nan), cmap="Blues")
-ax.set_xticks([i + 0.5 for i in range(len(pieces))], pieces, rotation=90)
-ax.set_yticks([i + 0.5 for i in range(len(pieces))], pieces)
+ax.set_xticks([i + 0.5 for i in range(len(pieces))], pieces, rotation=90, fontsize=7)
+ax.set_yticks([i + 0.5 for i in range(len(pieces))], pieces, fontsize=7)
 ax.add_patch(plt.Rectangle((end, begin), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2))
 ax.set(xlabel="ends", ylabel="begins", ylim=(len(pieces), 0), title=one["question"])
 plt.show()
 print("best span:", " ".join(pieces[begin:end + 1]), "| right:", one["answers"]["text"][0])
 
 # %% [markdown]
-# A long text is read in windows that overlap, and the best span of all windows is taken; `SpanTask(stride=...)` does that.
-# To take the best beginning and the best end on their own would be quicker, and may give a span that ends before it begins.
+# A long text is read in windows that overlap, and the best span of all windows is taken; `SpanTask(stride=...)` does
+# that. To take the best beginning and the best end on their own would be quicker, and may give a span that ends before
+# it begins.
 #
 # ## 3. How alike?
 #
-# A vector for a whole text is the mean of the states of its tokens. The cosine of two vectors should say how alike two texts
-# are. Does it, without training?
+# A vector for a whole text is the mean of the states of its tokens. The cosine of two vectors should say how alike two
+# texts are. Does it, without training?
 
 # %%
 encoder = mt.Model.from_pretrained("mini-bert", head="embedding")
@@ -172,9 +173,10 @@ for i, text in enumerate(texts):
     print(i, text)
 
 # %% [markdown]
-# All cosines on the left are high, whatever is compared: the vectors lie in a narrow cone, and a cosine of 0.8 means little. Taking out the
-# mean of many texts spreads them. What makes a body a sentence encoder is training on pairs: two texts that belong together
-# are pulled together, and the other texts of the batch are pushed away. Here the pairs are two halves of one sentence:
+# All cosines on the left are high, whatever is compared: the vectors lie in a narrow cone, and a cosine of 0.8 means
+# little. Taking out the mean of many texts spreads them. What makes a body a sentence encoder is training on pairs: two
+# texts that belong together are pulled together, and the other texts of the batch are pushed away. Here the pairs are
+# two halves of one sentence:
 
 # %%
 halves = []
@@ -203,8 +205,9 @@ for name, (a, b) in (("before", before), ("after", after)):
 # Replace `raise NotImplementedError` and run the cell: `mt.check` says whether the answer is right. (Or write the
 # functions into a file and run `minitransfer check 14 file.py`.) Solutions are in `notebooks/solutions`.
 #
-# **1. From tags to entities.** From a list of tags a list of (type, first word, word after the last one). An `I-` that does not go on with an
-# entity of its type begins one, as in CoNLL's own evaluation. The answer counts the entities of a tuned model.
+# **1. From tags to entities.** From a list of tags a list of (type, first word, word after the last one). An `I-` that
+# does not go on with an entity of its type begins one, as in CoNLL's own evaluation. The answer counts the entities of
+# a tuned model.
 
 # %%
 def entities(tags):
@@ -214,8 +217,8 @@ def entities(tags):
 mt.check("14", entities)
 
 # %% [markdown]
-# **2. The best span.** From `start` and `end` (T,), with `allowed` (T,) bool, and at most `longest` tokens: (first, last) with the
-# largest sum.
+# **2. The best span.** From `start` and `end` (T,), with `allowed` (T,) bool, and at most `longest` tokens: (first,
+# last) with the largest sum.
 
 # %%
 def best_span(start, end, allowed, longest):
@@ -225,8 +228,8 @@ def best_span(start, end, allowed, longest):
 mt.check("14", best_span)
 
 # %% [markdown]
-# **3. Words in common.** SQuAD's F1 of two answers: lower case, without ASCII punctuation and the words a, an, the; then the words both have, as
-# often as both have them; 2 P R / (P + R), and 0 if there are none.
+# **3. Words in common.** SQuAD's F1 of two answers: lower case, without ASCII punctuation and the words a, an, the;
+# then the words both have, as often as both have them; 2 P R / (P + R), and 0 if there are none.
 
 # %%
 def answer_f1(answer, truth):
@@ -236,8 +239,8 @@ def answer_f1(answer, truth):
 mt.check("14", answer_f1)
 
 # %% [markdown]
-# **4. Pairs.** Vectors `a` and `b` (B, D) of length 1; `b[i]` belongs to `a[i]`, the others do not. The sum of `-log softmax_j(scale a_i b_j)` at
-# `j = i`. The answer is the loss of an embedding model.
+# **4. Pairs.** Vectors `a` and `b` (B, D) of length 1; `b[i]` belongs to `a[i]`, the others do not. The sum of `-log
+# softmax_j(scale a_i b_j)` at `j = i`. The answer is the loss of an embedding model.
 
 # %%
 def pair_loss(a, b, scale):

@@ -15,8 +15,8 @@
 #
 # A pretrained model can be asked for a label without a single step of training: write the task so that the label is the
 # next word, and see which one it would rather read. This notebook does it by hand, shows the two things that go wrong
-# first (long labels, and words that are always likely), gives examples in the prompt, and then trains a model to answer.
-# The models here are tiny, and most of what they answer is wrong: the mechanism is what can be seen in them.
+# first (long labels, and words that are always likely), gives examples in the prompt, and then trains a model to
+# answer. The models here are tiny, and most of what they answer is wrong: the mechanism is what can be seen in them.
 #
 # You need: 07_pretraining. Reading time: about 12 minutes. Letters for shapes: `B` texts, `T` tokens, `V` vocabulary.
 
@@ -46,6 +46,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")      # no progr
 plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9})
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 BLUE, ORANGE, GREY = "#2f6fb2", "#d9722b", "#b9bec6"
+warnings.filterwarnings("ignore", message=".*were shortened to fit")
 gpt, words = mt.Model.from_pretrained("mini-gpt").eval(), mt.Tokenizer.from_pretrained("mini-gpt")
 bert, pieces = mt.Model.from_pretrained("mini-bert").eval(), mt.Tokenizer.from_pretrained("mini-bert")
 train = read_rows(mt.samples.path("reviews.train.tsv"))
@@ -56,8 +57,8 @@ LABELS = {"negative": "bad", "positive": "good"}
 # %% [markdown]
 # ## 1. Which word would it rather read?
 #
-# A decoder gives every continuation a probability. Write "... It was good." and "... It was bad." and compare. The score of a
-# label is the mean of the log-probabilities of its tokens, each given everything before:
+# A decoder gives every continuation a probability. Write "... It was good." and "... It was bad." and compare. The
+# score of a label is the mean of the log-probabilities of its tokens, each given everything before:
 
 # %% tags=["compare"]
 def score_by_hand(text, label):
@@ -75,8 +76,8 @@ by_hand = torch.stack([score_by_hand(text, label) for label in LABELS.values()])
 print(answer.label, f"by hand and by label_scores the same: {abs(by_hand.max().item() - answer.probability) < 1e-5}")
 
 # %% [markdown]
-# **Why a mean?** "good" is one token, "very disappointing" is several, and every further token can only lower a sum. With the mean
-# labels of different lengths can be compared; it is a convention, and not the only one.
+# **Why a mean?** "good" is one token, "very disappointing" is several, and every further token can only lower a sum.
+# With the mean labels of different lengths can be compared; it is a convention, and not the only one.
 #
 # An encoder is asked by a cloze: put a mask where the label would stand.
 
@@ -90,7 +91,8 @@ for name, model, tok in (("mini-gpt", gpt, words), ("mini-bert", bert, pieces)):
 # ## 2. Words that are always likely
 #
 # A model that says the same to everything has not read the text. Words have a probability of their own, and the prompt
-# has another. What the model answers to a text **without content** ("N/A", an empty one) shows it; calibration divides by that.
+# has another. What the model answers to a text **without content** ("N/A", an empty one) shows it; calibration divides
+# by that.
 
 # %%
 def accuracy(found):
@@ -106,9 +108,9 @@ for name, model, tok in (("mini-gpt", gpt, words), ("mini-bert", bert, pieces)):
         print(f"{name:10} {'calibrated' if calibrate else 'as it is':12} {accuracy(found)}   positive: {sum(one.label == 'positive' for one in found)}")
 
 # %% [markdown]
-# Calibration makes the answers less one-sided. It cannot make them right: these models were pretrained on some millions of tokens,
-# and what is called zero-shot ability begins with models a thousand times larger. An interval that holds 0.50 says
-# that guessing would do.
+# Here it changes little: what makes these two models one-sided is not what they say to nothing. They were pretrained on
+# some millions of tokens, and what is called zero-shot ability begins with models a thousand times larger. An interval
+# that holds 0.50 says that guessing would do.
 #
 # The wording counts as much as the model. The same model, the same reviews:
 
@@ -120,8 +122,8 @@ for template, labels in prompts.items():
     print(f"{template:34} {accuracy(found)}")
 
 # %% [markdown]
-# To choose the best of these by their accuracy on the test reviews would be training on the test set, with a person as the
-# optimizer. Prompts are chosen on other rows.
+# To choose the best of these by their accuracy on the test reviews would be training on the test set, with a person as
+# the optimizer. Prompts are chosen on other rows.
 #
 # ## 3. Examples in the prompt
 #
@@ -140,8 +142,9 @@ for k in (0, 2, 4):
 # %% [markdown]
 # ## 4. Learning to answer
 #
-# Instruction tuning is ordinary training on pairs of a prompt and a response. Two facts make the difference between a model that answers and
-# one that babbles: the loss is on the **response only**, and the **end** is part of the response.
+# Instruction tuning is ordinary training on pairs of a prompt and a response. Two facts make the difference between a
+# model that answers and one that babbles: the loss is on the **response only**, and the **end** is part of the
+# response.
 
 # %% tags=["compare"]
 rows = [{"prompt": f"Is this review good or bad? {row['text']}", "response": f" {LABELS[row['label']]}"} for row in train if len(row["text"]) < 150]
@@ -162,23 +165,23 @@ ax.set(xlabel="step", ylabel="loss", title="two targets a row: good or bad, and 
 plt.show()
 
 # %% [markdown]
-# The grey line is a model that knows that "good" or "bad" follows and then the end, and guesses between the two: half of `log 2` for each target. The
-# model comes down to that line within a few steps. That is what instruction tuning teaches fast: the **form**. What
-# is on the other side of the line is knowledge, and it has to come from pretraining or from many more examples.
+# The grey line is a model that knows that "good" or "bad" follows and then the end, and guesses between the two: half
+# of `log 2` for each target. The model comes down to that line within a few steps. That is what instruction tuning
+# teaches fast: the **form**. What is on the other side of the line is knowledge, and it has to come from pretraining or
+# from many more examples.
 
-# %% tags=["compare"]
+# %%
 for text in ("Is this review good or bad? The food was wonderful.\n", "Is this review good or bad? We left before the main course.\n"):
+    ids = torch.tensor([words.encode(text)])
     for name, model in (("before", gpt), ("after", answering.eval())):
-        ids = torch.tensor([words.encode(text)])
-        made = mt.generate(model, ids, max_new_tokens=6, eos_id=words.eos_id)[0, ids.shape[1]:]
-        if name == "after":
-            print(f"{name}: {words.decode(made)!r}, stops by itself: {words.eos_id in made.tolist()}")
+        made = mt.generate(model, ids, max_new_tokens=6, stop=[words.eos_id])[0, ids.shape[1]:]
+        print(f"{name}: {words.decode(made)!r}, stops by itself: {words.eos_id in made.tolist()}")
 
 # %% [markdown]
 # ## 5. Preferences
 #
-# Often nobody can write the right answer, but everybody can say which of two is better. Direct preference optimisation raises the
-# chosen response against the rejected one, measured from the model as it was before:
+# Often nobody can write the right answer, but everybody can say which of two is better. Direct preference optimisation
+# raises the chosen response against the rejected one, measured from the model as it was before:
 #
 # $$-\log\,\sigma\big(\beta\,[\log p(\text{chosen}) - \log p(\text{rejected}) - \text{the same of the reference}]\big)$$
 
@@ -189,26 +192,30 @@ polite = copy.deepcopy(answering)
 objective = Preference(reference, beta=0.1)
 result = run_training(polite, PreferenceBatches(pairs, words, batch_size=8), objective, TrainSettings(steps=30, lr=2e-4, log_every=1, progress=False))
 losses = [record["loss"] for record in result.history if "loss" in record]
-print(f"loss at the first step {losses[0]:.3f} (log 2 = 0.693: both are the reference), at the last {losses[-1]:.3f}")
+print(f"loss at the first step {losses[0]:.3f} (log 2 = 0.693, but for dropout: it is still the reference), at the last {losses[-1]:.3f}")
 ids = torch.tensor([words.encode("Is this review good or bad? The food was wonderful.\n")])
 for name, model in (("before", answering), ("after", polite.eval())):
-    print(f"{name}: {words.decode(mt.generate(model, ids, max_new_tokens=8, eos_id=words.eos_id)[0, ids.shape[1]:])!r}")
+    print(f"{name}: {words.decode(mt.generate(model, ids, max_new_tokens=8, stop=[words.eos_id])[0, ids.shape[1]:])!r}")
 
 # %% [markdown]
+# The loss has fallen nearly to nothing, and the model repeats itself: the objective asks that chosen responses become
+# likelier **than rejected ones**, and nothing in it asks for a sensible text. That is why `beta`, short runs and a look
+# at what is generated belong to it.
+#
 # ## What to take with you
 #
 # * A label's score is a likelihood; lengths and words that are always likely have to be taken out of it.
 # * Few examples in a prompt train nothing. Small models gain little or nothing from them.
 # * Instruction tuning teaches the form quickly; the loss is on the response, and the response ends.
-# * Preferences are measured from the model as it was.
+# * Preferences are measured from the model as it was, and a small loss is no proof of a good answer.
 #
 # ## Exercises
 #
 # Replace `raise NotImplementedError` and run the cell: `mt.check` says whether the answer is right. (Or write the
 # functions into a file and run `minitransfer check 15 file.py`.) Solutions are in `notebooks/solutions`.
 #
-# **1. The score of a label.** `logits` (T, V) of one row, `ids` (T,), and the place `first` where the label begins: the mean log-probability
-# of the tokens from there on, each given everything before.
+# **1. The score of a label.** `logits` (T, V) of one row, `ids` (T,), and the place `first` where the label begins: the
+# mean log-probability of the tokens from there on, each given everything before.
 
 # %%
 def label_score(logits, ids, first):
@@ -218,8 +225,9 @@ def label_score(logits, ids, first):
 mt.check("15", label_score)
 
 # %% [markdown]
-# **2. Calibration.** `scores` (N, n) of the labels for N texts, `empty` (M, n) for M texts without content. Probabilities are the softmax over the labels. Return
-# (N, n): each probability divided by the mean one of the texts without content, scaled so that a row sums to 1.
+# **2. Calibration.** `scores` (N, n) of the labels for N texts, `empty` (M, n) for M texts without content.
+# Probabilities are the softmax over the labels. Return (N, n): each probability divided by the mean one of the texts
+# without content, scaled so that a row sums to 1.
 
 # %%
 def calibrated(scores, empty):
@@ -229,8 +237,8 @@ def calibrated(scores, empty):
 mt.check("15", calibrated)
 
 # %% [markdown]
-# **3. What is learned.** `ids` (B, T) of prompts followed by responses, `keep` (B, T) bool, `prompt_lengths` (B,): the labels, -100 at prompts and padding. The answer makes the
-# labels of instruction batches.
+# **3. What is learned.** `ids` (B, T) of prompts followed by responses, `keep` (B, T) bool, `prompt_lengths` (B,): the
+# labels, -100 at prompts and padding. The answer makes the labels of instruction batches.
 
 # %%
 def response_labels(ids, keep, prompt_lengths):
@@ -240,8 +248,8 @@ def response_labels(ids, keep, prompt_lengths):
 mt.check("15", response_labels)
 
 # %% [markdown]
-# **4. Preferences.** From the log-likelihoods (B,) of chosen and rejected responses under the model and under the reference: the sum of the losses. Large
-# differences must not overflow.
+# **4. Preferences.** From the log-likelihoods (B,) of chosen and rejected responses under the model and under the
+# reference: the sum of the losses. Large differences must not overflow.
 
 # %%
 def preference_loss(chosen, rejected, chosen_before, rejected_before, beta):

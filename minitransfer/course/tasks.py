@@ -1,12 +1,12 @@
 """14, other questions: words, spans, pairs."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import product
 from random import Random
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from .. import samples
 from ..nn.heads import CONTRAST, NEGATIVES
@@ -65,15 +65,13 @@ def answer_f1(answer: Callable) -> str:
 
 @exercise("14", "pair_loss(a, b, scale) -> the sum of -log softmax_j(scale a_i b_j) at j = i")
 def pair_loss(answer: Callable) -> str:
-    model = moved("mini-bert", head="embedding")
+    model: Any = moved("mini-bert", head="embedding")
     model.head.use(NEGATIVES)
-    batch = padded(model, (13, 7, 2, 9, 9, 3))
+    batch: Any = padded(model, (13, 7, 2, 9, 9, 3))
+    lowest = model.blocks[0].attn.q_proj.weight
     truth, _ = model.head.loss(model.body(**batch), torch.zeros(3))
-
-    def vectors() -> Sequence[Tensor]:
-        return model(**batch).embeddings.chunk(2)
-    found = answer(*vectors(), CONTRAST)
+    found = answer(*model(**batch).embeddings.chunk(2), CONTRAST)
     worst = gap("the loss of three pairs", found, truth)
-    slopes = [torch.autograd.grad(loss, model.blocks[0].attn.q_proj.weight)[0] for loss in (answer(*vectors(), CONTRAST), model.head.loss(model.body(**batch), torch.zeros(3))[0])]
-    worst = max(worst, gap("the gradient of the lowest query matrix", *slopes))
+    (slope,), (wanted,) = (torch.autograd.grad(loss, lowest) for loss in (found, truth))
+    worst = max(worst, gap("the gradient of the lowest query matrix", slope, wanted))
     return f"as the loss of an embedding model, and its gradient, within {worst:.0e}"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,19 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from ..config import ModelConfig, choose
-from ..ops.attention import attention_packed
+from ..ops.attention import attention_packed, attention_padded
 from ..ops.dense_attention import dense_attention
 from ..ops.dropout import dropout
 from ..ops.linear import Linear
+from ..ops.rope import rope
 from ..ops.tiled_attention import tiled_attention
+from .backends import Way, quickest
 from .cache import LayerCache
 from .masks import Mask
 from .norms import RMSNorm
 from .packing import Packing
-from .positions import Rotation, rotate
+from .positions import Rotation
+from .trace import heard
 
 Mixed = tuple[Tensor, Tensor | None, Tensor | None]     # mixed values (B, T, D); probabilities and scores (B, H, T, S), if they were asked for
 BACKENDS = ("auto", "reference", "tiled", "sdpa")
@@ -67,7 +71,7 @@ def dense_is_faster(q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B H S Dh"], 
 class Attention(nn.Module):
     """Multi-head attention; key/value heads may be fewer than query heads and are then shared.
 
-    `backend` is one of BACKENDS: "reference" is written out below, "tiled" never holds T x S, "sdpa" is PyTorch's, "auto" the fastest known here.
+    `backend` is one of BACKENDS: "reference" is written out below, "tiled" never holds T x S, "sdpa" is PyTorch's, "auto" the fastest known here (a GPU is asked: backends.py).
     """
 
     def __init__(self, c: ModelConfig):
@@ -95,6 +99,13 @@ class Attention(nn.Module):
     def heads(self, x: Float[Tensor, "B T _"]) -> Float[Tensor, "B _ T Dh"]:
         return x.unflatten(-1, (-1, self.d_head)).transpose(1, 2)                # (B, H or K, T, Dh)
 
+    def turned(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K T Dh"], turn: Rotation) -> tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B K T Dh"]]:
+        """Both at their positions; a kernel overwrites what it is given, so a hook's own is copied."""
+        if heard(self.q_proj, self.k_proj, self.q_norm, self.k_norm):
+            q, k = q.clone(), k.clone()
+        q, k = rope(q.transpose(1, 2), k.transpose(1, 2), None, *turn)
+        return q.transpose(1, 2), k.transpose(1, 2)
+
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
                 relative: Any = None) -> Mixed:
         """Mixed values; with `show` also probabilities and scores, which only the reference path has.
@@ -103,9 +114,9 @@ class Attention(nn.Module):
         """
         q, k, v = self.project(x)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = (norm(t.transpose(1, 2)).transpose(1, 2) for norm, t in ((self.q_norm, q), (self.k_norm, k)))     # as they lie in memory
         if turn is not None:
-            q, k = rotate(q, turn), rotate(k, turn)
+            q, k = self.turned(q, k, turn)
         if self.stretch is not None:
             q = q * self.stretch
         if cache is not None:
@@ -118,25 +129,47 @@ class Attention(nn.Module):
 
     def output(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], v: Float[Tensor, "B K S Dh"], mask: Mask, show: bool,
                bias: Tensor | None = None) -> Mixed:
-        if mask.packing is not None and self.backend == "auto" and bias is None and not show:
-            return self.o_proj(self.mix_packed(q, k, v, mask, mask.packing).flatten(1)[None]), None, None
-        if self.shared_by > 1:
-            k, v = (t.repeat_interleave(self.shared_by, dim=1) for t in (k, v))  # (B, H, S, Dh)
-        out, probs, scores = self.mix(q, k, v, mask, show, bias)
+        if show or bias is not None or self.backend != "auto":
+            out, probs, scores = self.mix(q, *self.repeated(k, v), mask, show, bias)
+        else:
+            out, probs, scores = self.mix_quickly(q, k, v, mask), None, None
         return self.o_proj(out.transpose(1, 2).flatten(2)), probs, scores        # (B, T, D)
 
-    def mix_packed(self, q: Float[Tensor, "1 H N Dh"], k: Float[Tensor, "1 K N Dh"], v: Float[Tensor, "1 K N Dh"], mask: Mask,
-                   packing: Packing) -> Float[Tensor, "N H Dh"]:
+    def mix_quickly(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], v: Float[Tensor, "B K S Dh"], mask: Mask) -> Float[Tensor, "B H T Dh"]:
+        """The quickest way there is: PyTorch's, or a kernel that knows where texts begin, which heads are shared and what a window hides."""
+        rate, longest = self.rate, q.shape[2]
+        ways: dict[str, Way] = {"sdpa": lambda q, k, v: self.mix(q, *self.repeated(k, v), mask, False)[0]}
+        if mask.packing is not None:
+            ways, longest = {"kernel": partial(self.mix_packed, mask, mask.packing), "sdpa": partial(self.mix_padded, mask, mask.packing)}, mask.packing.shape[1]
+        elif longest == k.shape[2] and mask.follows_from_columns():
+            ways["kernel"] = lambda q, k, v: attention_padded(q, k, v, causal=mask.causal, window=mask.window, rate=rate)
+        return quickest(ways, q, k, v, longest, mask.causal, mask.window is not None, rate > 0)(q, k, v)
+
+    def mix_packed(self, mask: Mask, packing: Packing, q: Float[Tensor, "1 H N Dh"], k: Float[Tensor, "1 K N Dh"], v: Float[Tensor, "1 K N Dh"]) -> Float[Tensor, "1 H N Dh"]:
         """Each text for itself: on a GPU in a kernel that knows where texts begin."""
         q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))
-        return attention_packed(q, k, v, packing.offsets, packing.shape[1], causal=mask.causal, window=mask.window, rate=self.dropout if self.training else 0.0)
+        return attention_packed(q, k, v, packing.offsets, packing.shape[1], causal=mask.causal, window=mask.window, rate=self.rate).transpose(0, 1)[None]
+
+    def mix_padded(self, mask: Mask, packing: Packing, q: Float[Tensor, "1 H N Dh"], k: Float[Tensor, "1 K N Dh"], v: Float[Tensor, "1 K N Dh"]) -> Float[Tensor, "1 H N Dh"]:
+        """The same with the padding put back."""
+        q, k, v = (self.heads(packing.unpack(t.transpose(1, 2).flatten(2))) for t in (q, k, v))
+        out, _, _ = self.mix(q, *self.repeated(k, v), Mask(packing.keep, mask.causal, mask.window), False)
+        return self.heads(packing.pack(out.transpose(1, 2).flatten(2)))
+
+    def repeated(self, k: Float[Tensor, "B K S Dh"], v: Float[Tensor, "B K S Dh"]) -> tuple[Float[Tensor, "B H S Dh"], Float[Tensor, "B H S Dh"]]:
+        n = self.shared_by
+        return (k.repeat_interleave(n, dim=1), v.repeat_interleave(n, dim=1)) if n > 1 else (k, v)
+
+    @property
+    def rate(self) -> float:
+        return self.dropout if self.training else 0.0
 
     def bias(self, q: Float[Tensor, "B H T Dh"], k: Float[Tensor, "B K S Dh"], relative: Any) -> Float[Tensor, "#B H T S"] | None:
         """What distances add to the scores."""
         return relative
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, mask: Mask, show: bool, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        rate = self.dropout if self.training else 0.0
+        rate = self.rate
         if show or self.backend == "reference":
             return attend(q, k, v, mask.dense(q.shape[2], k.shape[2], q.device), rate, bias)
         if bias is not None:                                                     # the other ways to the same numbers know no bias

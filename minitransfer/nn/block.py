@@ -64,6 +64,9 @@ class Block(nn.Module):
         return x if self.near is None else self.near(given, x, mask), tuple(seen)
 
     def add(self, made: Float[Tensor, "B T D"], x: Float[Tensor, "B T D"], own: Any, following: Any) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
-        """What the next part reads, and the stream: pre-norm, the next part's norm of the sum, and the sum; post-norm, this part's norm of the sum, twice."""
-        y, total = (following if self.pre_norm else own)(made, x, self.dropout.rate if self.training else 0.0)
+        """What the next part reads, and the stream: pre-norm, the next part's norm of the sum, and the sum; post-norm, this part's norm of the sum, twice.
+
+        Under autocast the stream stays float32; what only products read may be rounded as they would.
+        """
+        y, total = (following if self.pre_norm else own)(made, x, self.dropout.rate if self.training else 0.0, wide=not self.pre_norm)
         return y, total if self.pre_norm else y

@@ -7,10 +7,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..config import ModelConfig
+from ..ops.dispatch import within_reach
 from ..ops.dropout import Dropout
+from ..ops.embedding import embedding_sum
 from ..ops.linear import Linear
-from .norms import make_norm
+from .norms import LayerNorm, RMSNorm, make_norm
 from .positions import sinusoids
+from .trace import heard
 
 
 class Embeddings(nn.Module):
@@ -31,9 +34,13 @@ class Embeddings(nn.Module):
     def forward(self, ids: Int[Tensor, "B T"], positions: Int[Tensor, "#B N"], types: Int[Tensor, "B T"] | None) -> Float[Tensor, "B N D"]:
         """Positions that are more than the ids begin with those of the soft prompt.
 
-        Raises: ValueError for an id outside a table, before anything is computed from it.
+        Raises: ValueError for an id outside a table, before anything is computed from it; in a kernel its vector is NaN.
         """
         soft = positions.shape[1] - ids.shape[1]
+        if within_reach("embedding_sum", self.tokens.weight, lambda: self.in_the_way(soft)):
+            weight, bias, eps = (self.norm.weight, self.norm.bias, self.norm.eps) if isinstance(self.norm, LayerNorm) else (None, None, 0.0)
+            x = embedding_sum(list(self.lookups(ids, positions, types).values()), weight, bias, eps, self.scale, self.dropout.rate if self.training else 0.0)
+            return x if self.widen is None else self.widen(x)
         try:
             x = self.tokens(ids) if self.scale == 1 else self.tokens(ids) * self.scale
             if soft and self.prompt is not None:
@@ -51,16 +58,26 @@ class Embeddings(nn.Module):
         x = self.dropout(x if self.norm is None else self.norm(x))
         return x if self.widen is None or self.widen_first else self.widen(x)
 
-    def misfit(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> str:
-        tables = {"token": (ids, self.tokens)}
+    def in_the_way(self, soft: int) -> str:
+        """What one pass over the tables cannot do."""
+        found = {"a soft prompt": soft, "sinusoidal positions": self.waves, "a product before the norm": self.widen_first,
+                 "RMSNorm": isinstance(self.norm, RMSNorm), "a hook on a part of it": heard(self.tokens, self.positions, self.types, self.norm)}
+        return next((name for name, there in found.items() if there), "")
+
+    def lookups(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> dict[str, tuple[Tensor, Tensor]]:
+        """The ids of each kind, and the table whose rows they ask for."""
+        found = {"token": (ids, self.tokens.weight)}
         if self.positions is not None:
-            tables["position"] = (positions + self.offset, self.positions)
-        if types is not None and self.types is not None:
-            tables["token type"] = (types, self.types)
-        for name, (given, table) in tables.items():
+            found["position"] = positions + self.offset, self.positions.weight
+        if self.types is not None:
+            found["token type"] = torch.zeros_like(ids) if types is None else types, self.types.weight
+        return found
+
+    def misfit(self, ids: Tensor, positions: Tensor, types: Tensor | None) -> str:
+        for name, (given, table) in self.lookups(ids, positions, types).items():
             low, high = int(given.min()), int(given.max())
-            if low < 0 or high >= table.num_embeddings:
-                return (f"a {name} id of {low if low < 0 else high}; this model has {table.num_embeddings} of them, numbered from 0: "
+            if low < 0 or high >= len(table):
+                return (f"a {name} id of {low if low < 0 else high}; this model has {len(table)} of them, numbered from 0: "
                         "use the tokenizer the model was trained with, or resize_vocabulary / truncate")
         return "an id outside the embedding tables"
 

@@ -35,6 +35,10 @@ class Mask:
         """Whether anything is forbidden at all beyond what `causal` says."""
         return self.keep is not None or self.window is not None or self.documents is not None
 
+    def follows_from_columns(self) -> bool:
+        """Whether `causal` and `window` say it all."""
+        return self.keep is None and self.documents is None and self.positions is None and not self.ahead
+
     def within(self, window: int | None) -> Mask:
         """The same facts with another window."""
         return self if window == self.window else replace(self, window=window, made={})

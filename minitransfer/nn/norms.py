@@ -20,9 +20,9 @@ class LayerNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
-    def forward(self, x: Float[Tensor, "*N D"], stream: Float[Tensor, "*N D"] | None = None, rate: float = 0.0) -> Tensor | tuple[Tensor, Tensor]:
-        """y; or, given a stream, the y of stream + dropout(x), and that sum."""
-        y, total = layer_norm_residual(x, stream, self.weight, self.bias, self.eps, rate)
+    def forward(self, x: Float[Tensor, "*N D"], stream: Float[Tensor, "*N D"] | None = None, rate: float = 0.0, wide: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """y; or, given a stream, the y of stream + dropout(x), and that sum; wide: a kernel may not give y the dtype of x where that is narrower than the stream."""
+        y, total = layer_norm_residual(x, stream, self.weight, self.bias, self.eps, rate, wide=wide)
         return y if stream is None else (y, total)
 
 
@@ -36,9 +36,9 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
 
-    def forward(self, x: Float[Tensor, "*N D"], stream: Float[Tensor, "*N D"] | None = None, rate: float = 0.0) -> Tensor | tuple[Tensor, Tensor]:
-        """y; or, given a stream, the y of stream + dropout(x), and that sum."""
-        y, total = rms_norm_residual(x, stream, self.weight, self.eps, rate)
+    def forward(self, x: Float[Tensor, "*N D"], stream: Float[Tensor, "*N D"] | None = None, rate: float = 0.0, wide: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """As LayerNorm."""
+        y, total = rms_norm_residual(x, stream, self.weight, self.eps, rate, wide=wide)
         return y if stream is None else (y, total)
 
 

@@ -34,6 +34,12 @@ class Packing:
         return x.new_zeros(B * T, x.shape[-1]).index_copy(0, self.place, x[0]).view(B, T, -1)
 
     @property
+    def keep(self) -> Bool[Tensor, "B T"]:
+        """Which places of the batch hold a token."""
+        B, T = self.shape
+        return torch.zeros(B * T, dtype=torch.bool, device=self.place.device).index_fill(0, self.place, True).view(B, T)
+
+    @property
     def texts(self) -> Int[Tensor, "1 N"]:
         """The number of each token's text."""
         return (self.place // self.shape[1])[None]

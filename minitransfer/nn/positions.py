@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..config import ModelConfig, Rotary
 
-Rotation = tuple[Float[Tensor, "#B 1 T R"], Float[Tensor, "#B 1 T R"]]      # cos and sin of every angle, twice in a row: R numbers of a head turn
+Rotation = tuple[Float[Tensor, "#B T half"], Float[Tensor, "#B T half"]]    # cos and sin of every angle: R = 2 half numbers of a head turn
 
 
 def frequencies(r: Rotary, width: int, theta: float) -> Float[Tensor, "half"]:
@@ -35,21 +35,8 @@ def rotation(c: ModelConfig, positions: Int[Tensor, "#B T"], local: bool) -> Rot
     """The angles of these positions, position x frequency, in float32; `local`: for a block that sees a window only."""
     assert c.rotary is not None
     theta = c.rotary.local_theta if local and c.rotary.local_theta is not None else c.rotary.theta
-    angles = positions[:, None, :, None].float() * frequencies(c.rotary, c.d_head, theta).to(positions.device)     # (B, 1, T, R/2)
-    angles = torch.cat([angles, angles], dim=-1)                                 # (B, 1, T, R)
+    angles = positions[..., None].float() * frequencies(c.rotary, c.d_head, theta).to(positions.device)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Float[Tensor, "B H T Dh"], turn: Rotation) -> Float[Tensor, "B H T Dh"]:
-    """Turn the pairs (x_j, x_{j + R/2}) of the first R numbers of each head by their angle; q k^T then depends on the distance alone.
-
-    Source: Su et al. 2021, equation 34, with the halves paired as in GPT-NeoX (there: neighbours).
-    """
-    cos, sin = (t.to(x.dtype) for t in turn)
-    turning, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    a, b = turning.chunk(2, dim=-1)
-    turned = turning * cos + torch.cat([-b, a], dim=-1) * sin
-    return turned if rest.shape[-1] == 0 else torch.cat([turned, rest], dim=-1)
 
 
 def apart(T: int, S: int, positions: Int[Tensor, "B S"] | None, device: torch.device) -> Int[Tensor, "#B T S"]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..nn.heads import IGNORE
 from ..nn.model import Model
+from ..ops import mask_tokens, token_kinds
+from ..ops.dispatch import within_reach
 from ..text.tokenizer import Tokenizer
 from .base import ask_head, tokens_of
 
@@ -63,10 +65,14 @@ class Masked:
     def draw(self, input_ids: Int[Tensor, "B T"], keep: Bool[Tensor, "B T"],
              generator: torch.Generator) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
         """Returns: the ids with hidden positions, and labels that hold the true id there and IGNORE elsewhere."""
+        self.special, self.ordinary = self.special.to(input_ids.device), self.ordinary.to(input_ids.device)
+        if within_reach("mask_tokens", input_ids, lambda: "whole words" if self.inside is not None else ""):
+            random = torch.randint(2**62, (2,), generator=generator, device=input_ids.device)
+            return mask_tokens(input_ids, keep, token_kinds(self.special), self.ordinary, self.mask_id, self.probability, random, IGNORE)
+
         def uniform() -> Tensor:
             return torch.rand(input_ids.shape, generator=generator, device=input_ids.device)
 
-        self.special, self.ordinary = self.special.to(input_ids.device), self.ordinary.to(input_ids.device)
         ordinary = keep & ~self.special[input_ids]
         chance = uniform()
         if self.inside is not None:

@@ -9,7 +9,7 @@ A sequence owns rows of q and rows of k and v; its queries are the last of its k
 It sees key j if -left <= j - (i + S - T) <= right. Rows that no sequence owns are padding: their out and their gradients are zeros, like those of a query
 that sees nothing. Several query heads may share one head of k and v, which is never repeated. Backward makes the scores and the dropout again.
 Source: Milakov & Gimelshein 2018 (online softmax); Dao et al. 2022, algorithms 1 and 4; Ainslie et al. 2023 (shared heads).
-Kernels: kernels/attention_simple.cu, kernels/attention_forward.cu, kernels/attention_backward.cu.
+Kernels: kernels/attention_forward.cu, kernels/attention_backward.cu, kernels/attention_bias.cu on tensor cores, kernels/attention_simple.cu without.
 """
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from .dispatch import draw, pick
 from .dropout import dropout
 from .kernels import Kernels, whole
 
-ROWS, SIMPLE_ROWS = 128, 16     # queries (in backward also keys) of a block: on tensor cores, without
 NARROW, WIDEST = 64, 128        # Dh: up to which a warp has registers for 32 rows; up to which there are kernels
 EVERYTHING = 1 << 30            # a window that hides nothing
 DELTA_ROWS = 16                 # rows of delta for a block of attention_delta
@@ -115,18 +114,21 @@ def grid(rows: Rows, heads: int, of_block: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Built:
-    """The kernels of one call; a warp has 16 `strips` rows."""
+    """The kernels of one call, and what one of their blocks is."""
 
-    parts: dict[str, Kernels]
-    strips: int
+    parts: dict[str, Kernels]       # "forward", "backward", "bias"; one kernel file may be several of them
+    rows: int                       # queries (in backward also keys) of a block
+    threads: int
+    tile: int                       # rows of the other side at a time
+    shared_dkv: int                 # bytes of dynamic shared memory
+    shared_dq: int
 
-    @property
-    def block(self) -> tuple[int, int, int]:
-        return 2 * ROWS // self.strips, 1, 1
+    def launch(self, part: str, kernel: str, blocks: tuple[int, int, int], *values: object, shared: int = 0) -> None:
+        self.parts[part](f"attention_{kernel}", blocks, (self.threads, 1, 1), *values, shared=shared)
 
 
 class AttentionRows(torch.autograd.Function):
-    """The formulas of the module's docstring, in the kernels of attention_forward.cu, attention_backward.cu and attention_bias.cu."""
+    """The formulas of the module's docstring, in the kernels that were built."""
 
     @staticmethod
     def forward(ctx, built: Built, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, random: Tensor | None, queries: Rows, keys: Rows,
@@ -134,7 +136,7 @@ class AttentionRows(torch.autograd.Function):
         out, lse = torch.empty_like(q), torch.empty(q.shape[1], len(q), device=q.device)
         added = None if bias is None else bias.to(q.dtype).contiguous()
         where = geometry(q, k, added, queries, keys, left, right)
-        built.parts["forward"]("attention_forward", grid(queries, q.shape[1], ROWS), built.block, out, lse, q, k, v, added, random, *where, scale, rate)
+        built.launch("forward", "forward", grid(queries, q.shape[1], built.rows), out, lse, q, k, v, added, random, *where, scale, rate)
         ctx.save_for_backward(q, k, v, added, random, out, lse)
         ctx.built, ctx.queries, ctx.keys, ctx.where, ctx.numbers = built, queries, keys, where, (scale, rate)
         ctx.bias_dtype = None if bias is None else bias.dtype
@@ -149,32 +151,43 @@ class AttentionRows(torch.autograd.Function):
         delta, dq, dk, dv = torch.empty_like(lse), torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         given = q, k, v, bias, dout, lse, delta, random, *owners, tokens
         built.parts["backward"]("attention_delta", (-(-lse.numel() // DELTA_ROWS), 1, 1), (16 * DELTA_ROWS, 1, 1), delta, out, dout, tokens, H)
-        built.parts["backward"]("attention_dkv", grid(keys, k.shape[1], ROWS), built.block, dk, dv, *given, len(k), H, *rest, *ctx.numbers,
-                       shared=shared_bytes(q.shape[2], built.strips))
-        built.parts["backward"]("attention_dq", grid(queries, H, ROWS), built.block, dq, *given, H, *rest, *ctx.numbers)
+        built.launch("backward", "dkv", grid(keys, k.shape[1], built.rows), dk, dv, *given, len(k), H, *rest, *ctx.numbers, shared=built.shared_dkv)
+        built.launch("backward", "dq", grid(queries, H, built.rows), dq, *given, H, *rest, *ctx.numbers, shared=built.shared_dq)
         if ctx.needs_input_grad[4]:
             dbias = torch.empty(bias.shape, device=q.device)
-            blocks = -(-bias.shape[2] // ROWS), -(-bias.shape[3] // (32 * built.strips)), H * len(bias)
-            built.parts["bias"]("attention_dbias", blocks, built.block, dbias, *given, H, *rest, *ctx.numbers, len(queries.begin))
+            blocks = -(-bias.shape[2] // built.rows), -(-bias.shape[3] // built.tile), H * len(bias)
+            built.launch("bias", "dbias", blocks, dbias, *given, H, *rest, *ctx.numbers, len(queries.begin))
             dbias = dbias.to(ctx.bias_dtype)
         return None, dq, dk, dv, dbias, *(None,) * 7
 
 
-def shared_bytes(Dh: int, strips: int) -> int:
-    """Of attention_dkv: 128 rows of v, and two tiles each of q and dout."""
-    return 2 * (Dh + 8) * (ROWS + 4 * 32 * strips)
+def built_for(operation: str, q: Tensor, present: tuple, limit: str, bias: Tensor | None, rate: float, trained: bool) -> Built | None:
+    """The kernels of a call: on tensor cores where there are some; None where plain PyTorch has to do it."""
+    Dh = q.shape[-1]
+    wanted = ["forward"] + ["backward"] * trained + ["bias"] * (trained and bias is not None and bias.requires_grad)
+    constants = {"HEAD_DIM": Dh, "DROPOUT": int(rate > 0)}
+    if tensor_cores(q):
+        strips = 2 if Dh <= NARROW and bias is None and rate == 0 and roomy(q.device) else 1
+        lean = trained and Dh > 112 and not roomy(q.device)
+        rows, tile = (64, 16) if lean else (128, 32 * strips)
+        constants |= {"STRIPS": strips, "BIAS": int(bias is not None), "LEAN": int(lean)}
+        names, block = [f"attention_{part}.cu" for part in wanted], (rows, 2 * rows // strips, tile, 2 * (Dh + 8) * ((1 + lean) * rows + 4 * tile), 0)
+    else:
+        shared = 4 * (Dh + 4) * 2 * (16 + 32)
+        names, block = ["attention_simple.cu"] * len(wanted), (16, 128, 32, shared, shared)
+    parts = [pick(operation, name, *present, limit=limit, **constants) for name in names]
+    ready = [one for one in parts if one is not None]
+    return Built(dict(zip(wanted, ready, strict=True)), *block) if len(ready) == len(wanted) else None
 
 
-def limit_of(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, queries: Rows, keys: Rows, rate: float, trained: bool) -> str:
+def limit_of(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, queries: Rows, keys: Rows, trained: bool) -> str:
     """What keeps these tensors from the kernels."""
-    Dh, cores = q.shape[-1], tensor_cores(q)
+    Dh = q.shape[-1]
     return ("an empty batch" if 0 in (q.numel(), k.numel(), queries.longest, keys.longest, len(queries.begin)) else
             f"q is {q.dtype}, k {k.dtype} and v {v.dtype}; a kernel reads one dtype" if not q.dtype == k.dtype == v.dtype else
             f"Dh={Dh}; the kernels are for multiples of 16 up to {WIDEST}" if Dh % 16 or Dh > WIDEST else
-            f"{q.dtype} with gradients; backward needs tensor cores for {q.dtype}, which are not there" if trained and not cores else
-            f"Dh={Dh} with gradients; backward needs {shared_bytes(Dh, 1)} bytes of shared memory, of which a block gets 65536 here"
-            if trained and Dh > 112 and not roomy(q.device) else
-            f"{q.dtype} with dropout; it needs tensor cores for {q.dtype}, which are not there" if rate and not cores else "")
+            f"{q.dtype} and a bias with gradients; those need tensor cores for {q.dtype}, which are not there"
+            if trained and bias is not None and bias.requires_grad and not tensor_cores(q) else "")
 
 
 def roomy(device: torch.device) -> bool:
@@ -200,27 +213,14 @@ def attention_rows(operation: str, q: Float[Tensor, "N H Dh"], k: Float[Tensor, 
     right = 0 if causal else left
     scale = 1 / math.sqrt(Dh) if scale is None else scale
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
-    limit, cores = limit_of(q, k, v, bias, queries, keys, rate, trained), tensor_cores(q)
+    limit = limit_of(q, k, v, bias, queries, keys, trained)
     q, k, v = whole(q), whole(k), whole(v)
-    present = q, k, v, bias, queries.begin, keys.begin
-    if not cores:
-        simple = pick(operation, "attention_simple.cu", *present, limit=limit, HEAD_DIM=Dh)
-        if simple is None:
-            return reference(q, k, v, queries, keys, left, right, bias, rate, scale)
-        out, added = torch.empty_like(q), None if bias is None else bias.to(q.dtype).contiguous()
-        simple("attention_simple", grid(queries, H, SIMPLE_ROWS), (128, 1, 1), out, q, k, v, added,
-               *geometry(q, k, added, queries, keys, left, right), scale)
-        return out
-    strips = 2 if Dh <= NARROW and bias is None and rate == 0 and roomy(q.device) else 1
-    constants = {"HEAD_DIM": Dh, "STRIPS": strips, "BIAS": int(bias is not None), "DROPOUT": int(rate > 0)}
-    wanted = ["forward"] + ["backward"] * trained + ["bias"] * (trained and bias is not None and bias.requires_grad)
-    built = [pick(operation, f"attention_{part}.cu", *present, limit=limit, **constants) for part in wanted]
-    ready = [one for one in built if one is not None]
-    if len(ready) < len(wanted):
+    built = built_for(operation, q, (q, k, v, bias, queries.begin, keys.begin), limit, bias, rate, trained)
+    if built is None:
         return reference(q, k, v, queries, keys, left, right, bias, rate, scale)
     if rate > 0 and random is None:
         random = draw(q.device)
-    return AttentionRows.apply(Built(dict(zip(wanted, ready, strict=True)), strips), q, k, v, bias, random, queries, keys, left, right, rate, scale)
+    return AttentionRows.apply(built, q, k, v, bias, random, queries, keys, left, right, rate, scale)
 
 
 def attention_packed(q: Float[Tensor, "N H Dh"], k: Float[Tensor, "M K Dh"], v: Float[Tensor, "M K Dh"], offsets: Int[Tensor, "B1"], longest: int, *,

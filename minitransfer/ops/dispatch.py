@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,18 +35,33 @@ def why_not(operation: str) -> str:
     return reasons[operation]
 
 
+@cache
+def elsewhere(device: torch.device) -> str:
+    """Why a tensor of this device has no kernel; asked in every step, so it is put into words once."""
+    return f"a tensor on {device}; kernels run on CUDA devices (MINITRANSFER_KERNELS=emulate runs them on a CPU, slowly)"
+
+
 def obstacle(tensors: list[Tensor], limit: str) -> str:
     """What keeps these tensors from any kernel, apart from building it."""
     first, wanted = tensors[0], mode()
     if wanted == "off":
         return "MINITRANSFER_KERNELS=off"
     if first.device.type != "cuda" and not (first.device.type == "cpu" and wanted == "emulate"):
-        return f"a tensor on {first.device}; kernels run on CUDA devices (MINITRANSFER_KERNELS=emulate runs them on a CPU, slowly)"
+        return elsewhere(first.device)
     if any(t.device != first.device for t in tensors):
         return f"tensors on {', '.join(sorted({str(t.device) for t in tensors}))}; a kernel reads one device"
     if first.is_floating_point() and first.dtype not in SCALARS:
         return f"{first.dtype}; kernels compute {', '.join(str(dtype) for dtype in SCALARS)}"
     return limit
+
+
+def within_reach(operation: str, x: Tensor, limit: Callable[[], str]) -> bool:
+    """Whether a kernel can take what a caller has, for one who computes it in other steps if not; `why_not` says why not.
+
+    Args: limit: says what else keeps this call from its kernel, and is asked where there are kernels.
+    """
+    reasons[operation] = obstacle([x], "") or limit()
+    return not reasons[operation]
 
 
 def pick(operation: str, cu: str, *tensors: Tensor | None, limit: str = "", **defines: object) -> Kernels | None:

@@ -121,5 +121,5 @@ def embedding_sum(lookups: list[Lookup], weight: Float[Tensor, "D"] | None = Non
         return reference(lookups, weight, bias, eps, scale, rate)
     if rate > 0 and random is None:
         random = draw(tables[0].device)
-    flat = [t for ids, table in lookups for t in (ids.expand(shape).reshape(-1).contiguous(), whole(table))] + [None] * (6 - 2 * len(lookups))
+    flat = [t for ids, table in lookups for t in (ids.expand(shape).reshape(-1).long().contiguous(), whole(table))] + [None] * (6 - 2 * len(lookups))
     return EmbeddingSum.apply(k, pieces_of, weight, bias, eps, scale, rate, random, *flat).view(*shape, columns)

@@ -87,8 +87,8 @@ class Signature:
         words = text.replace("*", " * ").replace("const", "").replace("__restrict__", "").split()
         return words[-1], words[0], "*" in words
 
-    def pack(self, values: tuple, device: torch.device, scalar: str) -> ctypes.Array:
-        """The values as the kernel reads them; None is a null pointer, a list of tensors of SCALAR is `Addresses`.
+    def pack(self, values: tuple, device: torch.device, types: dict[str, str]) -> ctypes.Array:
+        """The values as the kernel reads them; None is a null pointer, a list of tensors of SCALAR is `Addresses`; types: what SCALAR and the like stand for.
 
         A fresh buffer each time: forward and backward run on different threads.
 
@@ -99,9 +99,9 @@ class Signature:
         plain = []
         for value, (name, kind, pointer) in zip(values, self.parameters, strict=True):
             if pointer:
-                plain.append(self.address(value, name, TENSORS[scalar if kind == "SCALAR" else kind], device))
+                plain.append(self.address(value, name, TENSORS[types.get(kind, kind)], device))
             elif kind == "Addresses":
-                plain += [self.address(one, name, TENSORS[scalar], device) for one in value] + [0] * (ADDRESSES - len(value))
+                plain += [self.address(one, name, TENSORS[types["SCALAR"]], device) for one in value] + [0] * (ADDRESSES - len(value))
             else:
                 plain.append(value)
         buffer = ctypes.create_string_buffer(self.layout.size)
@@ -125,7 +125,7 @@ class Kernels:
     def __init__(self, cu: str, text: str | None = None, **defines: object):
         self.cu, self.text = cu, text or text_of(cu)
         self.defines = [f"-D{name}={value}" for name, value in defines.items()]
-        self.scalar = str(defines.get("SCALAR", "float"))
+        self.types = {"SCALAR": "float"} | {name: str(value) for name, value in defines.items()}
         self.signatures = {name: Signature(name, parameters) for name, parameters in DECLARATION.findall(self.text)}
         self.loaded: dict[int, Module] = {}
         self.emulator: ctypes.CDLL | None = None
@@ -133,7 +133,7 @@ class Kernels:
     def __call__(self, name: str, grid: Size, block: Size, *values: object, shared: int = 0) -> None:
         """Launch a kernel on the device of its first tensor; shared: bytes of dynamic shared memory."""
         device = next(value.device for value in values if isinstance(value, Tensor))
-        packed = self.signatures[name].pack(values, device, self.scalar)
+        packed = self.signatures[name].pack(values, device, self.types)
         if device.type == "cuda":
             self.on_gpu(device).launch(name, grid, block, packed, self.signatures[name].offsets, shared)
         elif getattr(self.on_cpu(), f"emu_{name}")((ctypes.c_uint * 6)(*grid, *block), shared, packed, self.order):

@@ -19,7 +19,7 @@ from .diagnose import check_weights, explain_non_finite
 from .evaluate import Evaluation
 from .interrupt import Interrupt, interruptible
 from .memory import explained_out_of_memory, keep_freed_memory
-from .optim import check_groups, make_optimizer, param_groups, set_lr
+from .optim import check_groups, make_optimizer, muon_groups, param_groups, set_lr
 from .precision import Precision
 from .run import Run, TrainResult
 from .schedule import Horizon, lr_at
@@ -101,6 +101,7 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
     model.checkpointing = settings.checkpointing
     groups = param_groups(model, settings.weight_decay) if groups is None else groups
     check_groups(model, groups)
+    groups = muon_groups(model, groups) if settings.optimizer == "muon" else groups
     with ranks.shared(model, groups, settings.shard) as held:
         run = Run(held, make_optimizer(held.groups, settings), precision, settings, Horizon.of(settings, len(batches)),
                   {"batches": fingerprint(batches)} | (data or {}), None if out is None else Path(out), evaluate, save or Model.save_pretrained)

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..ops import AdamW
+from ..ops import AdamW, Muon
+from .precision import gpu_computes_bf16
 from .ranks import full
 from .settings import Number, TrainSettings
 
@@ -52,16 +53,40 @@ def check_groups(model: nn.Module, groups: list[dict]) -> None:
                          + "\n  ".join(faults or ["nothing is trainable: unfreeze a part of the model, or choose another strategy"]))
 
 
+def muon_groups(model: nn.Module, groups: list[dict]) -> list[dict]:
+    """The groups, with the matrices of the blocks in groups of their own, one for each number of columns.
+
+        w <- w (1 - lr decay) - lr 0.2 sqrt(max(rows, columns)) X            X: as in ops/muon.py, whose own factor is sqrt(max(1, rows / columns))
+
+    The root mean square of such a step is about 0.2 lr whatever the shape, as AdamW's: rates and decays of AdamW serve both.
+    Source: Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2.
+    """
+    matrices = {id(p) for name, p in model.named_parameters() if "blocks." in name and p.dim() == 2}
+    made = []
+    for group in groups:
+        shares: dict[int, list[nn.Parameter]] = {}                               # number of columns, 0 for AdamW's -> parameters
+        for p in group["params"]:
+            shares.setdefault(p.shape[1] if id(p) in matrices else 0, []).append(p)
+        for columns, params in shares.items():
+            longer = 0.2 * columns**0.5 or 1.0
+            made.append({**group, "params": params, "muon": columns > 0, "lr_factor": group["lr_factor"] * longer, "weight_decay": group["weight_decay"] / longer})
+    return made
+
+
 def make_optimizer(groups: list[dict], settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW with bias correction and decoupled weight decay: on a GPU in one launch for all tensors, elsewhere PyTorch's fused form, which takes a fraction of the others'.
+    Or Muon for the groups that say so, and AdamW for the rest; its products are in bfloat16 where a GPU has it, as published, else in float32.
 
-    Source: Kingma & Ba 2015; Loshchilov & Hutter 2019.
+    Source: Kingma & Ba 2015; Loshchilov & Hutter 2019; see `muon_groups`.
     """
-    device, betas = groups[0]["params"][0].device.type, (settings.beta1, settings.beta2)
+    device, betas = groups[0]["params"][0].device, (settings.beta1, settings.beta2)
     own = [dict(group) for group in groups]
-    if device == "cuda":
+    if settings.optimizer == "muon":
+        halves = device.type == "cuda" and gpu_computes_bf16(device)
+        return Muon(own, lr=settings.lr, betas=betas, eps=settings.eps, dtype=torch.bfloat16 if halves else torch.float32)
+    if device.type == "cuda":
         return AdamW(own, lr=settings.lr, betas=betas, eps=settings.eps)
-    return torch.optim.AdamW(own, lr=settings.lr, betas=betas, eps=settings.eps, fused=device in ("cpu", "mps"))
+    return torch.optim.AdamW(own, lr=settings.lr, betas=betas, eps=settings.eps, fused=device.type in ("cpu", "mps"))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from ..config import choose
 
 SCHEDULES = ("linear", "cosine", "constant", "slanted")
+OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 LIMITS = ("steps", "epochs", "tokens", "minutes")
 TRAINERS = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "micro_batches",
@@ -41,6 +42,7 @@ class TrainSettings:
     warmup: Number = 0.1                # steps if >= 1, a fraction of the run if < 1
     min_lr: Number = 0.0                # where the schedule ends, as a fraction of lr
     # the step
+    optimizer: str = "adamw"            # "adamw" | "muon": it moves the matrices of the blocks, at AdamW's usual rates, and AdamW the rest
     micro_batches: int = 1              # batches per optimizer step, of all processes together
     max_grad_norm: Number | None = 1.0  # None: gradients are not clipped
     weight_decay: Number = 0.01         # of matrices; biases and norms do not decay
@@ -75,7 +77,10 @@ class TrainSettings:
         if not (0 <= self.warmup < math.inf and 0 <= self.weight_decay < math.inf):
             raise ValueError(f"warmup={self.warmup}, weight_decay={self.weight_decay}; neither can be negative or infinite: 0 switches it off")
         choose("schedule", self.schedule, SCHEDULES)
+        choose("optimizer", self.optimizer, OPTIMIZERS)
         choose("precision", self.precision, PRECISIONS)
+        if self.optimizer == "muon" and self.shard:
+            raise ValueError('optimizer="muon" with shard=True; Muon steps a matrix as a whole, and each process holds a part of it: leave shard out, or give optimizer="adamw"')
         if self.best is not None and (len(self.best.split()) != 2 or self.best.split()[1] not in ("lower", "higher")):
             raise ValueError(f'best={self.best!r}; it is a metric and the better direction: write for example "loss lower" or "accuracy higher"')
         if self.patience is not None and self.best is None:

@@ -23,13 +23,17 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from ..nn.model import Model
+from ..ops.dispatch import within_reach
 from ..ops.dropout import dropout
 from ..ops.linear import linear
+from ..ops.lora_linear import lora_linear
+from ..ops.quantized_weight import QuantizedWeight
 from ..weights.save import family_of
 from .groups import TrainableReport, expand_range
-from .named import DEFAULT, NamedLinear, check_name, check_unmerged, need_chosen, set_adapter, wrap
+from .named import DEFAULT, NamedLinear, Rows, check_name, check_unmerged, need_chosen, set_adapter, wrap
 from .wrapped import check_free, linear_names, own_names, wrapped_linears
 
 SHORT = {"q": "attn.q_proj", "k": "attn.k_proj", "v": "attn.v_proj", "o": "attn.o_proj",
@@ -100,6 +104,28 @@ class LoRALinear(NamedLinear):
     def __init__(self, base: nn.Linear):
         super().__init__(base)
         self.adapters = {}
+
+    def forward(self, x: Float[Tensor, "*N in"]) -> Float[Tensor, "*N out"]:
+        """The changes that are chosen join the product in its kernel, if there is one for them."""
+        asked = [] if self.merged or not self.active or self.chosen is None else list(self.chosen.at) if isinstance(self.chosen, Rows) else [self.chosen]
+        ones = [self.adapters[name] for name in asked if name in self.adapters]
+        if not ones or not within_reach("lora_linear", x, lambda: self.in_the_way(asked, ones)):
+            return super().forward(x)
+        rate = float(ones[0].dropout) if self.training else 0.0
+        if not isinstance(self.chosen, Rows):
+            return lora_linear(x, self.weight, self.bias, ones[0].A, ones[0].B, ones[0].scale, rate)
+        self.chosen.check(x)
+        rank = max(one.r for one in ones)
+        A = torch.stack([pad(one.A, (0, 0, 0, rank - one.r)) for one in ones])
+        B = torch.stack([pad(one.scale * one.B, (0, rank - one.r)) for one in ones])
+        place = self.chosen.place.view(-1, *[1] * (x.dim() - 2)).expand(x.shape[:-1])
+        return lora_linear(x, self.weight, self.bias, A, B, 1.0, rate, place)
+
+    def in_the_way(self, asked: list[str], ones: list[LowRank]) -> str:
+        """What keeps the chosen changes from their kernel."""
+        found = {"DoRA": any(one.dora for one in ones), "a base held as codes": isinstance(self.weight, QuantizedWeight),
+                 "rows whose adapter changes other Linears": len(ones) < len(asked), "rows of unequal dropout": self.training and len({one.dropout for one in ones}) > 1}
+        return next((what for what, there in found.items() if there), "")
 
     def change(self, name: str, x: Float[Tensor, "*N in"], y: Float[Tensor, "*N out"]) -> Float[Tensor, "*N out"]:
         return self.adapters[name].change(x, y)

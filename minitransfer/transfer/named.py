@@ -4,7 +4,7 @@ One of them answers at a time, and trains; or, for a batch of mixed rows, each r
 
     y = x W^T + b        y_i <- y_i + change_{name of row i}(x_i, y_i)        a row without a name keeps its y_i, bit for bit
 
-Source for mixed rows: Wen & Chaudhuri 2024, "Batched Low-Rank Adaptation of Foundation Models"; here the rows of one name go through together.
+Source for mixed rows: Wen & Chaudhuri 2024, "Batched Low-Rank Adaptation of Foundation Models"; here the rows of one name go through together, or all rows in one kernel (LoRA).
 """
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
 
 from ..nn.model import Model
@@ -29,10 +29,21 @@ DEFAULT = "default"         # the name of an adapter that was given none, as in 
 
 @dataclass(frozen=True)
 class Rows:
-    """Which adapter each row of a batch has, and for each adapter its rows."""
+    """Which adapter each row of a batch has, for each adapter its rows, and for each row its adapter's place among these (-1: it has none)."""
 
     names: tuple[str | None, ...]
     at: dict[str, Int[Tensor, "_"]] = field(compare=False)
+    place: Int32[Tensor, "B"] = field(compare=False)
+
+    @classmethod
+    def of(cls, names: Sequence[str | None], device: torch.device) -> Rows:
+        there = [name for name in dict.fromkeys(names) if name is not None]
+        at = {name: torch.tensor([i for i, one in enumerate(names) if one == name], device=device) for name in there}
+        return cls(tuple(names), at, torch.tensor([-1 if one is None else there.index(one) for one in names], dtype=torch.int32, device=device))
+
+    def check(self, x: Float[Tensor, "B *T in"]) -> None:
+        if len(x) != len(self.names):
+            raise ValueError(f"use_adapter names an adapter for each of {len(self.names)} rows, and the batch has {len(x)}: give one name, or None, for each row")
 
 
 class NamedLinear(WrappedLinear):
@@ -68,8 +79,7 @@ class NamedLinear(WrappedLinear):
         return y + self.change(self.chosen, x, y) if self.chosen in self.adapters else y
 
     def by_row(self, x: Float[Tensor, "B *T in"], y: Float[Tensor, "B *T out"], rows: Rows) -> Float[Tensor, "B *T out"]:
-        if len(x) != len(rows.names):
-            raise ValueError(f"use_adapter names an adapter for each of {len(rows.names)} rows, and the batch has {len(x)}: give one name, or None, for each row")
+        rows.check(x)
         for name, at in rows.at.items():
             if name in self.adapters:
                 y = y.index_add(0, at, self.change(name, x[at], y[at]))
@@ -181,12 +191,14 @@ def use_adapter(model: Model, which: str | Sequence[str | None] | None) -> Itera
     if not agree(model, names):
         raise ValueError(f"use_adapter with rows for {', '.join(map(str, dict.fromkeys(names)))}, which were loaded with different heads; one head answers a batch: "
                          "give each adapter a batch of its own, or load them with load_several and choose with heads.use")
-    chosen = which if which is None or isinstance(which, str) else Rows(tuple(names), {
-        name: torch.tensor([i for i, one in enumerate(names) if one == name], device=model.device) for name in dict.fromkeys(names) if name is not None})
+    chosen = which if which is None or isinstance(which, str) else Rows.of(names, model.device)
     layers = list(named_linears(model).values())
-    was, brought = [layer.chosen for layer in layers], beside(model).now
+    packing: list[Any] = [stack for stack in model.modules() if getattr(stack, "packs", False) is not False] if isinstance(chosen, Rows) else []
+    was, packs, brought = [layer.chosen for layer in layers], [stack.packs for stack in packing], beside(model).now
     for layer in layers:
         layer.chosen = chosen
+    for stack in packing:                                                        # without their padding the rows of a batch are one
+        stack.packs = False
     bring_in(model, names[0] if names else None)
     try:
         yield
@@ -194,6 +206,8 @@ def use_adapter(model: Model, which: str | Sequence[str | None] | None) -> Itera
         bring_in(model, brought)
         for layer, before in zip(layers, was, strict=True):
             layer.chosen = before
+        for stack, wanted in zip(packing, packs, strict=True):
+            stack.packs = wanted
 
 
 def remove_adapter(model: nn.Module, name: str) -> None:

@@ -85,10 +85,10 @@ def offsets(lengths, device="cpu"):
 
 
 def run(c, device="cpu"):
-    """The same five from the kernels; float32 has no backward."""
+    """The same five from the kernels; without tensor cores a bias has no gradient."""
     *given, dout = (None if x is None else guarded(x.to(device)) for x in c.inputs())
-    leaves = [x.requires_grad_(c.dtype != torch.float32) for x in given if x is not None]
-    q, k, v, bias = [*leaves, None][:4]
+    leaves = [x.requires_grad_() for x in (given[:3] if c.dtype == torch.float32 else given) if x is not None]
+    q, k, v, bias = given
     with guards():
         out = attention_packed(q, k, v, offsets(c.lengths, device), max(c.lengths), key_offsets=None if c.key_lengths is None else offsets(c.keys, device),
                                longest_key=max(c.keys), causal=c.causal, window=c.window, bias=bias, rate=c.rate, random=RANDOM.to(device))
@@ -114,9 +114,19 @@ def test_numbers(c, device):
     assert took_kernel("attention_packed")
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "shared bias"])
+KINDS_TO_READ_FIRST = {**KINDS, "shared bias": {"bias": 1}, "dropout": {"rate": 0.3, "causal": True}, "dropout, other keys": {"rate": 0.3, "bias": 4, "key_lengths": OTHERS}}
+
+
+@pytest.mark.parametrize("kind", KINDS_TO_READ_FIRST)
 def test_the_version_to_read_first(kind, device):
-    check(replace(FLOAT, **{**KINDS, "shared bias": {"bias": 1}}[kind]), device)
+    check(replace(FLOAT, **KINDS_TO_READ_FIRST[kind]), device)
+    assert took_kernel("attention_packed")
+
+
+@pytest.mark.parametrize("kind", [{"causal": True}, pytest.param({"key_lengths": OTHERS, "bias": 1, "rate": 0.1}, marks=pytest.mark.slow)], ids=["plain", "bias, dropout"])
+def test_wide_heads_in_little_shared_memory(kind, device, monkeypatch):
+    monkeypatch.setattr("minitransfer.ops.attention.roomy", lambda device: False)
+    check(Case(torch.float16, 128, (4, 2), **kind), device)
     assert took_kernel("attention_packed")
 
 
@@ -134,14 +144,11 @@ def test_every_width(dtype, Dh, bias, rate, device):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_every_width_of_the_version_to_read_first(dtype, Dh, device, monkeypatch):
     monkeypatch.setattr("minitransfer.ops.attention.tensor_cores", lambda q: False)
-    c = Case(dtype, Dh, (4, 2), causal=True)
-    with torch.no_grad():
-        ours = run(c, device)
-    check(c, ours=ours)
+    check(Case(dtype, Dh, (4, 2), causal=True, rate=0.1), device)
     assert took_kernel("attention_packed")
 
 
-@pytest.mark.parametrize("c", [replace(BF16, causal=True), FP16], ids=["plain", "bias, dropout"])
+@pytest.mark.parametrize("c", [replace(BF16, causal=True), FP16, FLOAT], ids=["plain", "bias, dropout", "float"])
 def test_the_order_of_threads_and_blocks_changes_no_bit(c, emulator):
     first = run(c)
     for order in (1, 2):
@@ -247,16 +254,21 @@ def test_each_missing_wait_is_noticed(cu, nth, emulator):
     ("attention_forward.cu", "total[m][r] *= shrink;", ""),
     ("attention_backward.cu", "scales[m][r] = scale;", "scales[m][r] = 1.0f;"),
     ("attention_backward.cu", "- deltas[now]", "+ deltas[now]"),
+    ("attention_simple.cu", "total[r] * shrink", "total[r]"),
+    ("attention_simple.cu", "- delta[row]", "+ delta[row]"),
 ])
 def test_a_wrong_formula_is_noticed(cu, old, new, emulator):
     with planted(cu, old, new):
         noticed(PLANTS[cu])
 
 
-@pytest.mark.parametrize("old, new", [("if ((u32)row < (u32)count) copy", "if ((u32)row <= (u32)count) copy"), ("if (row < count)", "if (row <= count)")])
-def test_access_past_the_end_is_noticed(old, new, emulator):
-    with planted("attention.cuh", old, new), pytest.raises(RuntimeError, match="bad memory access"):
-        run(replace(BF16, causal=True, rest=0))
+@pytest.mark.parametrize("cu, old, new", [("attention.cuh", "if ((u32)row < (u32)count) copy", "if ((u32)row <= (u32)count) copy"),
+                                          ("attention.cuh", "if (row < count)", "if (row <= count)"),
+                                          ("attention_simple.cu", "if (row < count)", "if (row <= count)"),
+                                          ("attention_simple.cu", "j < at.S)", "j <= at.S)")])
+def test_access_past_the_end_is_noticed(cu, old, new, emulator):
+    with planted(cu, old, new), pytest.raises(RuntimeError, match="bad memory access"):
+        run(replace(FLOAT if "simple" in cu else BF16, causal=True, lengths=(37, 0, 131), rest=0))
 
 
 def test_what_has_no_kernel_runs_in_pytorch_and_says_why(emulator, monkeypatch):
@@ -264,9 +276,9 @@ def test_what_has_no_kernel_runs_in_pytorch_and_says_why(emulator, monkeypatch):
         check(c)
         return dispatch.why_not("attention_packed")
     assert why(replace(BF16, Dh=40)) == "Dh=40; the kernels are for multiples of 16 up to 128"
-    q = torch.randn(5, 2, 32, requires_grad=True)
-    out = attention_packed(q, q, q, offsets((2, 3)), 3)
-    assert out.requires_grad and dispatch.why_not("attention_packed").startswith("torch.float32 with gradients; backward needs tensor cores")
+    q, bias = torch.randn(5, 2, 32), torch.zeros(1, 2, 3, 3, requires_grad=True)
+    out = attention_packed(q, q, q, offsets((2, 3)), 3, bias=bias)
+    assert out.requires_grad and dispatch.why_not("attention_packed").startswith("torch.float32 and a bias with gradients; those need tensor cores")
     monkeypatch.setenv("MINITRANSFER_KERNELS", "auto")
     assert why(BF16).startswith("a tensor on cpu")
 

@@ -20,7 +20,7 @@ def name(cu, constants):
 
 def suits(cu, constants, capability):
     """What a GPU of this capability is given."""
-    if capability < 80 and (constants.get("STRIPS") == 2 or (cu == "attention_backward.cu" and constants["HEAD_DIM"] > 112)):
+    if capability < 80 and (constants.get("STRIPS") == 2 or (cu == "attention_backward.cu" and constants["HEAD_DIM"] > 112 and not constants["LEAN"])):
         return False                                         # too few registers; too little shared memory
     return capability >= TENSOR_CORES_BF16 or constants.get("SCALAR") != "bf16" or "attention.cuh" not in headers_of(text_of(cu))
 

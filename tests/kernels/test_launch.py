@@ -37,7 +37,7 @@ def test_the_driver_gets_what_it_should(tmp_path):
     signature, two = Signature("k", DECLARED), torch.tensor([2.0])
 
     def launch(n):
-        module.launch("k", (3, 1, 1), (64, 1, 1), signature.pack((two, n, 1 << 40, 0.5, None), torch.device("cpu"), "bf16"), signature.offsets, 65536)
+        module.launch("k", (3, 1, 1), (64, 1, 1), signature.pack((two, n, 1 << 40, 0.5, None), torch.device("cpu"), {"SCALAR": "bf16"}), signature.offsets, 65536)
         return True
     assert launch(-5)
     with ThreadPoolExecutor(1) as other:
@@ -55,7 +55,7 @@ def test_the_driver_gets_what_it_should(tmp_path):
 ])
 def test_values_that_do_not_fit_the_declaration(values, message):
     with pytest.raises(TypeError, match=message):
-        Signature("k", DECLARED).pack(values, torch.device("cpu"), "bf16")
+        Signature("k", DECLARED).pack(values, torch.device("cpu"), {"SCALAR": "bf16"})
 
 
 def launched(body, threads=64):

@@ -2,8 +2,12 @@
 import pytest
 import torch
 
+from minitransfer.nn.block import Block
+from minitransfer.nn.masks import Mask
+from minitransfer.ops.dispatch import why_not
 from minitransfer.ops.norm import WIDEST, layer_norm_residual, norm_residual, reference
 
+from ..unit.tiny import bert, moved
 from .harness import FLOATS, barriers, guarded, guards, judge, keep_mask, planted, took_kernel, turns
 
 RANDOM = torch.tensor([1234, 7])
@@ -27,10 +31,10 @@ def both_ways(forward, x, residual, weight, bias, dy, dh):
     return {"y": y, "h": h} | dict(zip(leaves, gradients, strict=True))
 
 
-def kernel(rms, rate):
+def kernel(rms, rate, wide=False):
     def forward(x, residual, weight, bias):
         with guards():
-            return norm_residual(x, residual, weight, bias, 1e-5, rate, RANDOM.to(x.device), rms)
+            return norm_residual(x, residual, weight, bias, 1e-5, rate, RANDOM.to(x.device), rms, wide)
     return forward
 
 
@@ -59,6 +63,42 @@ def test_numbers(rows, columns, rate, residual, bias, rms, dtype, device):
     assert took_kernel("rms_norm_residual" if rms else "layer_norm_residual")
     for name, value in ours.items():
         judge(value, plainly[name], truth[name], name)
+
+
+@pytest.mark.parametrize("rows, columns, rms, rate, bias", [(7, 97, False, 0.0, True), (5, 768, True, 0.1, False), (3, 768, False, 0.0, False)])
+@pytest.mark.parametrize("dtype, wide", [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)], ids=str)
+def test_a_stream_of_float32_and_x_of_16_bits(rows, columns, rms, rate, bias, dtype, wide, device):
+    """As under autocast, where plain PyTorch gives y in float32 and the next product rounds it."""
+    x, _, weight, b, dy, _ = inputs(rows, columns, dtype, device)
+    _, residual, *_, dh = inputs(rows, columns, torch.float32, device)
+    given = [x, residual, weight, b if bias else None, dy.float() if wide else dy, dh]
+    ours = both_ways(kernel(rms, rate, wide), *given)
+    assert took_kernel("rms_norm_residual" if rms else "layer_norm_residual")
+    kinds = dict.fromkeys(("h", "dresidual", "dweight", "dbias"), torch.float32) | {"y": torch.float32 if wide else dtype, "dx": dtype}
+    assert {name: value.dtype for name, value in ours.items()} == {name: kinds[name] for name in ours}
+    on_cpu = [None if t is None else t.cpu() for t in given]
+    mixed = both_ways(lambda *leaves: [a.to(kinds[name]) for a, name in zip(plain(rms, rate, torch.float32)(*leaves), ("y", "h"), strict=True)], *on_cpu)
+    truth = both_ways(plain(rms, rate, torch.float64), *[None if t is None else t.double() for t in on_cpu])
+    for name, value in ours.items():
+        judge(value, mixed[name], truth[name], name)
+
+
+@pytest.mark.parametrize("kind", [{}, {"norm_position": "pre"}, {"norm_position": "pre", "norm": "rms"}], ids=["post", "pre", "pre, rms"])
+def test_a_block_under_autocast_takes_the_kernel(kind, emulator, monkeypatch):
+    """With a float32 stream, and as near to the fp64 truth as plain PyTorch under autocast is."""
+    block, made = moved(Block(bert(d_model=96, n_heads=2, **kind))), {}
+    x, dy = (torch.randn(3, 13, 96, generator=torch.Generator().manual_seed(n)) for n in range(2))
+    operation = "rms_norm_residual" if kind.get("norm") else "layer_norm_residual"
+    for kernels in ("emulate", "off", None):
+        monkeypatch.setenv("MINITRANSFER_KERNELS", kernels or "off")
+        wide = torch.float32 if kernels else torch.float64
+        leaves = [(leaf := x.to(wide).requires_grad_()), *block.to(wide).parameters()]
+        with torch.autocast("cpu", torch.bfloat16, enabled=kernels is not None):
+            out, _ = block(leaf, Mask())
+        made[kernels] = [out, *torch.autograd.grad(out, leaves, dy.to(wide))]
+        assert out.dtype == wide and (why_not(operation) == "") == (kernels == "emulate")
+    for value, plainly, truth, name in zip(*made.values(), ["out", "dx", *(name for name, _ in block.named_parameters())], strict=True):
+        judge(value, plainly, truth, name)
 
 
 def test_a_row_as_wide_as_allowed(device):
@@ -96,11 +136,12 @@ def test_access_past_the_end_is_noticed(old, new, columns, dtype, message, emula
 
 
 def test_what_has_no_kernel_runs_in_pytorch_and_says_why(emulator, monkeypatch):
-    from minitransfer.ops.dispatch import why_not
     x = torch.randn(2, 5, dtype=torch.float64)
     y, h = layer_norm_residual(x, x, torch.ones(5, dtype=torch.float64), None)
     assert torch.allclose(y, (2 * x - 2 * x.mean(-1, keepdim=True)) / (4 * x.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()) and torch.equal(h, 2 * x)
     assert why_not("layer_norm_residual").startswith("torch.float64; kernels compute torch.float32")
+    layer_norm_residual(x.float(), x.half(), torch.ones(5), None)
+    assert why_not("layer_norm_residual") == "x is torch.float32 and residual torch.float16; a kernel reads one dtype, or a residual of float32"
     monkeypatch.setenv("MINITRANSFER_KERNELS", "off")
     layer_norm_residual(x.float(), None, torch.ones(5), None)
     assert why_not("layer_norm_residual") == "MINITRANSFER_KERNELS=off"

@@ -2,7 +2,6 @@
 import pytest
 import torch
 
-from minitransfer.nn.positions import rotate
 from minitransfer.ops.dispatch import why_not
 from minitransfer.ops.rope import reference, rope, rope_tables
 
@@ -92,11 +91,16 @@ def test_views_of_one_product(device):
         assert (mine.cpu() - true).abs().max() < 1e-5
 
 
-def test_the_reference_is_the_models_rotation():
-    (q, k, *_), positions, tables = inputs((2, 5), 4, 2, 40, 8, torch.float32)
-    doubled = tuple(torch.cat([t, t], -1)[positions][:, None] for t in tables)                  # (B, 1, T, R)
-    for x, turned in zip((q, k), reference(q, k, positions, *tables), strict=True):
-        assert torch.equal(rotate(x.transpose(1, 2), doubled).transpose(1, 2), turned)
+@pytest.mark.parametrize("texts", [1, 2])
+def test_tables_with_a_row_for_each_token(texts, device):
+    """Without positions: of every token, or of those of one text, which all texts share."""
+    tensors, positions, tables = inputs((2, 5), 4, 2, 40, 8, torch.float32, device)
+    positions = positions[:texts]
+    own = [t[positions] for t in tables]
+    ours = both_ways(lambda q, k: rope(q, k, None, *own), *tensors)
+    plainly = both_ways(lambda q, k: reference(q, k, None, *(t.cpu() for t in own)), *(t.cpu() for t in tensors))
+    judge_all(ours, plainly, truth_of(*tensors, positions.expand(2, 5), 8))
+    assert took_kernel("rope")
 
 
 def test_a_position_outside_the_tables_is_nan(device):
@@ -137,5 +141,7 @@ def test_what_has_no_kernel_runs_in_pytorch_and_says_why(emulator):
     assert torch.equal(mixed[0], reference(q, k.double(), positions, *tables)[0]) and why_not("rope") == "q is torch.float32 and k torch.float64; a kernel reads one dtype"
     with pytest.raises(ValueError, match="tables of 3 angles; a head of 4 numbers has 2 pairs"):
         rope(q[..., :4], k[..., :4], positions, *tables)
+    with pytest.raises(ValueError, match=r"tables of \(13,\) rows for \(7,\) tokens; without positions each token has its row"):
+        rope(q, k, None, *tables)
     with pytest.raises(ValueError, match="a leaf that requires a gradient; it would be overwritten"):
         rope(q.requires_grad_(), k, positions, *tables)

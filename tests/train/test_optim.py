@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from minitransfer.training import TrainSettings, param_groups
-from minitransfer.training.optim import check_groups, gradient_norm, make_optimizer, scale_and_clip, set_lr
+from minitransfer.training.optim import check_groups, gradient_norm, make_optimizer, muon_groups, scale_and_clip, set_lr
 
+from ..kernels.test_muon import by_svd
 from .small import bert, gpt
 
 
@@ -55,6 +56,31 @@ def test_adam_is_the_paper_s_with_bias_correction_and_decoupled_decay():
         m, v = 0.8 * m + 0.2 * g, 0.95 * v + 0.05 * g * g
         x = x - 0.005 * 0.1 * x - 0.005 * (m / (1 - 0.8**t)) / ((v / (1 - 0.95**t)).sqrt() + 1e-6)
         torch.testing.assert_close(p.detach(), x, atol=1e-12, rtol=1e-10)
+
+
+def test_muon_moves_the_matrices_of_the_blocks_as_far_as_adamw_would_and_adamw_the_rest():
+    """One step by hand in double precision, and PyTorch's own Muon."""
+    model, lr, decay = bert(), 0.01, 0.1
+    groups = param_groups(model, decay, lambda name: 0.5 if name.startswith("blocks.0") else 1.0)
+    optimizer = make_optimizer(muon_groups(model, groups), TrainSettings(steps=1, optimizer="muon"))
+    set_lr(optimizer, lr)
+    before = {name: p.detach().double() for name, p in model.named_parameters()}
+    twins = {name: torch.nn.Parameter(p.detach().clone()) for name, p in model.named_parameters()}
+    for p, twin in zip(model.parameters(), twins.values(), strict=True):
+        p.grad = twin.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if "momentum_buffer" in optimizer.state[p]}
+    assert moved == {name for name in before if name.startswith("blocks") and name.endswith("proj.weight")} and len(moved) == 18
+    for name, p in model.named_parameters():
+        rate = lr * (0.5 if name.startswith("blocks.0") else 1.0)
+        if name in moved:
+            step = 0.2 * max(p.shape)**0.5 * by_svd(twins[name].grad.double())
+            torch.testing.assert_close(p.detach().double(), before[name] * (1 - rate * decay) - rate * step, rtol=0, atol=1e-6)
+            torch.optim.Muon([twins[name]], rate, decay, adjust_lr_fn="match_rms_adamw").step()
+            torch.testing.assert_close(p, twins[name], rtol=0, atol=rate * 0.05)                # theirs is in bfloat16
+        else:
+            torch.optim.AdamW([twins[name]], rate, weight_decay=decay if p.dim() > 1 else 0.0, fused=True).step()
+            assert torch.equal(p, twins[name]), name
 
 
 @pytest.mark.parametrize("max_norm", [0.3, 1e6, None])

@@ -77,6 +77,20 @@ def test_a_log_that_does_not_fit_and_a_folder_that_cannot_be_made(tmp_path, monk
         train(gpt(), batches(), Causal(), settings(), out=tmp_path / "file" / "run")
 
 
+def test_muon_goes_on_with_the_same_bits(tmp_path):
+    whole, model, chosen = gpt(), gpt(), settings(5, optimizer="muon", save_every=2)
+
+    def stop(record):
+        if record["step"] == 3:
+            raise InterruptedError
+
+    train(whole, batches(), Causal(), chosen)
+    with pytest.raises(InterruptedError):
+        train(model, batches(), Causal(), chosen, out=tmp_path, on_step=stop)
+    train(model := gpt(seed=5), batches(), Causal(), chosen, out=tmp_path, resume=True)
+    assert same(weights(model), weights(whole))
+
+
 def test_ctrl_c_before_the_first_step(tmp_path, ctrl_c):
     whole, model = gpt(), gpt()
     train(whole, batches(), Causal(), settings(3))

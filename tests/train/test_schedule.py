@@ -94,6 +94,8 @@ def test_whichever_limit_comes_first_ends_the_run():
     ({"steps": 1, "min_lr": 1.5}, "min_lr=1.5; it is a fraction"),
     ({"steps": 1, "warmup": -0.1}, "warmup=-0.1.*neither can be negative"),
     ({"steps": 1, "schedule": "triangle"}, "schedule='triangle'; it is one of 'linear'"),
+    ({"steps": 1, "optimizer": "lion"}, "optimizer='lion'; it is one of 'adamw', 'muon'"),
+    ({"steps": 1, "optimizer": "muon", "shard": True}, 'optimizer="muon" with shard=True; Muon steps a matrix as a whole, .*: leave shard out'),
     ({"steps": 1, "precision": "fp8"}, "precision='fp8'; it is one of 'auto'"),
     ({"steps": 1, "best": "loss"}, "best='loss'; it is a metric and the better direction"),
     ({"steps": 1, "patience": 2}, "patience=2 without best"),
