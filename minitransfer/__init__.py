@@ -16,7 +16,7 @@ from .nn.model import Model, ModelOutput
 from .nn.recurrent import RecurrentModel
 from .nn.two_towers import TwoTowers
 from .tasks import Prediction, classify_images, finetune, predict
-from .text import ImageReader, Tokenizer
+from .text import ImageReader, Tokenizer, attention_view, show
 from .training import adapt, pretrain, train_vectors
 from .transfer import (
     add_lora,
@@ -37,6 +37,6 @@ from .weights.two_towers import load_two_towers, save_two_towers
 
 __version__ = "0.1.0"
 __all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
-           "add_lora", "check", "classify_images", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect", "layer_groups", "load_adapter",
-           "load_two_towers", "merge_lora", "plan", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "train_vectors", "trainable_report",
-           "unfreeze", "unmerge_lora", "verify"]
+           "add_lora", "attention_view", "check", "classify_images", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect",
+           "layer_groups", "load_adapter", "load_two_towers", "merge_lora", "plan", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "show",
+           "train_vectors", "trainable_report", "unfreeze", "unmerge_lora", "verify"]

@@ -20,12 +20,32 @@ import torch
 from . import samples
 from .generate import fill, generate
 from .nn.model import Model
-from .report import Html, Points, element, facts, interval_chart, key, line_chart, page, paragraph, prediction_case, section, table, write_page
+from .report import (
+    Html,
+    Points,
+    confusion,
+    element,
+    facts,
+    in_columns,
+    interval_chart,
+    key,
+    line_chart,
+    page,
+    paragraph,
+    prediction_case,
+    section,
+    side_by_side,
+    table,
+    wide,
+    write_page,
+)
 from .tasks import Prediction, finetune, predict
 from .tasks.metrics import mcnemar, wilson
 from .text import Tokenizer, read_rows, sample_rows
 from .training.log import package_versions
 from .training.memory import peak_memory, reset_peak
+from .training.page import looks
+from .training.run import make_folder
 from .weights.files import read_json, write_json
 
 FILLS = ("She opened the [MASK] and went in.", "He was born in the [MASK] of London.", "They sat down at the [MASK] to eat.")
@@ -70,6 +90,7 @@ class Outcome:
     validation: Points = ()             # (epoch, accuracy in %)
     predictions: Sequence[Prediction] = ()
     right: Sequence[bool] = ()          # row by row of the test
+    looks: Sequence[Html] = ()          # where the model looks in the first row that it gets wrong
 
     @property
     def percent(self) -> tuple[float, float, float]:
@@ -94,9 +115,7 @@ class DemoResult:
     report: Path | None = None
 
     def __str__(self) -> str:
-        rows = [COLUMNS, *(one.cells() for one in self.outcomes)]
-        width = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-        lines = ["  ".join([f"{row[0]:<{width[0]}}", *(f"{cell:>{w}}" for cell, w in zip(row[1:], width[1:], strict=True))]) for row in rows]
+        lines = [in_columns([COLUMNS, *(one.cells() for one in self.outcomes)])]
         for title, pairs in (("fill", self.filled), ("generate", self.generated)):
             lines += [f"\n{title}:", *(f"  {a}  ->  {b}" for a, b in pairs)] if pairs else []
         return "\n".join([*lines, "", conclusion(self.outcomes), *([f"\nreport: {self.report}"] if self.report else [])])
@@ -170,10 +189,11 @@ def tune(way: Way, source: str, tok: Tokenizer, split: Split, epochs: int, seed:
     memory = used_since(before, device)
     answers = predict(result.model, tok, [row["text"] for row in split.test])
     right = [answer.label == row["label"] for answer, row in zip(answers, split.test, strict=True)]
-    per_epoch = result.training.steps / epochs
+    per_epoch, first = result.training.steps / epochs, split.test[right.index(False) if False in right else 0]["text"]
     return Outcome(way.name, result.report.trainable, result.report.total.parameters, result.seconds, memory, sum(right), len(right),
                    [(one["step"] / per_epoch, one["loss"]) for one in result.history if "loss" in one],
-                   [(one["step"] / per_epoch, 100 * one["evaluation"]["accuracy"]) for one in result.history if "evaluation" in one], answers, right)
+                   [(one["step"] / per_epoch, 100 * one["evaluation"]["accuracy"]) for one in result.history if "evaluation" in one], answers, right,
+                   looks(result.model, tok, first))
 
 
 def warm_up(source: str, tok: Tokenizer, split: Split, device: torch.device) -> None:
@@ -224,17 +244,19 @@ def five_cases(test: list[dict], predictions: Sequence[Prediction]) -> list[Html
 def demo_page(result: DemoResult, split: Split) -> Html:
     outcomes, n = result.outcomes, len(split.test)
     losses, validation = {one.name: one.losses for one in outcomes}, {one.name: one.validation for one in outcomes}
+    answers = [(row["label"], one.label) for row, one in zip(split.test, outcomes[-1].predictions, strict=True)]
     label, most = Counter(row["label"] for row in split.test).most_common(1)[0]
     parts = [
         paragraph(f"{len(outcomes)} ways to learn which reviews are positive, from the same {len(split.train)} reviews, judged on {n} others. "
                   f"Always answering “{label}” would be right for {most / n:.0%}. All numbers were measured in the run that wrote this page."),
-        section("The ways compared", table(COLUMNS, [one.cells() for one in outcomes]),
+        section("The ways compared", wide(table([COLUMNS, *(one.cells() for one in outcomes)])),
                 paragraph("Share: of the model's parameters, how many train. Memory: the peak during training above what the process held before. "
                           "The interval is Wilson's; ways whose intervals overlap may be equally good.", class_="soft"), paragraph(conclusion(outcomes)),
                 interval_chart("Accuracy on the test split, %, with 95 % intervals", [(one.name, *one.percent) for one in outcomes], "accuracy, %")),
-        section("Learning curves", key(losses), element("div", line_chart("Training loss", losses, "epoch"),
-                                                        line_chart("Accuracy on the validation split, %", validation, "epoch"), class_="charts")),
-        section(f"Five predictions of “{outcomes[-1].name}” on the test split", *five_cases(split.test, outcomes[-1].predictions))]
+        section("Learning curves", key(losses), side_by_side(line_chart("Training loss", losses, "epoch"),
+                                                             line_chart("Accuracy on the validation split, %", validation, "epoch"))),
+        section(f"Confusions of “{outcomes[-1].name}” on the test split", confusion(answers)),
+        section(f"Five predictions of “{outcomes[-1].name}” on the test split", *five_cases(split.test, outcomes[-1].predictions)), *outcomes[-1].looks]
     for title, pairs in (("The pretrained encoder fills masks", result.filled), ("The pretrained decoder goes on", result.generated)):
         parts += [section(title, *(paragraph(element("b", a), " → ", b) for a, b in pairs))] if pairs else []
     return page("minitransfer demo: what pretraining is worth", *parts, section("How it was measured", facts(result.setting)))
@@ -270,11 +292,11 @@ def run(model: str = "mini-bert", generator: str | None = "mini-gpt", out: str |
     if rows is not None:
         split = replace(split, train=sample_rows(split.train, rows, seed, by="label"))
     device, tok, began = torch.device("cuda" if torch.cuda.is_available() else "cpu"), Tokenizer.from_pretrained(model), time.perf_counter()
+    make_folder(Path(out))                                  # one that cannot be written is better known now than after the work
     filled, generated = fill_lines(model, device), [] if generator is None else generate_lines(generator, seed, device)
     amount: dict[str, object] = {"model": model, "reviews": len(split.train), "epochs": epochs, "device": device.type}
     print(f"minitransfer: {len(split.train)} reviews, {epochs} epochs, {len(WAYS)} ways: {took(Path(out), amount)}; --rows 100 or --epochs 2 is quicker, "
           "--dry-run takes seconds", file=sys.stderr, flush=True)
-    Path(out).mkdir(parents=True, exist_ok=True)            # a folder that cannot be written is better known now than after the work
     baseline = tf_idf(split)
     outcomes = [] if baseline is None else [baseline]
     warm_up(model, tok, split, device)

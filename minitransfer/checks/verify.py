@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..nn.groups import GROUP
 from ..nn.model import Model
+from ..report import Table
 from ..tasks.predict import tuned_folder
 from ..text import Tokenizer
 from ..training.throughput import cpu_name
-from ..transfer.groups import GROUP, Table
 from ..weights.files import read_json, write_json
 from ..weights.sources import resolve
 from ..weights.tensors import shards
@@ -38,7 +39,6 @@ SHORTEST = 5                                    # tokens; the labels of a span l
 class ModuleTable(Table):
     """Every module in the order of execution: name here, name in the file, differences of what it makes."""
 
-    RIGHT = frozenset({"max", "mean", "relative", "given"})
     rows: tuple[ModuleRow, ...]
 
     def cells(self) -> list[tuple[str, ...]]:

@@ -26,7 +26,7 @@ from ..training import adapt as go_on
 from ..training import pretrain as start
 from ..training.evaluate import refuse_test_split
 from ..training.pretrain import HEADS
-from ..training.run import refuse_another_run
+from ..training.run import check_place, refuse_another_run
 from ..transfer import load_adapter, strategy
 from ..transfer.peft_files import CONFIG as ADAPTER
 from . import settings
@@ -98,6 +98,7 @@ class Job:
         Raises: ValueError for settings that cannot be, a device that is not there, or a folder that holds another run.
         """
         ranks.check_shares(TrainSettings.from_dict({name: self[name] for name in settings.TRAIN}))
+        ranks.from_first(lambda: check_place(self["out"]))
         if self["out"] and not self["resume"]:
             ranks.from_first(lambda: refuse_another_run(Path(self["out"])))
         return device_of(self["device"])

@@ -22,6 +22,7 @@ from .masks import Mask, positions_from, positions_in_documents, scattered
 from .norms import make_norm
 from .packing import Packing
 from .patches import Patches
+from .picture import picture
 from .pooling import make_pooler, pool
 from .positions import RelativeBias, Rotation, rotation
 from .recompute import again_in_backward, recomputed
@@ -329,6 +330,9 @@ class Model(nn.Module):
             follows = nn.functional.cross_entropy(out.next_logits.float(), next_labels)
             out.loss = follows if out.loss is None else out.loss + follows
         return out
+
+    def _repr_html_(self) -> str:
+        return picture(self)._repr_html_()
 
     @classmethod
     def from_pretrained(cls, source: str | Path, head: str = "auto", labels: list[str] | None = None, dtype: torch.dtype = torch.float32,

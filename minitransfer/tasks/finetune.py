@@ -12,9 +12,12 @@ from typing import Any
 from ..nn.given import need_model
 from ..nn.heads import EmbeddingHead
 from ..nn.model import Model
+from ..report import Html, fragment, paragraph, wide
 from ..text import Tokenizer, read_rows
 from ..training import TrainResult, TrainSettings, adapt, ranks
 from ..training.evaluate import refuse_test_split
+from ..training.page import learned, rates, write_report
+from ..training.run import check_place
 from ..training.tune import tune
 from ..transfer.base import Strategy
 from ..transfer.forgetting import Keep, check_keep
@@ -24,6 +27,7 @@ from ..weights.files import write_json
 from .base import Task, longest, supervised
 from .metrics import shown
 from .named import check_columns, task_of, texts_of
+from .page import judged, metric_table
 from .split import check_held_out
 
 
@@ -50,13 +54,26 @@ class FinetuneResult:
     def peak_memory(self) -> int:
         return self.training.peak_memory
 
+    @property
+    def cost(self) -> str:
+        return (f"{self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
+                f"{self.seconds:.1f} s, {self.training.memory}")
+
     def __str__(self) -> str:
         held_out = shown(self.metrics) if self.metrics else "no validation rows"
         before = "" if self.baseline is None else f"head alone: {shown(self.baseline)}\nthis run:   "
-        return (f"{before}{held_out}; {self.report.trainable:,} of {self.report.total.parameters:,} parameters trained, {self.training.steps} steps, "
-                f"{self.seconds:.1f} s, {self.training.memory}" + (f"\n{self.report.note}" if self.report.note else ""))
+        return f"{before}{held_out}; {self.cost}" + (f"\n{self.report.note}" if self.report.note else "")
+
+    @property
+    def summary(self) -> list[Html]:
+        """What a page begins with."""
+        before = [] if self.baseline is None else [paragraph(f"the head alone: {shown(self.baseline)}")]
+        return [paragraph(self.cost), *before, *([metric_table(self.metrics)] if self.metrics else [])]
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return fragment(*self.summary, *learned(self.training)[1:], wide(self.report.html()))
 
 
 def tune_language(model: Model, tok: Tokenizer, texts: list[str], epochs: int | float, chosen: TrainSettings, length: int, out: Path | None, resume: bool) -> TrainResult:
@@ -119,7 +136,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
              text, pair, label: the columns, where they are not called as above: text is also that of the words or the question, pair that of the context,
              label that of the tags or answers.
              out: the run's folder; out/model is then the result with its tokenizer and task.json: the whole model in the standard layout, or
-             the adapter.
+             the adapter; out/report.html shows the run, its mistakes and where the model looks.
              resume: go on from the last save in `out`, with a model loaded as it was at the start of the run.
              batch_size: rows a batch (default 32), or max_tokens: tokens a batch, padding included; max_length: texts are cut after so many tokens.
              baseline: first train the head alone, with its own rate, on a copy of the model, for the same epochs; the result prints both, and the
@@ -133,6 +150,7 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
     need_model(model, "finetune")
     ranks.join(model)
     check_keep(keep)
+    ranks.from_first(lambda: check_place(out))
     asked, plan = task_of(task, {"text": text, "pair": pair, "label": label}), strategy_of(strategy)
     rows = read_rows(train)
     held_out = [] if validation is None else read_rows(validation)
@@ -161,6 +179,8 @@ def finetune(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, tra
 
     data = {"train": hash_rows(rows, asked.columns), "validation": hash_rows(held_out, asked.columns), "tokenizer": tok.fingerprint[:16],
             "labels": ", ".join(model.labels or labels)}
-    report, result = tune(model, batches, supervised, chosen, plan, beside=beside, data=data, measured=[measured] if measured is not None else [], keep=keep,
-                          out=out, evaluate=evaluate, resume=resume, on_step=on_step)
-    return FinetuneResult(model, metrics_of(result), report, result, result.out, first)
+    report, followed, result = tune(model, batches, supervised, chosen, plan, beside=beside, data=data, measured=[measured] if measured is not None else [], keep=keep,
+                                    out=out, evaluate=evaluate, resume=resume, on_step=on_step)
+    found = FinetuneResult(model, metrics_of(result), report, result, result.out, first)
+    write_report(f"Fine-tuning: {asked.name}, strategy {plan.name}", result, report, lambda: [rates(followed), *judged(asked, model, tok, held_out, limit)], found.summary)
+    return found

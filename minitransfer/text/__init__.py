@@ -16,8 +16,9 @@ from .readers import read_rows, sample_rows
 from .stream import Batches, StreamBatches
 from .tokenizer import Tokenizer, TruncationWarning
 from .vectors import read_vectors, write_vectors
+from .views import attention_view, show
 
 __all__ = ["Batches", "EncodedBatches", "ImageReader", "InstructionBatches", "LabelledBatches", "PackedBatches", "PairBatches", "PreferenceBatches", "StreamBatches", "TextBatches",
            "TokenCache",
-           "Tokenizer", "TruncationWarning", "label_name", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "read_vectors",
-           "sample_rows", "tokenize_corpus", "write_vectors"]
+           "Tokenizer", "TruncationWarning", "attention_view", "label_name", "mark_spans", "read_instructions", "read_pydoc", "read_rows", "read_texts", "read_vectors",
+           "sample_rows", "show", "tokenize_corpus", "write_vectors"]

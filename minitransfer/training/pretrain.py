@@ -18,6 +18,7 @@ from ..objectives.span import SENTINEL
 from ..text import PackedBatches, TokenCache, Tokenizer, tokenize_corpus
 from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep, check_keep
+from ..transfer.groups import trainable_report
 from ..transfer.strategies import strategy as strategy_of
 from ..weights.files import read_json, write_json
 from ..weights.save import config_json
@@ -26,8 +27,9 @@ from .batches import Batches, Mixture, Rows
 from .diagnose import check_weights
 from .evaluate import Evaluation, held_out_loss, held_out_replaced, measure, refuse_test_split
 from .loop import train
+from .page import looks, rates, write_report
 from .precision import Precision
-from .run import TrainResult
+from .run import TrainResult, check_place
 from .settings import LIMITS, TrainSettings
 from .tune import as_it_is, tune
 
@@ -103,7 +105,8 @@ class Corpus:
 
     def __init__(self, model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective, validation: Any, length: int, batch_size: int,
                  seed: int, general: Any = None, mix: int | float = 0.0, ahead: int = 0):
-        self.objective = make_objective(objective, tok, model, seed)
+        self.tok, self.objective = tok, make_objective(objective, tok, model, seed)
+        self.name = getattr(self.objective, "name", "an objective of its own")
         check_pairing(model, tok, self.objective, length, ahead)
         causal = isinstance(self.objective, Causal | Span)                       # documents of these rows end with eos
 
@@ -132,6 +135,11 @@ class Corpus:
                 self.train = Mixture(text, trained, mix)
                 self.data |= {"general": around.cache.content[:16], "mix": str(mix)}
 
+    def example(self) -> str:
+        """The first text that was held out."""
+        batch = self.held_out[0]
+        return self.tok.decode(batch["input_ids"][0][batch["document_ids"][0] == 0])
+
     def evaluation(self) -> Evaluation:
         """Held-out loss and perplexity beside the loss of token frequencies alone; `general_loss` on the general text, if there is some."""
         def held_out(batches: Batches) -> Evaluation:
@@ -157,7 +165,8 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
              never trained on, and the same whatever the seed.
              objective: "masked", "causal", "span", "denoise", "replaced", or an objective object. "replaced" trains a generator beside the model, a
              quarter as wide unless it is given, as in Replaced(tok, generator); it is saved in `generator`, a folder inside the model's.
-             out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer. resume: go on from its last save.
+             out: the run's folder; `out/model` is then the result in the standard layout, with its tokenizer,
+             and `out/report.html` shows the run. resume: go on from its last save.
              length: tokens per row; batch_size: rows per batch, of which an optimizer step takes `micro_batches`.
              general: other text whose loss is reported beside, as general_loss.
              settings: of TrainSettings. Defaults here: one epoch if no limit is given, an evaluation every 500 steps, best="loss lower".
@@ -165,6 +174,7 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
     Raises:  ValueError for a vocabulary, head, length or corpus that does not fit, before training starts; and what `train` raises.
     """
     ranks.join(model)
+    ranks.from_first(lambda: check_place(out))
     chosen = TrainSettings.from_dict(defaults(settings))
     ranks.check_shares(chosen)
     refuse_test_split(validation, chosen.best)
@@ -182,8 +192,10 @@ def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objecti
         for one in (model,) if pair is None else (model, pair.generator):
             config_json(one, None)                                               # what no file can describe is refused now and not at the first save
     with nullcontext() if pair is None else pair.inside(model):
-        return train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(), resume=resume, save=save,
-                     data=texts.data | ({} if pair is None else {"replaced": str(pair)}))
+        result = train(model, texts.train, texts.objective, chosen, out=out, evaluate=texts.evaluation(), resume=resume, save=save,
+                       data=texts.data | ({} if pair is None else {"replaced": str(pair)}))
+    write_report(f"Pretraining: {texts.name}", result, trainable_report(model), lambda: looks(model, tok, texts.example()))
+    return result
 
 
 def put_vocabulary_head(model: Model, tok: Tokenizer, seed: int) -> None:
@@ -218,6 +230,7 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     Source:  Gururangan et al. 2020, "Don't Stop Pretraining".
     """
     ranks.join(model)
+    ranks.from_first(lambda: check_place(out))
     plan = as_it_is(model) if strategy is None else strategy_of(strategy)
     check_keep(keep)
     check_mix(mix, general)
@@ -235,11 +248,12 @@ def adapt(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective 
     texts = Corpus(model, tok, corpus, objective, validation, length, batch_size, chosen.seed, general, mix, plan.ahead)
     evaluate, precision = texts.evaluation(), Precision(chosen.precision, model)
     before = measure(model, evaluate, precision)
-    _, result = tune(model, texts.train, texts.objective, chosen, plan, beside=lambda _, folder: tok.save_pretrained(folder), data=texts.data, keep=keep, out=out,
-                     evaluate=evaluate, resume=resume)
+    trained, followed, result = tune(model, texts.train, texts.objective, chosen, plan, beside=lambda _, folder: tok.save_pretrained(folder), data=texts.data, keep=keep,
+                                     out=out, evaluate=evaluate, resume=resume)
     result = replace(result, before=before, after=measure(model, evaluate, precision))
     if result.out is not None and ranks.first():
         write_json(result.out / "manifest.json", {**read_json(result.out / "manifest.json"), "before": result.before, "after": result.after})
+    write_report(f"Adapting: {texts.name}, strategy {plan.name}", result, trained, lambda: [rates(followed), *looks(model, tok, texts.example())])
     return result
 
 

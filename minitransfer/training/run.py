@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..weights.files import read_json, recover, write_aside, write_json
+from ..report import fragment
+from ..weights.files import check_writable, read_json, recover, write_aside, write_json
 from . import ranks
 from .diagnose import NonFiniteError, check_trained
 from .evaluate import Evaluation, measure
 from .log import RunLog, finish_manifest, write_manifest
 from .memory import Kept, peak_memory, reset_peak
+from .page import learned
 from .precision import Precision
 from .rehearsal import StepShape
 from .schedule import Horizon
@@ -57,9 +59,24 @@ class TrainResult:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        return fragment(*learned(self))
+
+
+def check_place(out: str | Path | None) -> None:
+    """Raises: SaveError for a place where no folder can be made or written: said before anything is computed. Makes nothing."""
+    if out is None:
+        return
+    place = Path(out).absolute()
+    try:
+        check_writable(next(path for path in (place, *place.parents) if path.exists()))
+    except OSError as why:
+        raise SaveError(f"the folder {out} cannot be made or written ({why.strerror or why}); a run needs a folder it may write to: choose another out") from None
+
 
 def make_folder(out: Path) -> None:
     """Raises: SaveError for a place where no folder can be."""
+    check_place(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as why:

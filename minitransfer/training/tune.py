@@ -12,6 +12,7 @@ from ..transfer.base import Strategy, nothing_else
 from ..transfer.forgetting import Keep
 from ..transfer.groups import TrainableReport, set_trainable, trainable_report
 from ..transfer.peft_files import carried, check_adapter, save_adapter
+from ..transfer.plan import Plan, planned
 from ..weights.files import read_json, recover
 from ..weights.save import check_names
 from . import ranks
@@ -76,12 +77,12 @@ def name_base(model: Model, trained: TrainableReport, out: Path | None) -> None:
 
 def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSettings, strategy: Strategy, *, beside: Save, data: dict[str, str],
          measured: Sequence[Batches] = (), keep: Keep | None = None, out: str | Path | None = None, evaluate: Evaluation | None = None, resume: bool = False,
-         on_step: Callable[[dict], None] | None = None) -> tuple[TrainableReport, TrainResult]:
+         on_step: Callable[[dict], None] | None = None) -> tuple[TrainableReport, Plan | None, TrainResult]:
     """Apply a strategy to a model with its head in place, and train.
 
     Args:    beside: writes what stands in a saved folder beside the strategy's files. measured: the batches of the evaluation.
              keep: of transfer.forgetting. The others are those of `train`.
-    Returns: the table of what trained, and what `train` returns.
+    Returns: the table of what trained, of a run with a folder the plan it followed, and what `train` returns.
     Raises:  ValueError for a model that could not be saved, before anything is trained; and what `train` raises.
     """
     if settings.shard and ranks.world() > 1 and (keep is not None or strategy.now is not None or strategy.during is not nothing_else):
@@ -113,8 +114,9 @@ def tune(model: Model, batches: Batches, objective: Objective, settings: TrainSe
         wanted = strategy.objective(model, objective)
         result = train(model, batches, wanted if keep is None else keep(model, wanted), settings, out=folder, evaluate=evaluate, groups=groups, resume=resume,
                        on_step=each_step if acts else None, save=save, data={**data, "strategy": strategy.name})
+        followed = None if folder is None or result.steps == 0 else planned(model, strategy, settings, result.steps, result.steps / per_epoch)
         note = strategy.left_out(model, trained, result.steps / per_epoch) if phase is not None else ""
     if phase is not None:
         report = trainable_report(model, trained, note)
     name_base(model, report, result.out)
-    return report, result
+    return report, followed, result

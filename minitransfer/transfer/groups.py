@@ -7,32 +7,18 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from html import escape
 
 from torch import nn
 
+from ..nn.groups import layer_groups
 from ..nn.model import Model
 from ..ops.quantized_weight import QuantizedWeight
+from ..report import Table
 from .wrapped import WrappedLinear, own_names
 
 TASK_HEADS = ("sequence", "token", "span")      # heads that a task brings; the others are part of what was pretrained
 JUDGE = "discriminator"        # the module of `adversarial`, in the model while the run lasts
-GROUP = re.compile(r"(?:(?:encoder|decoder)\.)?(?:blocks\.\d+|\w+)")
 BLOCK_RANGE = re.compile(r"(?<![\w.])((?:(?:encoder|decoder)\.)?blocks)\.(\d+)-(\d+)(?![\w-])")
-
-
-def layer_groups(model: nn.Module) -> dict[str, list[str]]:
-    """Every parameter's name, in groups from the input to the output: embed, blocks.0, blocks.1, ..., norm, pooler, head.
-
-    Returns: group -> names of its parameters; each parameter of the model is in exactly one group.
-    """
-    groups: dict[str, list[str]] = {}
-    for name, _ in model.named_parameters():
-        match = GROUP.match(name)
-        groups.setdefault(match[0] if match else name, []).append(name)
-    if "head" in groups:
-        groups["head"] = groups.pop("head")
-    return groups
 
 
 def expand_range(address: str) -> list[str]:
@@ -91,29 +77,6 @@ class ReportRow:
     @property
     def percent(self) -> float:
         return 100 * self.trainable / max(1, self.parameters)
-
-
-class Table:
-    """Rows of cells, the first row the title: prints in columns, and as HTML in a notebook."""
-
-    RIGHT = frozenset({"parameters", "trainable", "%"})
-
-    def cells(self) -> list[tuple[str, ...]]:
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        cells = self.cells()
-        width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        right = [title in self.RIGHT for title in cells[0]]
-        return "\n".join("  ".join(f"{cell:{'>' if r else '<'}{w}}" for cell, w, r in zip(row, width, right, strict=True)) for row in cells)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        head, *body = self.cells()
-        title = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-        rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 @dataclass(frozen=True, repr=False)

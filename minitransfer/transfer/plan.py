@@ -4,13 +4,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import dataclass
-from html import escape
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from ..nn.model import Model
+from ..report import Table
 from .base import Strategy
 from .groups import layer_groups, short_list
 from .strategies import strategy as strategy_of
@@ -34,7 +34,7 @@ class PlanRow:
 
 
 @dataclass(frozen=True, repr=False)
-class Plan:
+class Plan(Table):
     """Learning rates, layer group by step. Prints as a table of the steps at which something changes; `draw` gives the whole as a figure."""
 
     strategy: str
@@ -71,18 +71,7 @@ class Plan:
         return [["group", "parameters", *(f"step {s + 1}" for s in shown)], *body]
 
     def __str__(self) -> str:
-        cells = self.cells()
-        width = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        table = ["  ".join(f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, width, strict=True))) for row in cells]
-        return "\n".join([*table, *([self.note] if self.note else [])])
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        head, *body = self.cells()
-        title = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-        rows = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
-        return f"<table><thead><tr>{title}</tr></thead><tbody>{''.join(rows)}</tbody></table>{f'<p>{escape(self.note)}</p>' if self.note else ''}"
+        return "\n".join([super().__str__(), *([self.note] if self.note else [])])
 
     def draw(self, axes: Any = None) -> Any:
         """The learning rates over the steps, with gaps where it is frozen: one line for all layer groups that have the same. Returns: matplotlib's axes, new
@@ -112,27 +101,33 @@ class Plan:
 def plan(model: Model, strategy: str | Strategy = "full", steps: int = 100, epochs: int | float = 3, **settings: Any) -> Plan:
     """What `finetune(model, ..., strategy=strategy, **settings)` does in a run of so many steps. The model stays as it is: the strategy is applied to a copy.
 
-    The numbers come from the functions the loop itself asks: the strategy's rates and phases, `param_groups`, `lr_at`.
+    The numbers come from the functions the loop itself asks: the strategy's rates and phases, `lr_at`.
 
     Args:    model: with its task's head on it; epochs: passes over the data that the steps make up, which is what gradual unfreezing counts.
              settings: of TrainSettings, as in `finetune`.
     Returns: a row for each layer group; several if its parameters train at different rates or times, and one of frozen parameters if there are any.
     Raises:  ValueError for steps or epochs that are not above zero; and what strategies and settings raise.
     """
-    from ..training import TrainSettings, lr_at, param_groups
+    from ..training import TrainSettings
     if steps < 1 or not epochs > 0:
         raise ValueError(f"steps={steps}, epochs={epochs}; a plan is of a run that has both: give numbers above zero")
     chosen = strategy_of(strategy)
     given = TrainSettings.for_tuning(chosen.settings, {**settings, "steps": steps})
     twin = copy.deepcopy(model)
     chosen.apply(twin, given.seed)
-    parameters = dict(twin.named_parameters())
-    name_of = {id(p): name for name, p in parameters.items()}
-    factor = {name_of[id(p)]: group["lr_factor"] for group in param_groups(twin, given.weight_decay, chosen.rate(twin)) for p in group["params"]}
-    lr = np.array([lr_at(step, float(steps), given) for step in range(steps)])
-    phases = [chosen.at(twin, step / (steps / epochs)) for step in range(steps)] if chosen.now is not None else [set(factor)] * steps
+    return planned(twin, chosen, given, steps, epochs)
+
+
+def planned(model: Model, strategy: Strategy, settings: Any, steps: int, epochs: int | float) -> Plan:
+    """The plan of a run on a model that the strategy has been applied to, before the run or after it. settings: the TrainSettings of the run."""
+    from ..training import lr_at
+    parameters = dict(model.named_parameters())
+    rate = strategy.rate(model)
+    factor = {name: float(rate(name)) for name in strategy.trains(model)}
+    lr = np.array([lr_at(step, float(steps), settings) for step in range(steps)])
+    phases = [strategy.at(model, step / (steps / epochs)) for step in range(steps)] if strategy.now is not None else [set(factor)] * steps
     rows: list[PlanRow] = []
-    for group, names in layer_groups(twin).items():
+    for group, names in layer_groups(model).items():
         alike: dict[tuple[float, bytes], list[str]] = {}
         for name in names:
             trains = np.array([name in phase for phase in phases]) if name in factor else np.zeros(steps, bool)
@@ -140,5 +135,5 @@ def plan(model: Model, strategy: str | Strategy = "full", steps: int = 100, epoc
         for (times, when), members in alike.items():
             rates = np.where(np.frombuffer(when, bool), lr * times, np.nan)
             rows.append(PlanRow(group, sum(parameters[name].numel() for name in members), tuple(members), rates))
-    note = "" if chosen.now is None else f"epochs assumed: {epochs:g}. {chosen.left_out(twin, set().union(*phases), epochs)}".strip()
-    return Plan(chosen.name, steps, tuple(rows), note)
+    note = "" if strategy.now is None else f"epochs assumed: {epochs:g}. {strategy.left_out(model, set().union(*phases), epochs)}".strip()
+    return Plan(strategy.name, steps, tuple(rows), note)

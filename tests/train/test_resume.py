@@ -73,7 +73,7 @@ def test_a_log_that_does_not_fit_and_a_folder_that_cannot_be_made(tmp_path, monk
     with pytest.raises(SaveError, match=r"step 4 could not be saved in .*last \(.*No space left on device.*the previous save in .*last is intact"):
         train(gpt(), batches(), Causal(), settings(9, save_every=2, log_every=4), out=tmp_path / "run")
     (tmp_path / "file").touch()
-    with pytest.raises(SaveError, match=r"the folder .*file/run cannot be made \(Not a directory\); .*: choose another out"):
+    with pytest.raises(SaveError, match=r"the folder .*file/run cannot be made or written \(.*file is a file, a folder is needed\); .*: choose another out"):
         train(gpt(), batches(), Causal(), settings(), out=tmp_path / "file" / "run")
 
 
