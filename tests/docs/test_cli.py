@@ -9,19 +9,23 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from minitransfer import samples
+from minitransfer.bench.rows import BERT_BASE
 from minitransfer.cli import learn, settings
 from minitransfer.cli import main as run_main
 from minitransfer.cli.keys import Key, gather, keys_of, typed
 from minitransfer.cli.main import VERBS
+from minitransfer.families import bert
 from minitransfer.generate import embed, fill, generate
 from minitransfer.nn.model import Model
 from minitransfer.tasks import SequenceTask, predict
@@ -29,6 +33,7 @@ from minitransfer.text import Tokenizer, TruncationWarning, corpus, pydoc_corpus
 from minitransfer.training import TrainSettings
 from minitransfer.training.run import Run
 from minitransfer.transfer.strategies import strategy
+from minitransfer.weights.files import write_json
 from tests.weights.test_llama2c import write_model
 
 pretraining, tuning = importlib.import_module("minitransfer.training.pretrain"), importlib.import_module("minitransfer.tasks.finetune")
@@ -484,7 +489,12 @@ def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
     done(capsys, "finetune", "mini-bert", "samples/reviews.train.tsv", "--out", "runs/reviews", "steps=1", "progress=no")
     (place / "reviews.yaml").write_text("model: mini-bert\ntrain: samples/reviews.train.tsv\n")
     (place / "reviews.tsv").write_text("fine\tpositive\nbad\tnegative\n")
+    shutil.copy(Path(__file__).parents[2] / "notebooks/solutions/03_attention_by_hand.py", place / "my_answers.py")
     (place / "downloads/bert-base-uncased").mkdir(parents=True)
+    for name, page, config in (("bert-base-uncased", bert, BERT_BASE), ("gpt2", gpt2, GPT2)):
+        (place / name).mkdir()
+        kind = next(iter(page.MODEL_TYPES))
+        write_json(place / name / "config.json", {"model_type": kind} | page.config_to_hf(config, kind))
     write_model(place / "downloads/stories260K.bin")
     for verb in [verb for name, verb in VERBS.items() if name not in ("demo", "bench")]:
         for line in verb.examples:
