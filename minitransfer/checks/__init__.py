@@ -2,5 +2,6 @@
 from .doctor import Diagnosis, doctor
 from .inspect import Inspection, inspect
 from .verify import Certificate, verify
+from .why import Why, why
 
-__all__ = ["Certificate", "Diagnosis", "Inspection", "doctor", "inspect", "verify"]
+__all__ = ["Certificate", "Diagnosis", "Inspection", "Why", "doctor", "inspect", "verify", "why"]
