@@ -25,7 +25,8 @@ from tests.adapt.small import HELD_OUT, TRAIN, bert, gpt, rows, tokenizer
 TOK = tokenizer()
 TEXTS = [row["text"] for row in TRAIN]
 TAGGED = [{"words": row["text"].split(), "tags": ["B-X" if word in ("film", "book") else "O" for word in row["text"].split()]} for row in TRAIN]
-ANSWERED = [{"question": "what film was it", "context": row["text"], "answers": {"text": [row["text"].split()[-1]], "answer_start": [row["text"].rindex(" ") + 1]}} for row in TRAIN]
+ANSWERED = [{"question": "what film was it", "context": row["text"], "answers": {"text": [row["text"].split()[-1]], "answer_start": [row["text"].rindex(" ") + 1]}}
+            for row in TRAIN]
 
 
 def named(found, result="wrong"):
@@ -214,7 +215,8 @@ class AsksOthers(Masked):
         return inputs, labels.where(labels == IGNORE, (labels + 1) % len(self.special))
 
 
-@pytest.mark.parametrize("kind, words", [(HidesMore, "15.0% are meant"), (HidesAll, "80.0% are meant"), (HidesSpecial, "special tokens or padding"), (AsksOthers, "hold another id")])
+@pytest.mark.parametrize("kind, words", [(HidesMore, "15.0% are meant"), (HidesAll, "80.0% are meant"), (HidesSpecial, "special tokens or padding"),
+                                         (AsksOthers, "hold another id")])
 def test_masks_that_are_drawn_wrongly(kind, words):
     found = mt.doctor(bert(TOK, "masked"), TOK, TEXTS, objective=kind(TOK))
     assert named(found) == {"mask statistics"} and words in found.problems[0].seen
@@ -241,7 +243,7 @@ HALF = [row for row in TRAIN if row["label"] == "pos"]
     (None, TRAIN + [loud(row) for row in TRAIN[:20]], None, {"duplicates"}, "20 of 80 training rows repeat"),
     (None, TRAIN + [loud(row) | {"label": "neg"} for row in HALF[:6]], None, {"contradictions"}, "6 texts have several rows"),
     (None, HALF, None, {"classes"}, "all training decisions have the label 'pos'"),
-    (None, TRAIN, HELD_OUT + [HELD_OUT[0] | {"text": "a new one", "label": "mixed"}], {"classes", "label set"}, "validation has 'mixed'"),
+    (None, TRAIN, [*HELD_OUT, {"text": "a new one", "label": "mixed"}], {"classes", "label set"}, "validation has 'mixed'"),
     (None, [row | {"label": row["label"].upper()} for row in TRAIN], None, {"label set"}, "no 'NEG', 'POS'"),
     (None, [*TRAIN, {"text": "one more", "label": None}], None, {"labels"}, "has no label"),
     (None, [row | {"text": " ".join([row["text"]] * 3)} for row in TRAIN], None, {"truncation"}, "longer than 29 tokens"),
@@ -264,7 +266,7 @@ def test_copies_are_told_by_their_letters_and_digits():
 
 
 def test_test_rows_among_training_and_validation_rows():
-    found = mt.doctor(bert(TOK), TOK, TRAIN, HELD_OUT, rows(9, 7) + [loud(TRAIN[4]), loud(HELD_OUT[2])])
+    found = mt.doctor(bert(TOK), TOK, TRAIN, HELD_OUT, [*rows(9, 7), loud(TRAIN[4]), loud(HELD_OUT[2])])
     assert [one.seen.split(" (")[0] for one in found.problems] == ["1 of 11 test rows are also training rows", "1 of 11 test rows are also validation rows"]
 
 

@@ -64,5 +64,5 @@ def test_a_run_that_ended_earlier(first, tmp_path):
 
 
 def test_a_folder_of_no_run(first, tmp_path):
-    with pytest.raises(ValueError, match="holds no manifest.json"):
+    with pytest.raises(ValueError, match=r"holds no manifest\.json"):
         mt.why(first, tmp_path)
