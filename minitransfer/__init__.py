@@ -6,7 +6,7 @@ Letters used in every shape, comment and test:
     Dh head width    F feed-forward width    E embedding width    V vocabulary    L blocks    R rank of an adapter    N rows of anything
 """
 from . import samples
-from .checks import doctor, inspect, verify, why
+from .checks import doctor, inspect, recommend, verify, why
 from .config import ModelConfig, RecurrentConfig
 from .generate import embed, fill, generate
 from .nn.cache import Cache
@@ -35,7 +35,7 @@ from .weights.convert import convert
 from .weights.two_towers import load_two_towers, save_two_towers
 
 __version__ = "0.1.0"
-__all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
-           "add_lora", "classify_images", "convert", "doctor", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect", "layer_groups", "load_adapter",
-           "load_two_towers", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "train_vectors", "trainable_report",
-           "unfreeze", "unmerge_lora", "verify", "why"]
+__all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers",
+           "adapt", "add_lora", "classify_images", "convert", "doctor", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect",
+           "layer_groups", "load_adapter", "load_two_towers", "merge_lora", "predict", "pretrain", "recommend", "remove_adapters", "samples", "save_adapter",
+           "save_two_towers", "train_vectors", "trainable_report", "unfreeze", "unmerge_lora", "verify", "why"]

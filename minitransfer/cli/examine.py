@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 
 from ..checks import doctor as examine
+from ..checks import recommend as advise
 from ..checks import why as compare
 from ..tasks import load_tuned
 from ..tasks.named import named_task
@@ -62,6 +63,32 @@ def why(args: argparse.Namespace) -> int:
     return 0
 
 
+def recommend_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("labels", nargs="?", type=int, help="how many rows have a label [those of --train]")
+    parser.add_argument("--task", default="sequence", metavar="NAME", help="of finetune, or generation, summarisation, translation [sequence]")
+    parser.add_argument("--unlabelled", type=float, default=0, metavar="MB", help="megabytes of text of the domain without labels [0]")
+    parser.add_argument("--gpu", type=float, metavar="GB", help="memory of the card [not looked at]")
+    parser.add_argument("--model", metavar="NAME", help="a folder, a bundled name or a hub id; needed to look at the card, and for --prove")
+    parser.add_argument("--train", metavar="FILE", help="rows with labels")
+    parser.add_argument("--validation", metavar="FILE", help="held-out rows [a fifth of --rows]")
+    parser.add_argument("--prove", action="store_true", help="tune the first two on some of the rows, and say which was better")
+    parser.add_argument("--rows", type=positive, default=200, metavar="N", help="rows that --prove trains on [200]")
+    parser.add_argument("--seed", type=int, default=0, help="of --prove [0]")
+    parser.add_argument("--json", action="store_true", help="print the answer as JSON")
+
+
+def recommend(args: argparse.Namespace) -> int:
+    model, tok = (None, None) if args.model is None else load_tuned(args.model)
+    train, validation = (None if source is None else bundled_sample(source) for source in (args.train, args.validation))
+    found = advise(args.task, args.labels, unlabelled_mb=args.unlabelled, gpu_gb=args.gpu, prove=args.prove, model=model, tok=tok, train=train, validation=validation,
+                   rows=args.rows, seed=args.seed)
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    return 0
+
+
 DOCTOR = Verb(
     "doctor", "Look for what goes wrong in silence when a model is trained on data: padding, leaks, masks, frozen weights, labels. Exit code 1 if something is wrong.",
     ("minitransfer doctor mini-bert", "minitransfer doctor mini-gpt samples/general.txt",
@@ -70,3 +97,7 @@ DOCTOR = Verb(
 WHY = Verb(
     "why", "Say at which step two runs began to differ, and why: seed, weights, data, settings, versions or a number.",
     ("minitransfer why runs/reviews runs/again",), why_arguments, why)
+RECOMMEND = Verb(
+    "recommend", "Say which way to adapt a model suits so many labels, with reasons and sources; --prove tries the first two on the rows.",
+    ("minitransfer recommend 800 --task token --unlabelled 120", "minitransfer recommend --model mini-bert --train samples/reviews.train.tsv --prove --rows 40"),
+    recommend_arguments, recommend)
