@@ -43,7 +43,7 @@ def doctor(model: Model, tok: Tokenizer, data: Any = None, validation: Any = Non
 
     Args:    data: training rows, as for `finetune`, or raw texts, as for `pretrain`; None: the model and the tokenizer alone, on texts of the package.
              validation, test: held-out rows, which are also compared with one another.
-             task, text, pair, label: as for `finetune`; task=None: that of the model's head, else "sequence" for rows, and none for texts.
+             task, text, pair, label: as for `finetune`; task=None: that of the model's head, else "sequence" for rows, and none for texts (also of a .jsonl).
              strategy: as for `finetune`, applied to the copy; None: what trains in the model now does. groups: instead, the optimizer (or its groups) of a loop
              of one's own. objective: the loss of such a loop; None: the task's, or that of the model's vocabulary head. max_length: as for `finetune`.
     Returns: what each check tried and saw, and what to do; a check that has nothing to look at says nothing.

@@ -106,19 +106,12 @@ def accumulation(p: Patient) -> Iterator[Finding]:
     cut = len(rows) // 3
     whole, n, at_once = summed(p.model, ask, [part_of(batch, rows)])
     loss, counted, after = summed(p.model, ask, [part_of(batch, rows[:cut]), part_of(batch, rows[cut:])])
-    size = max(1e-12, float(gradient_norm(map(of_gradient, at_once))) if at_once else 1.0)
-    distance = max(abs(loss - whole) / max(1.0, abs(whole)), float(torch.stack([(a - b).norm() for a, b in zip(after, at_once, strict=True)]).norm()) / size if at_once else 0.0)
+    off = nn.utils.get_total_norm([a - b for a, b in zip(after, at_once, strict=True)]) / nn.utils.get_total_norm(at_once).clamp(min=1e-12)
+    distance = max(abs(loss - whole) / max(1.0, abs(whole)), float(off))
     p.model.zero_grad(set_to_none=True)
     yield (say.wrong(f"loss {whole:.4f} of {n} targets at once, {loss:.4f} of {counted} in parts; gradients {distance:.1e} apart, relative",
                      "an objective gives the sum of its losses and the number of targets, never a mean: the loop divides once by the targets of the whole step")
            if distance > BAR or n != counted else say.ok(f"micro-batches add up ({distance:.0e} apart)"))
-
-
-def of_gradient(gradient: Tensor) -> nn.Parameter:
-    """A parameter that holds nothing but this gradient."""
-    made = nn.Parameter(torch.empty_like(gradient))
-    made.grad = gradient
-    return made
 
 
 def optimizer(p: Patient) -> Iterator[Finding]:

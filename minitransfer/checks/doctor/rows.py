@@ -12,11 +12,12 @@ import numpy as np
 
 from ...tasks.base import Task
 from ...tasks.sequence import no_label
-from ...text import label_name
+from ...tasks.split import NOTED
+from ...text import TruncationWarning, label_name
 from .finding import WRONG, Finding, Tried
 from .patient import Patient
 
-REPEATED, LEAKED, CONTRADICTED = 0.1, 0.01, 0.02        # shares of rows from which it is wrong
+REPEATED, CONTRADICTED = 0.1, 0.02          # shares of rows from which it is wrong; of leaked ones it is that from which `finetune` warns
 ALMOST_ALL = 0.95
 NUMBERS = ("regression", "similarity")
 CLASSES = ("sequence", "multilabel", "token")
@@ -48,7 +49,7 @@ def copies(p: Patient) -> Iterator[Finding]:
         before = set(known)
         seen = [i for i, one in enumerate(rows) if one in before]
         yield say.of_share(len(seen), len(rows), f"{len(seen):,} of {len(rows):,} {split} rows are also {first} rows (first {split} row {seen[0]})" if seen
-                           else f"no {split} row is a {first} row", "drop them from one of the two: the metrics are better than on new texts", LEAKED)
+                           else f"no {split} row is a {first} row", "drop them from one of the two: the metrics are better than on new texts", NOTED)
     if p.task.name in CLASSES:
         yield from contradictions(p, p.task, asked["training"])
 
@@ -78,6 +79,7 @@ def labels(p: Patient) -> Iterator[Finding]:
     say = Tried("labels", "the rows as the task reads them")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
+        warnings.simplefilter("ignore", TruncationWarning)                       # a check of its own says it
         try:
             p.task.labels(p.training, p.splits.get("validation", []))
             fault = p.fault if p.batch is None else ""
