@@ -112,6 +112,8 @@ def inspect(source: str | Path, revision: str | None = None) -> Inspection:
         "tensors": (weighed(folder) or (folder / TENSORS).is_file(), tensor_facts),
         "task": ((folder / "task.json").is_file(), lambda f: read_json(f / "task.json"))}
     found = {subject: attempted(read, folder) for subject, (there, read) in parts.items() if there}
+    if "problem" in found.get("files", {}):
+        found.pop("tensors", None)                                               # they are of these files
     if not found:
         raise ValueError(f"{folder} holds no config.json, adapter_config.json, tokenizer or weights; needed is the folder of a model, an adapter "
                          "or a run: check the path")
