@@ -107,7 +107,7 @@ class Recommendation:
         return asdict(self) | {"better": None if self.proof is None else self.proof.better}
 
     def __str__(self) -> str:
-        lines = [f"{self.task}, {self.labels:,} labels: {self.body} with head={self.head!r}", *([f"first: {self.before}"] if self.before else []),
+        lines = [f"{self.task}, {self.labels:,} labels: {self.body}, head={self.head!r}", *([f"first: {self.before}"] if self.before else []),
                  *(f"{i}. {one}" for i, one in enumerate(self.advice, 1)), *([str(self.proof)] if self.proof is not None else [])]
         return "\n".join(lines)
 

@@ -91,12 +91,12 @@ def package_versions() -> dict[str, str]:
 
 
 def weights_of(model: Model) -> dict[str, str]:
-    """Which weights a model has: a hash of at most 16 evenly spread values of every parameter, of the body and of the head. Every rank calls this alike."""
+    """Which weights a model has: a hash of at most 16 evenly spread values of every parameter, of the body, and of the head with its pooler. Every rank calls this alike."""
     digests = {"body": hashlib.sha256(), "head": hashlib.sha256()}
     for name, p in model.named_parameters():
         flat = full(p.detach()).flatten()
         some = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].float().cpu()
-        digests["head" if name.startswith("head.") else "body"].update(name.encode() + some.numpy().tobytes())
+        digests["head" if name.startswith(("head.", "pooler.")) else "body"].update(name.encode() + some.numpy().tobytes())
     return {part: digest.hexdigest()[:16] for part, digest in digests.items()}
 
 

@@ -249,6 +249,7 @@ HALF = [row for row in TRAIN if row["label"] == "pos"]
     (None, TRAIN, [*HELD_OUT, {"text": "a new one", "label": "mixed"}], {"classes", "label set"}, "validation has 'mixed'"),
     (None, [row | {"label": row["label"].upper()} for row in TRAIN], None, {"label set"}, "no 'NEG', 'POS'"),
     (None, [*TRAIN, {"text": "one more", "label": None}], None, {"labels"}, "has no label"),
+    (None, [*TRAIN, {"text": None, "label": "pos"}], [*HELD_OUT, {"text": float("nan"), "label": "neg"}], {"texts"}, "1 of 21 validation rows have none (first row 20)"),
     (None, [row | {"text": " ".join([row["text"]] * 3)} for row in TRAIN], None, {"truncation"}, "longer than 29 tokens"),
     (None, [row | {"text": "жд " + row["text"].replace("a", "ж")} for row in TRAIN], None, {"unknown tokens"}, "are unknown"),
     ("regression", [row | {"label": 3.0} for row in TRAIN], None, {"targets"}, "100% of the training numbers are 3"),

@@ -32,7 +32,7 @@ CHECKS: dict[str, Check] = {
     "weights": vocabulary.weights, "vocabulary": vocabulary.vocabulary, "tied weights": vocabulary.tied,
     "padding": reading.padding, "padding side": reading.padding_side, "batch composition": reading.batch_composition, "packing": reading.packing,
     "causal leak": reading.causal,
-    "duplicates": rows.copies, "labels": rows.labels, "truncation": places.truncation, "label alignment": places.alignment,
+    "texts": rows.texts, "duplicates": rows.copies, "labels": rows.labels, "truncation": places.truncation, "label alignment": places.alignment,
     "mask statistics": learning.masks, "accumulation": learning.accumulation, "optimizer": learning.optimizer, "learning": learning.learning}
 
 

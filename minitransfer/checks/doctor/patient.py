@@ -45,8 +45,11 @@ class Patient:
     seed: int = 0
     model: Model = field(init=False)
     fault: str = ""
+    unread: dict[str, list[int]] = field(default_factory=dict)      # rows without a text, which no other check sees
 
     def __post_init__(self) -> None:
+        self.unread = {split: [i for i, row in enumerate(rows) if not has_texts(row, self.task)] for split, rows in self.splits.items()}
+        self.splits = {split: [row for row in rows if has_texts(row, self.task)] for split, rows in self.splits.items()}
         made: dict[int, Any] = {}                                                # an objective that holds the model, or another one, holds the copy
         self.model, self.objective = copy.deepcopy(self.own, made).eval(), copy.deepcopy(self.objective, made)
         if any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters()):
@@ -124,6 +127,12 @@ class Patient:
         if self.own.head_name.startswith("masked") and self.tok.mask_id is not None:
             return Masked(self.tok)
         return Causal() if self.own.head_name == "causal" else None
+
+
+def has_texts(row: dict, task: Task | None) -> bool:
+    """Whether what the row asks is texts, or lists of words."""
+    asked = [row[name] for name in (task.asks if task is not None else [])]
+    return all(isinstance(value, str) or (hasattr(value, "__len__") and all(isinstance(word, str) for word in value)) for value in asked)
 
 
 def spread(rows: list, n: int, size: Any) -> list:

@@ -31,8 +31,15 @@ def normal(text: str) -> str:
 
 def question(row: dict, task: Task) -> tuple[str, ...]:
     """What a row asks, normalised; a text of signs alone stays as it is."""
-    texts = [value if isinstance(value := row.get(name), str) else " ".join(map(str, value or ())) for name in task.asks]
-    return tuple(normal(text) or text for text in texts)
+    asked = (value if isinstance(value := row[name], str) else " ".join(value) for name in task.asks)
+    return tuple(normal(text) or text for text in asked)
+
+
+def texts(p: Patient) -> Iterator[Finding]:
+    for split, bad in p.unread.items():
+        if bad:
+            yield Tried("texts", f"the columns of the {split} rows that hold the question").wrong(
+                f"{len(bad):,} of {len(bad) + len(p.splits[split]):,} {split} rows have none (first row {bad[0]})", "fill the cells, or drop these rows: finetune refuses them")
 
 
 def copies(p: Patient) -> Iterator[Finding]:
@@ -65,8 +72,9 @@ def contradictions(p: Patient, task: Task, asked: list[tuple[str, ...]]) -> Iter
 
 def classes(task: Task, rows: Sequence[dict]) -> list[list[str]]:
     """The decisions in each row: its label, its labels, or its tags. What is no label counts for nothing; other checks name it."""
-    values = [row.get(list(task.columns.values())[-1]) for row in rows]
-    return [[label_name(one) for one in (value if isinstance(value, list | tuple) else [value]) if not no_label(one)] for value in values]
+    found = (row[list(task.columns.values())[-1]] for row in rows)
+    values = (value.tolist() if hasattr(value, "tolist") else value for value in found)
+    return [[label_name(one) for one in (value if isinstance(value, list | tuple | set) else [value]) if not no_label(one)] for value in values]
 
 
 def labels(p: Patient) -> Iterator[Finding]:
