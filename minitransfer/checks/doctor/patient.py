@@ -23,6 +23,7 @@ from ...text import Tokenizer, read_texts
 from ...transfer.base import Strategy
 
 MOST = 2000         # rows whose texts are tokenised
+CHARACTERS = 10_000 # of a line of raw text
 ROWS = 8            # rows of the batch that is trained on
 LENGTH, SHORTEST = 64, 4        # tokens of a text that is read in several ways
 
@@ -70,7 +71,7 @@ class Patient:
         if self.task is not None and self.training:
             return texts_of(self.task, self.training[:MOST])
         documents = read_texts(samples.path("general.txt") if self.corpus is None else self.corpus)
-        return list(islice((line for document in documents for line in document.splitlines() if line.strip()), MOST))
+        return list(islice((line[:CHARACTERS] for document in documents for line in document.splitlines() if line.strip()), MOST))
 
     @cached_property
     def labels(self) -> list[str]:

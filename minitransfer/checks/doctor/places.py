@@ -1,6 +1,7 @@
 """Where labels stand, and what the end of a text loses."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +52,8 @@ def words(p: Patient, task: Any) -> Iterator[Finding]:
     sentences = [list(row[task.words]) for row in rows]
     found = p.tok.encodings([" ".join(one) for one in sentences], max_length=p.limit)
     whole = p.tok.encodings([" ".join(one) for one in sentences], max_length=10**9)
-    by_ids = {tuple(one.ids): i for i, one in enumerate(found)}
+    times = Counter(tuple(one.ids) for one in found)
+    by_ids = {tuple(one.ids): i for i, one in enumerate(found) if times[tuple(one.ids)] == 1}     # of copies the batch does not tell which is which
     batches = task.batches(rows, p.tok, p.labels, SOME, None, p.limit, p.seed)
     n = wrong = 0
     for k in range(len(batches)):

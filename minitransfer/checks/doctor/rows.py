@@ -2,11 +2,10 @@
 from __future__ import annotations
 
 import itertools
-import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -23,16 +22,31 @@ NUMBERS = ("regression", "similarity")
 CLASSES = ("sequence", "multilabel", "token")
 
 
+class Plain(dict[int, str]):
+    """Character -> what stands for it: nothing for an accent, a space for punctuation, signs, spaces and controls. Each is looked up once."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = "" if 0x300 <= code <= 0x36F else " " if unicodedata.category(chr(code))[0] in "PSZC" else chr(code)
+        return self[code]
+
+
+PLAIN = Plain()
+
+
 def normal(text: str) -> str:
     """Letters and digits in one case, without accents, and single spaces: what copies have in common that were typed or cleaned anew."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text.casefold()) if not unicodedata.combining(c))
-    return re.sub(r"[\W_]+", " ", plain).strip()
+    return " ".join(unicodedata.normalize("NFKD", text.casefold()).translate(PLAIN).split())
 
 
-def question(row: dict, task: Task) -> tuple[str, ...]:
-    """What a row asks, normalised; a text of signs alone stays as it is."""
+def spaced(text: str) -> str:
+    """One case, and single spaces."""
+    return " ".join(text.casefold().split())
+
+
+def question(row: dict, task: Task, form: Callable[[str], str] = normal) -> tuple[str, ...]:
+    """What a row asks, in this form; a text of which it leaves nothing stays as it is."""
     asked = (value if isinstance(value := row[name], str) else " ".join(value) for name in task.asks)
-    return tuple(normal(text) or text for text in asked)
+    return tuple(form(text) or text for text in asked)
 
 
 def texts(p: Patient) -> Iterator[Finding]:
@@ -58,13 +72,14 @@ def copies(p: Patient) -> Iterator[Finding]:
         yield say.of_share(len(seen), len(rows), f"{len(seen):,} of {len(rows):,} {split} rows are also {first} rows (first {split} row {seen[0]})" if seen
                            else f"no {split} row is a {first} row", "drop them from one of the two: the metrics are better than on new texts", NOTED)
     if p.task.name in CLASSES:
-        yield from contradictions(p, p.task, asked["training"])
+        yield from contradictions(p, p.task)
 
 
-def contradictions(p: Patient, task: Task, asked: list[tuple[str, ...]]) -> Iterator[Finding]:
+def contradictions(p: Patient, task: Task) -> Iterator[Finding]:
+    """Here punctuation counts: ":)" and ":(" may be the whole difference."""
     told: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
-    for one, names in zip(asked, classes(task, p.training), strict=True):
-        told.setdefault(one, set()).add(tuple(names))
+    for row, names in zip(p.training, classes(task, p.training), strict=True):
+        told.setdefault(question(row, task, spaced), set()).add(tuple(names))
     n, say = sum(len(answers) > 1 for answers in told.values()), Tried("contradictions", f"the labels of {len(told):,} different training texts")
     yield say.of_share(n, len(told), f"{n:,} texts have several rows with different labels" if n else "no text has two different labels",
                        "decide for one label, or drop these rows", CONTRADICTED)
