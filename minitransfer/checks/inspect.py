@@ -1,6 +1,7 @@
 """What is in a checkpoint, from its descriptions and the heads of its files: no weight is read, so it is quick for any size."""
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -17,10 +18,11 @@ from ..nn.heads import CLASSIFIES
 from ..tasks.predict import tuned_folder
 from ..text import Tokenizer
 from ..transfer.groups import layer_groups
+from ..transfer.peft_files import TENSORS
 from ..weights.files import read_json
 from ..weights.load import labels_of, unfilled
 from ..weights.sources import resolve
-from ..weights.tensors import INDEX, heads_of, numbers_in
+from ..weights.tensors import INDEX, heads_of, numbers_in, shards
 
 ADAPTER = ("peft_type", "task_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "size", "placement", "hypercomplex", "rank",
            "num_virtual_tokens", "target_modules", "modules_to_save")
@@ -40,9 +42,12 @@ class Inspection:
         return self.listed()
 
     def listed(self, everything: bool = False) -> str:
-        """The list; of the config what is not as usual, unless `everything` is wanted."""
+        """The list; of the config what is not as usual, and the tree of tensors of an adapter only, unless `everything` is wanted."""
         lines = [f"{self.source} ({self.folder})"]
         for subject, values in self.found.items():
+            if subject == "tensors" and "problem" not in values:
+                lines += [subject, *tree(values)] if everything or "adapter" in self.found else []
+                continue
             given = values if everything or subject != "config" else unusual(values)
             left_out = f" ({len(values) - len(given)} more are as usual: --all shows them)" if len(given) < len(values) else ""
             width = max(map(len, given), default=0)
@@ -64,6 +69,32 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def tree(values: dict[str, Any], indent: str = "  ") -> list[str]:
+    """Names in names, indented; siblings that hold the same stand in one line, `0-11`, and what has one child stands before it, `a.b`."""
+    lines: list[str] = []
+    alike: dict[str, list[str]] = {}
+    for name, inside in values.items():
+        alike.setdefault(json.dumps(inside), []).append(name)
+    for names in alike.values():
+        inside, name = values[names[0]], joined_names(names)
+        while isinstance(inside, dict) and len(inside) == 1:
+            (child, inside), = inside.items()
+            name = f"{name}.{child}"
+        lines += [f"{indent}{name}", *tree(inside, indent + "  ")] if isinstance(inside, dict) else [f"{indent}{name:<{40 - len(indent)}}  {inside}"]
+    return lines
+
+
+def joined_names(names: list[str]) -> str:
+    """`0-6, 8-11` for numbers, which follow one another, else names with commas."""
+    runs: list[list[str]] = []
+    for name in names:
+        if runs and name.isdecimal() and runs[-1][-1].isdecimal() and int(name) == int(runs[-1][-1]) + 1:
+            runs[-1].append(name)
+        else:
+            runs.append([name])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 def inspect(source: str | Path, revision: str | None = None) -> Inspection:
     """Describe a checkpoint: family, architecture, parameters by layer group, files and dtypes, head, labels, tokenizer, adapter and task.
 
@@ -78,8 +109,11 @@ def inspect(source: str | Path, revision: str | None = None) -> Inspection:
         "files": (any(path.suffix in (".safetensors", ".bin") or path.name == INDEX for path in folder.iterdir()), file_facts),
         "tokenizer": (any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")), tokenizer_facts),
         "adapter": ((folder / "adapter_config.json").is_file(), adapter_facts),
+        "tensors": (weighed(folder) or (folder / TENSORS).is_file(), tensor_facts),
         "task": ((folder / "task.json").is_file(), lambda f: read_json(f / "task.json"))}
     found = {subject: attempted(read, folder) for subject, (there, read) in parts.items() if there}
+    if "problem" in found.get("files", {}):
+        found.pop("tensors", None)                                               # they are of these files
     if not found:
         raise ValueError(f"{folder} holds no config.json, adapter_config.json, tokenizer or weights; needed is the folder of a model, an adapter "
                          "or a run: check the path")
@@ -147,7 +181,7 @@ def file_facts(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     numbers: Counter[str] = Counter()
     tensors = 0
-    for path, dtype, shape in heads_of(folder):
+    for path, _, dtype, shape in heads_of(shards(folder)):
         numbers[DTYPES.get(dtype, dtype)] += math.prod(shape)
         tensors += 1
         facts[path.name] = f"{path.stat().st_size:,} bytes"
@@ -164,3 +198,22 @@ def tokenizer_facts(folder: Path) -> dict[str, Any]:
 def adapter_facts(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "adapter_config.json")
     return {name: config[name] for name in ADAPTER if config.get(name) is not None}
+
+
+def tensor_facts(folder: Path) -> dict[str, Any]:
+    """The tensors of the weights, or of the adapter, by the parts of their names: shape and dtype."""
+    found: dict[str, Any] = {}
+    for _, name, dtype, shape in sorted(heads_of(shards(folder) if weighed(folder) else [folder / TENSORS]), key=lambda one: order(one[1])):
+        *path, last = name.split(".")
+        place = found
+        for part in path:
+            if isinstance(place.get(part), str):                                 # a tensor with others below its name
+                place[part] = {"": place[part]}
+            place = place.setdefault(part, {})
+        place[last] = f"{' x '.join(map(str, shape)) or 'one number'}  {DTYPES.get(dtype, dtype)}"
+    return found
+
+
+def order(name: str) -> list[tuple[int, str]]:
+    """Numbers in a name by their size."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]

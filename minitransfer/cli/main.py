@@ -12,13 +12,15 @@ import torch
 
 from .. import __version__
 from ..training import ranks
+from .examine import DOCTOR, RECOMMEND, WHY
 from .files import BENCH, CHECK, CONVERT, DEMO, INSPECT, PLAN, VERIFY
 from .keys import nearest
 from .learn import ADAPT, FINETUNE, PRETRAIN
 from .use import EMBED, FILL, GENERATE, PREDICT
 from .verb import UsageError, Verb
 
-VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, PLAN, VERIFY, CHECK, BENCH)}
+VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, PLAN, VERIFY, DOCTOR, WHY,
+                                                           RECOMMEND, CHECK, BENCH)}
 MISTAKES = (ValueError, KeyError, OSError, torch.OutOfMemoryError)       # what the engine raises for a user; its messages say what to do
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import math
 import platform
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 
 from ..nn.model import Model
+from ..transfer.fingerprint import SAMPLE
 from ..weights.files import read_json, write_json
+from .ranks import full
 from .settings import TrainSettings
 
 PACKAGES = ("minitransfer", "torch", "numpy", "tokenizers", "safetensors")
@@ -87,12 +90,22 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def write_manifest(out: Path, model: Model, settings: TrainSettings, precision: str, data: dict[str, str]) -> None:
-    """Everything somebody needs to run this again: settings, architecture, data by name and hash, versions, machine."""
+def weights_of(model: Model) -> dict[str, str]:
+    """Which weights a model has: a hash of at most 16 evenly spread values of every parameter, of the body, and of the head with its pooler. Every rank calls this alike."""
+    digests = {"body": hashlib.sha256(), "head": hashlib.sha256()}
+    for name, p in model.named_parameters():
+        flat = full(p.detach()).flatten()
+        some = flat[:: max(1, flat.numel() // SAMPLE)][:SAMPLE].float().cpu()
+        digests["head" if name.startswith(("head.", "pooler.")) else "body"].update(name.encode() + some.numpy().tobytes())
+    return {part: digest.hexdigest()[:16] for part, digest in digests.items()}
+
+
+def write_manifest(out: Path, model: Model, settings: TrainSettings, precision: str, data: dict[str, str], weights: dict[str, str]) -> None:
+    """Everything somebody needs to run this again: settings, architecture, data by name and hash, the weights it starts from, versions, machine."""
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.processor() or platform.machine()
     write_json(out / "manifest.json", {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": settings.to_dict(), "precision": precision, "data": data,
+        "settings": settings.to_dict(), "precision": precision, "data": data, "weights": weights,
         "model": {"config": model.config.to_dict(), "head": model.head_name, "labels": model.labels,
                   "parameters": sum(p.numel() for p in model.parameters()),
                   "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)},

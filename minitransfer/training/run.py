@@ -17,7 +17,7 @@ from ..weights.files import check_writable, read_json, recover, write_aside, wri
 from . import ranks
 from .diagnose import NonFiniteError, check_trained
 from .evaluate import Evaluation, measure
-from .log import RunLog, finish_manifest, write_manifest
+from .log import RunLog, finish_manifest, weights_of, write_manifest
 from .memory import Kept, peak_memory, reset_peak
 from .page import learned
 from .precision import Precision
@@ -112,11 +112,12 @@ class Run:
         self.check_ranks()
         if self.out is not None:
             ranks.from_first(lambda: self.claim(resume))
+            weights = weights_of(self.model)
             if (found := load_state(self.out / "last", self.trained, self.optimizer, self.precision.scaler, self.whole)) is not None:
                 self.progress, self.saved = found, found.step
             elif ranks.first():
                 with explained_save(self.out, 0):
-                    write_manifest(self.out, self.model, self.settings, self.precision.name, self.data)
+                    write_manifest(self.out, self.model, self.settings, self.precision.name, self.data, weights)
         self.log = RunLog(self.out if ranks.first() else None, self.progress.step, self.settings.tensorboard and ranks.first())
         self.log.records = ranks.from_first(lambda: self.log.records)
         self.metrics = next((one["evaluation"] for one in reversed(self.log.records) if "evaluation" in one), {})

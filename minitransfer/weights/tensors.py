@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -41,21 +41,21 @@ def shards(folder: Path) -> dict[Path, set[str] | None]:
     return promised
 
 
-def heads_of(folder: Path) -> Iterator[tuple[Path, str, list[int]]]:
-    """File, dtype (as safetensors spells it) and shape of every tensor of the checkpoint in `folder`; no tensor is read. Raises: as `read_tensors`."""
-    for path in shards(folder):
+def heads_of(files: Iterable[Path]) -> Iterator[tuple[Path, str, str, list[int]]]:
+    """File, name, dtype (as safetensors spells it) and shape of every tensor of safetensors files; no tensor is read. Raises: as `read_tensors`."""
+    for path in files:
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():
                     one = file.get_slice(name)
-                    yield path, one.get_dtype(), one.get_shape()
+                    yield path, name, one.get_dtype(), one.get_shape()
         except (SafetensorError, OSError) as e:
             raise ValueError(f"{path} cannot be read as safetensors ({e}); it is cut off, damaged or another kind of file: fetch it again") from None
 
 
 def numbers_in(folder: Path) -> int:
     """How many numbers the files hold."""
-    return sum(math.prod(shape) for _, _, shape in heads_of(folder))
+    return sum(math.prod(shape) for *_, shape in heads_of(shards(folder)))
 
 
 def read_tensors(folder: Path, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:

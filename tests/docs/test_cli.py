@@ -144,7 +144,8 @@ def test_words_that_have_no_place():
 def test_overview_and_version(capsys):
     out = done(capsys, "--help")
     assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in VERBS)
-    assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect", "plan", "verify", "check", "bench"}
+    assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect", "plan", "verify",
+                          "doctor", "why", "recommend", "check", "bench"}
     assert re.fullmatch(r"minitransfer \d+\.\d+\.\d+\S*\n", done(capsys, "--version"))
     assert run_main([]) == 2
 
@@ -486,7 +487,8 @@ def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
     some = pydoc_corpus.pydoc_files()[:40]
     for room in (corpus, pydoc_corpus):
         monkeypatch.setattr(room, "pydoc_files", lambda: some)
-    done(capsys, "finetune", "mini-bert", "samples/reviews.train.tsv", "--out", "runs/reviews", "steps=1", "progress=no")
+    for run in ("runs/reviews", "runs/again"):
+        done(capsys, "finetune", "mini-bert", "samples/reviews.train.tsv", "--out", run, "steps=1", "progress=no")
     (place / "reviews.yaml").write_text("model: mini-bert\ntrain: samples/reviews.train.tsv\n")
     (place / "reviews.tsv").write_text("fine\tpositive\nbad\tnegative\n")
     shutil.copy(Path(__file__).parents[2] / "notebooks/solutions/03_attention_by_hand.py", place / "my_answers.py")
