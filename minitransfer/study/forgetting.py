@@ -28,7 +28,6 @@ from ..objectives import Causal, Objective
 from ..objectives.base import inputs_of, tokens_of
 from ..tasks import Task, finetune
 from ..tasks.intervals import Bootstrap
-from ..tasks.metrics import Z95
 from ..tasks.named import task_of
 from ..text import Batches, PackedBatches, TokenCache, Tokenizer, read_rows, tokenize_corpus
 from ..training import TrainSettings
@@ -40,7 +39,7 @@ from ..transfer import copy_of_head, ewc, fisher, l2sp, layer_groups, mixout, re
 from ..transfer.forgetting import seen
 from ..transfer.groups import Table
 from ..transfer.replay import answering_with
-from .tables import Interval, draw_line, interval, new_axes, signed
+from .tables import Interval, draw_line, interval, jackknife, new_axes, signed
 
 TOKENS = 4096           # whose states are compared: several for each dimension, or every CKA would be near one
 GROUPS = 10             # parts of the tokens, each left out once
@@ -51,21 +50,26 @@ Way = Mapping[str, Any] | Callable[[Model], Mapping[str, Any]]       # settings 
 Ways = Mapping[str, Way]
 
 
+def batch_losses(model: Model, batches: Batches, objective: Objective) -> Losses:
+    """Each time with the same masks."""
+    found = []
+    with evaluating(model), torch.no_grad(), Precision("auto", model).autocast():
+        for k in range(len(batches)):
+            loss, n = objective(model, *asked(batches, k, model.device, 0))
+            found.append((float(loss), float(n)))
+    return np.array(found)
+
+
 class OldTask:
     """What a model could do before: batches of general text, and a copy of the head that is asked about them."""
 
     def __init__(self, model: Model, batches: Batches, objective: Objective):
         self.head: nn.Module = copy_of_head(model)
-        self.batches, self.objective, self.precision = batches, objective, Precision("auto", model)
+        self.batches, self.objective = batches, objective
 
     def losses(self, model: Model) -> Losses:
-        """With the same masks each time."""
-        found = []
-        with answering_with(model, self.head), evaluating(model), torch.no_grad(), self.precision.autocast():
-            for k in range(len(self.batches)):
-                loss, n = self.objective(model, *asked(self.batches, k, model.device, 0))
-                found.append((float(loss), float(n)))
-        return np.array(found)
+        with answering_with(model, self.head):
+            return batch_losses(model, self.batches, self.objective)
 
     def watch(self, model: Model, steps: int, found: dict[int, Losses]) -> Callable[[dict], None]:
         """For `on_step`: the losses go into `found` after every so many steps."""
@@ -128,10 +132,7 @@ def cka(x: Float[Tensor, "N D"], y: Float[Tensor, "N E"], groups: int = GROUPS) 
     z = torch.cat([x - x.mean(0), y - y.mean(0), x.new_ones(len(x), 1)], 1)     # centred beforehand too: the sums stay small
     products = torch.stack([part.T @ part for part in z.chunk(groups)])
     whole, D = products.sum(0), x.shape[1]
-    left_out = np.array([alignment(whole - one, D) for one in products])
-    k, value = len(left_out), alignment(whole, D)
-    half = Z95 * float(np.sqrt((k - 1) / k * ((left_out - left_out.mean()) ** 2).sum()))
-    return Interval(value, max(0.0, value - half), min(1.0, value + half))
+    return jackknife(alignment(whole, D), [alignment(whole - one, D) for one in products], 0.0, 1.0)
 
 
 @dataclass(frozen=True)
