@@ -12,13 +12,14 @@ import torch
 
 from .. import __version__
 from ..training import ranks
+from .claims import CLAIMS
 from .files import BENCH, CONVERT, DEMO, INSPECT, VERIFY
 from .keys import nearest
 from .learn import ADAPT, FINETUNE, PRETRAIN
 from .use import EMBED, FILL, GENERATE, PREDICT
 from .verb import UsageError, Verb
 
-VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, VERIFY, BENCH)}
+VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, VERIFY, CLAIMS, BENCH)}
 MISTAKES = (ValueError, KeyError, OSError, torch.OutOfMemoryError)       # what the engine raises for a user; its messages say what to do
 
 

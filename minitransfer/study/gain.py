@@ -130,7 +130,8 @@ class TransferGain(Table):
                 "accuracy": {name: {"intervals": [list(one) for one in self.accuracy(name)], "seeds": self.right[i].mean(-1).tolist(),
                                     "seconds": self.seconds[i].mean(-1).tolist(), "trained": self.trained[i]} for i, name in enumerate(self.methods)},
                 "gain": {f"{method} - {other}": {"intervals": [list(one) for one in self.gain(method, other)], "verdicts": self.verdicts(method, other),
-                                                 "worth": [str(one) for one in self.worth(method, other)]} for method, other in pairs}}
+                                                 "worth": [str(one) for one in self.worth(method, other)],
+                                                 "bounds": [[x if x < math.inf else None for x in one[:3]] for one in self.worth(method, other)]} for method, other in pairs}}
 
     def draw(self, axes: Any = None) -> Any:
         """Accuracy over the number of labels, with intervals. Returns: matplotlib's axes."""
@@ -234,7 +235,7 @@ def transfer_gain(model: Model, tok: Tokenizer, task: Any = "sequence", **argume
             methods: baselines of tasks.baselines, "random", "features" (mean states and a logistic regression), and strategies of `finetune`.
             seeds: how many, or which. vectors: for "vectors", as in `baseline`; None: the rows of the model's own token table.
             out: a folder that keeps the line of each run; called again with the same, it goes on where it stopped.
-            own: method -> settings of its own. settings: of `finetune`; by default 3 epochs, and no fewer than 60 steps, with batches of 16.
+            own: method -> settings of its own. settings: of `finetune`; by default 3 epochs, and no fewer than 150 steps, with batches of 16.
     Source: label equivalence: how Howard & Ruder 2018, section 4, read their figure 3. Intervals: bootstrap over held-out rows and seeds.
     Raises: ValueError, before anything is trained, for fewer rows than the largest size, a draw without one of the labels, another kind of task, or an `out` of
             other rows or settings; SaveError for an `out` that cannot be made; ImportError without scikit-learn.

@@ -26,7 +26,7 @@ from ..transfer import extract_features
 from .tables import Interval
 
 BASELINES = tuple(KINDS["sequence"].learn)
-LEAST_STEPS = 60        # of a tuning run: three epochs of 16 rows are six steps, which teach nothing
+LEAST_STEPS = 150       # of a tuning run: three epochs of 16 rows are three steps, which teach nothing; the strategies' rates were chosen on runs of so many
 SETTINGS: dict[str, Any] = {"epochs": 3, "batch_size": 16, "progress": False, "best": None}
 
 
