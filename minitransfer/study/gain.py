@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ class TransferGain(Table):
     seconds: Float[np.ndarray, "M Z S"]
     trained: tuple[int, ...]
 
-    @property
+    @cached_property
     def shares(self) -> Resampled:
         return Resampled.of(self.right)
 

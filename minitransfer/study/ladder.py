@@ -93,6 +93,6 @@ def scored(ground: Ground, words: Mapping[str, str] | Sequence[str], prompt: Pro
 
 def rung(name: str, labels: int, many: Sequence[Learned], right: Bool[np.ndarray, "S V"], full: Bool[np.ndarray, "S V"]) -> Rung:
     shares, of = Resampled.of(right), Resampled.of(full)                        # both resample the held-out rows alike
-    relative = Interval(float(shares.values / of.values), *ends(shares.draws / of.draws.clip(1e-12))) if of.values else Interval(0.0, 0.0, 0.0)
+    relative = Interval(float(shares.values / of.values), *ends(shares.draws / of.draws.clip(1e-12))) if of.values > 0 else Interval(0.0, 0.0, 0.0)
     return Rung(name, labels, shares.interval(), relative, float(np.mean([one.seconds for one in many])), float(np.mean([one.answering for one in many])),
                 many[0].trained, tuple(right.mean(1).tolist()))

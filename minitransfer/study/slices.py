@@ -102,7 +102,7 @@ def slices(model: Model, tok: Tokenizer, rows: Any, by: str | Callable[[dict], A
     Raises: ValueError for one slice only, or another kind of task; KeyError for a column that is not there.
     """
     asked = task_of(task, {"text": text, "pair": pair, "label": label})
-    if not isinstance(asked, SequenceTask):
+    if not isinstance(asked, SequenceTask) or asked.name != "sequence":
         raise ValueError(f"task {asked.name!r}; a slice counts the rows whose one label is right: give task=\"sequence\"")
     found = read_rows(rows)
     check_columns(asked, {"": found})

@@ -41,7 +41,7 @@ def jackknife(value: float, left_out: Sequence[float], least: float = -np.inf, m
     return Interval(value, max(least, value - half), min(most, value + half))
 
 
-def new_axes(width: float, height: float, rows: int = 1, columns: int = 1) -> np.ndarray:
+def new_axes(width: int | float, height: int | float, rows: int = 1, columns: int = 1) -> np.ndarray:
     """(rows, columns) of matplotlib's axes, on a figure of so many inches.
 
     Raises: ImportError without matplotlib.

@@ -56,7 +56,7 @@ class Ground:
            vectors: Any = None) -> Ground:
         """Raises: ValueError for a task of another kind, and what the task says of its rows."""
         asked = task_of(task, {"text": text, "pair": pair, "label": label})
-        if not isinstance(asked, SequenceTask):
+        if not isinstance(asked, SequenceTask) or asked.name != "sequence":
             raise ValueError(f"task {asked.name!r}; ways to learn are compared row by row, by whether one label is right: give task=\"sequence\"")
         rows, held_out = read_rows(train), read_rows(validation)
         check_columns(asked, {"training": rows, "validation": held_out})
@@ -169,4 +169,4 @@ class Resampled:
         S, V = right.shape[-2:]
         rows, seeds = resampled(np.ones(V), seed) / V, resampled(np.ones(S), seed + 1) / S                         # (R, V), (R, S)
         shares = right.astype(float) @ rows.T                                                                      # (*K, S, R)
-        return cls(right.mean((-2, -1)), np.moveaxis(np.einsum("...sr,rs->...r", shares, seeds), -1, 0))
+        return cls(np.asarray(right.mean((-2, -1))), np.moveaxis(np.einsum("...sr,rs->...r", shares, seeds), -1, 0))
