@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from ..nn.model import Model
 from ..objectives import Objective
 from ..tasks.intervals import Bootstrap, ratio
 from ..tasks.metrics import wilson
-from ..text import Tokenizer, read_texts
+from ..text import Tokenizer, TruncationWarning, read_texts
 from ..text.vectors import WORD
 from ..training import adapt
 from ..training.pretrain import make_objective, own_objective
@@ -100,13 +101,14 @@ def of_one(measure: Callable[[Text], float], a: Text) -> Interval:
 
 
 def proxy_a(model: Model, tok: Tokenizer, a: Text, b: Text, length: int, seed: int) -> Interval:
-    """Half of the texts teach a logistic regression on their mean states, the others, as many of either kind, judge it. Interval: Wilson's, of the error."""
+    """Half of the texts teach a logistic regression on the mean states of their first tokens, the others, as many of either kind, judge it. Interval: Wilson's, of the error."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     n = min(len(a.texts), len(b.texts)) // 2 * 2
     rows = [{"text": text} for one in (a, b) for text in one.texts[:n]]
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)
         x, _ = extract_features(model, tok, rows, label=None, pooling="mean", max_length=length, cache=cache)
     y, learns = np.repeat([0, 1], n), np.tile(np.random.default_rng(seed).permutation(n) % 2 == 0, 2)
     wrong = int((make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(x[learns], y[learns]).predict(x[~learns]) != y[~learns]).sum())
@@ -142,7 +144,7 @@ class Pilot:
     last_doubling: Interval
     general_rise: Interval
 
-    def estimate(self, times: float) -> Interval:
+    def estimate(self, times: int | float) -> Interval:
         """The loss after so many times the steps, if every doubling goes on giving as much as the last one: an extrapolation, rather too good, since falls get smaller."""
         value, low, high = (self.loss - math.log2(times) * fall for fall in self.last_doubling)
         return Interval(value, high, low)

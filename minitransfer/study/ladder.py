@@ -91,7 +91,7 @@ def scored(ground: Ground, words: Mapping[str, str] | Sequence[str], prompt: Pro
     return Learned([one.label for one in found], 0.0, time.perf_counter() - began, 0)
 
 
-def rung(name: str, labels: int, many: Sequence[Learned], right: Bool[np.ndarray, "S V"], full: Bool[np.ndarray, "S V"]) -> Rung:
+def rung(name: str, labels: int, many: Sequence[Learned], right: Bool[np.ndarray, "S V"], full: Bool[np.ndarray, "F V"]) -> Rung:
     shares, of = Resampled.of(right), Resampled.of(full)                        # both resample the held-out rows alike
     relative = Interval(float(shares.values / of.values), *ends(shares.draws / of.draws.clip(1e-12))) if of.values > 0 else Interval(0.0, 0.0, 0.0)
     return Rung(name, labels, shares.interval(), relative, float(np.mean([one.seconds for one in many])), float(np.mean([one.answering for one in many])),

@@ -78,7 +78,8 @@ def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
 
     Raises: ValueError if a parameter has no name in the family's table.
     """
-    family, parameters, used = family_of(model), dict(model.named_parameters()), set()
+    family, used = family_of(model), set()
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
     parameters |= {name: p.clone() for name, p in model.named_parameters(remove_duplicate=False) if "blocks." in name and name not in parameters}
     bare = model.head_name in ("none", "embedding")
     for theirs, rule, ours in spelled(family.weights(model.config), model.head_name, model.config):

@@ -10,7 +10,7 @@ from minitransfer.study.tables import Interval
 from tests.adapt.small import bert, rows, tokenizer
 
 GENERAL = [row["text"] for row in rows(120, 5)]
-SPOKEN = [" ".join(text.split()[:2] * 7) for text in GENERAL[:60]]
+SPOKEN = [" ".join(np.random.default_rng(i).choice(["film", "the", "zebra", "quark", "bossa"], 11)) for i in range(60)]
 
 
 @pytest.fixture(scope="module")
