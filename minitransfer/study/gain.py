@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -189,7 +189,9 @@ class Grid:
     @property
     def data(self) -> str:
         """What identifies rows, model and settings."""
-        said = json.dumps([self.settings, {name: dict(one) for name, one in self.own.items()}], sort_keys=True, default=str)
+        vectors = self.ground.vectors
+        said = json.dumps([self.settings, {name: dict(one) for name, one in self.own.items()}, vectors if isinstance(vectors, str | Path) else vectors is not None],
+                          sort_keys=True, default=str)
         return f"{self.ground.fingerprint} {body_hash(self.ground.model)[:12]} {said}"
 
     def known(self) -> dict[tuple[str, int, int], dict[str, Any]]:
@@ -214,17 +216,10 @@ class Grid:
                     yield line
 
 
-def grid(model: Model, tok: Tokenizer, task: Any = "sequence", *, train: Any, validation: Any, sizes: Sequence[int] = (16, 64, 256), methods: Sequence[str] = METHODS,
-         seeds: int | Sequence[int] = 3, vectors: Any = None, out: str | Path | None = None, own: Mapping[str, Mapping[str, Any]] | None = None,
-         text: str | None = None, pair: str | None = None, label: str | None = None, **settings: Any) -> Grid:
-    """The runs of `transfer_gain`, checked and not yet run."""
-    made = Grid(Ground.of(model, tok, task, train, validation, text, pair, label, vectors), tuple(sizes), tuple(methods),
-                tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds), settings, own or {}, None if out is None else Path(out) / LINES)
-    made.check()
-    return made
-
-
-def transfer_gain(model: Model, tok: Tokenizer, task: Any = "sequence", **arguments: Any) -> TransferGain:
+def transfer_gain(model: Model, tok: Tokenizer, task: Any = "sequence", *, train: Any, validation: Any, sizes: Sequence[int] = (16, 64, 256),
+                  methods: Sequence[str] = METHODS, seeds: int | Sequence[int] = 3, vectors: Any = None, out: str | Path | None = None,
+                  own: Mapping[str, Mapping[str, Any]] | None = None, on_run: Callable[[dict[str, Any]], object] | None = None, text: str | None = None,
+                  pair: str | None = None, label: str | None = None, **settings: Any) -> TransferGain:
     """What pretraining is worth on a task: the same rows learned by TF-IDF, static vectors, a twin with random weights, and from the pretrained body in several ways.
 
         found = transfer_gain(model, tok, train="reviews.train.tsv", validation="reviews.validation.tsv", sizes=(16, 64, 256))
@@ -235,10 +230,18 @@ def transfer_gain(model: Model, tok: Tokenizer, task: Any = "sequence", **argume
     Args:   train, validation, text, pair, label: as in `finetune`; of a task with one label a text. sizes: numbers of training rows, growing.
             methods: baselines of tasks.baselines, "random", "features" (mean states and a logistic regression), and strategies of `finetune`.
             seeds: how many, or which. vectors: for "vectors", as in `baseline`; None: the rows of the model's own token table.
-            out: a folder that keeps the line of each run; called again with the same, it goes on where it stopped.
+            out: a folder that keeps the line of each run; called again with the same, it goes on where it stopped. on_run: sees each line, before the next run.
             own: method -> settings of its own. settings: of `finetune`; by default 3 epochs, and no fewer than 150 steps, with batches of 16.
     Source: label equivalence: how Howard & Ruder 2018, section 4, read their figure 3. Intervals: bootstrap over held-out rows and seeds.
     Raises: ValueError, before anything is trained, for fewer rows than the largest size, a draw without one of the labels, another kind of task, or an `out` of
-            other rows or settings; SaveError for an `out` that cannot be made; ImportError without scikit-learn.
+            other rows or settings; SaveError for an `out` that cannot be written; ImportError without scikit-learn.
     """
-    return TransferGain.of(list(grid(model, tok, task, **arguments).lines()))
+    grid = Grid(Ground.of(model, tok, task, train, validation, text, pair, label, vectors), tuple(sizes), tuple(methods),
+                tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds), settings, own or {}, None if out is None else Path(out) / LINES)
+    grid.check()
+    lines = []
+    for line in grid.lines():
+        lines.append(line)
+        if on_run is not None:
+            on_run(line)
+    return TransferGain.of(lines)

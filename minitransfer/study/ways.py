@@ -104,9 +104,9 @@ class Ground:
         return self.estimate(rows, settings.get("max_length")) if way == "features" else self.tune(way, rows, seed, **settings)
 
     def count(self, way: str, rows: Sequence[dict], seed: int) -> Learned:
-        vectors = None
-        if way in ("vectors", "bilstm"):
-            vectors = self.vectors if self.vectors is not None else token_vectors(self.model, self.tok, spoken([*self.train, *self.held_out], self.task.asks))
+        vectors = self.vectors
+        if way == "vectors" and vectors is None:
+            vectors = token_vectors(self.model, self.tok, spoken([*self.train, *self.held_out], self.task.asks))
         began = time.perf_counter()
         found = baseline(way, list(rows), self.held_out, self.task, vectors=vectors, seed=seed)
         asked = time.perf_counter()

@@ -2,6 +2,7 @@
 import json
 import math
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,12 @@ def test_without_results_nothing_is_claimed(results):
 def test_the_committed_results_decide_every_claim_that_reads_them():
     found = {one.claim.id: one.finding.verdict for one in claims().rows if "transfer_cpu" in one.claim.evidence or one.claim.evidence == "arithmetic"}
     assert len(found) > 15 and "not tested" not in found.values()
+
+
+def test_the_page_is_what_the_results_say():
+    """docs/claims.md ends with `minitransfer claims --markdown`."""
+    page = Path(__file__).parents[2] / "docs" / "claims.md"
+    assert page.read_text(encoding="utf-8").endswith(f"\n\n{claims().markdown()}\n\n{claims().summary}.\n")
 
 
 def test_an_experiment_runs_and_is_kept(results, monkeypatch):

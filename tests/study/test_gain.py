@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minitransfer.study import TransferGain, transfer_gain, ways
-from minitransfer.study.gain import Worth, grid, labels_needed
+from minitransfer.study.gain import Worth, labels_needed
 from minitransfer.study.ways import Ground, Resampled, token_vectors
 from minitransfer.tasks import SequenceTask, baseline
 from minitransfer.training.state import SaveError
@@ -88,8 +88,14 @@ def test_a_grid_goes_on_where_it_stopped(tok, tmp_path, monkeypatch):
         learned.append((way, len(rows), seed))
         return real(self, way, rows, seed, **settings)
     monkeypatch.setattr(Ground, "learn", learn)
-    before = grid(model, tok, **given).lines()
-    first = [next(before) for _ in range(3)]
+    first = []
+
+    def note(line):
+        first.append(line)
+        if len(first) == 3:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        transfer_gain(model, tok, on_run=note, **given)
     found = transfer_gain(model, tok, **given)
     assert learned == [("logistic", 4, 0), ("random", 4, 0), ("logistic", 12, 0), ("random", 12, 0), ("logistic", 4, 1), ("random", 4, 1), ("logistic", 12, 1), ("random", 12, 1)]
     assert found.right[0, 0, 0].mean() == first[0]["accuracy"]
@@ -124,6 +130,29 @@ def test_the_twin_knows_nothing_of_the_weights_and_the_others_start_from_them(to
     assert found["features"][0].answers != found["features"][1].answers
     assert found["full"][0].trained > found["features"][0].trained == 37
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True)), "each run tunes a copy"
+
+
+def test_features_are_the_mean_states_under_a_logistic_regression(tok):
+    from sklearn.linear_model import LogisticRegression
+    model = bert(tok, "none").eval()
+
+    def states(rows):
+        batch = tok([row["text"] for row in rows], max_length=29)
+        with torch.no_grad():
+            x, keep = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+        return ((x * keep).sum(1) / keep.sum(1)).numpy()
+    fitted = LogisticRegression(max_iter=1000).fit(states(TRAIN), [row["label"] for row in TRAIN])
+    found = Ground(model, tok, SequenceTask(), TRAIN, HELD_OUT).learn("features", TRAIN, 0)
+    assert found.answers == fitted.predict(states(HELD_OUT)).tolist() and len(set(found.answers)) == 2
+
+
+def test_a_command_stops_when_its_minutes_are_over(capsys):
+    from minitransfer.bench.transfer.gain import Clock, Over
+    clock = Clock(60)
+    clock(line("full", 16, 0, "01", accuracy=0.5))
+    with pytest.raises(Over):
+        Clock(0)(line("full", 16, 1, "11", accuracy=1.0))
+    assert clock.seen == 1 and [json.loads(one)["seed"] for one in capsys.readouterr().out.splitlines()] == [0, 1]
 
 
 def test_static_vectors_are_rows_of_the_token_table(tok):

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from ...nn.model import Model
-from ...study.gain import METHODS, Grid, TransferGain, grid
+from ...study.gain import TransferGain, transfer_gain
+from ...study.ways import LEAST_STEPS, SETTINGS
 from ...text import Tokenizer, read_rows
 from ...training.throughput import cpu_name
 from ...weights.files import write_json
@@ -28,28 +29,34 @@ NAME = "transfer_gain"
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-def runs(folder: Path, quick: bool) -> Grid:
-    """All runs. Raises: ValueError without the data or the body."""
+class Over(Exception):
+    """The minutes are over."""
+
+
+class Clock:
+    """Prints what each run gave, and says when it is time to stop."""
+
+    def __init__(self, minutes: int | float | None):
+        self.minutes, self.began, self.seen = minutes, time.perf_counter(), 0
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        self.seen += 1
+        print(json.dumps({name: line[name] for name in ("method", "n", "seed", "accuracy", "seconds")}), flush=True)
+        if self.minutes is not None and time.perf_counter() - self.began > 60 * self.minutes:
+            raise Over
+
+
+def measure(folder: Path, quick: bool, clock: Clock) -> TransferGain:
+    """Raises: ValueError without the data or the body; Over."""
     one = SETS["sst2"]
     train, held_out = (read_rows(data_folder() / name) for name in (one.train, one.validation))
     few: dict[str, Any] = {"sizes": (16, 32), "seeds": 1, "steps": 2} if quick else {"sizes": SIZES, "seeds": SEEDS}
-    return grid(Model.from_pretrained(body(), head="none"), Tokenizer.from_pretrained(body()), one.task, train=train, validation=held_out[:QUICK_HELD_OUT] if quick else held_out,
-                methods=METHODS, out=folder, max_length=one.max_length, **few)
+    return transfer_gain(Model.from_pretrained(body(), head="none"), Tokenizer.from_pretrained(body()), one.task, train=train,
+                         validation=held_out[:QUICK_HELD_OUT] if quick else held_out, out=folder, max_length=one.max_length, on_run=clock, **few)
 
 
-def collect(these: Grid, minutes: float | None) -> list[dict[str, Any]]:
-    """The lines of all runs, or of as many as the minutes allowed; a run that began is finished."""
-    found, began = [], time.perf_counter()
-    for line in these.lines():
-        found.append(line)
-        print(json.dumps({name: line[name] for name in ("method", "n", "seed", "accuracy", "seconds")}), flush=True)
-        if minutes is not None and time.perf_counter() - began > 60 * minutes:
-            break
-    return found
-
-
-def keep(found: TransferGain, these: Grid, results: Path, pictures: Path) -> None:
-    about = {"set": "sst2", "cpu": cpu_name(), "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(), "settings": these.settings,
+def keep(found: TransferGain, results: Path, pictures: Path) -> None:
+    about = {"set": "sst2", "cpu": cpu_name(), "threads": torch.get_num_threads(), "date": datetime.date.today().isoformat(), "settings": {**SETTINGS, "least_steps": LEAST_STEPS},
              "note": "accuracies are shares of the validation file; intervals 95 %; seconds are of single runs and no comparison"}
     write_json(results / f"{NAME}.json", about | found.to_dict())
     found.draw().figure.savefig(pictures / f"{NAME}.svg")
@@ -63,15 +70,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few rows and two steps: does it run here?")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    these = runs(args.folder / ("quick" if args.quick else "full"), args.quick)
-    found, wanted = collect(these, args.minutes), len(these.methods) * len(these.sizes) * len(these.seeds)
-    if len(found) < wanted:
-        print(f"{len(found)} of {wanted} runs are there; the same command goes on", file=sys.stderr)
+    folder, clock = args.folder / ("quick" if args.quick else "full"), Clock(args.minutes)
+    try:
+        found = measure(folder, args.quick, clock)
+    except Over:
+        print(f"{clock.seen} runs are there; the same command goes on", file=sys.stderr)
         return
-    gain = TransferGain.of(found)
-    print(gain)
-    places = (these.file.parent,) * 2 if args.quick and these.file is not None else (RESULTS, DOCS)
-    keep(gain, these, *places)
+    print(found)
+    keep(found, *((folder, folder) if args.quick else (RESULTS, DOCS)))
 
 
 if __name__ == "__main__":
