@@ -137,7 +137,7 @@ def cka(x: Float[Tensor, "N D"], y: Float[Tensor, "N E"], groups: int = GROUPS) 
 
 @dataclass(frozen=True)
 class EpochRow:
-    """The end of an epoch: the task's metric on the held-out rows, and how much the loss on general text rose."""
+    """The end of an epoch: the task's metric on the held-out rows, the loss on general text, and how much it rose."""
 
     epoch: int
     train_loss: float
@@ -205,10 +205,10 @@ def lowest_and_highest(run: RunRow) -> tuple[float, ...]:
     return (blocks[0], blocks[-1]) if blocks else ()
 
 
-def usual_ways(rehearsal: Batches, objective: Objective, seed: int = 0) -> Ways:
+def usual_ways(rehearsal: Batches, objective: Objective) -> Ways:
     """Full tuning, and what is there against forgetting: by their names, settings of `finetune`, or a function of the model that gives them."""
     return {"full": {}, "lora": {"strategy": "lora"}, "l2sp": {"keep": l2sp()}, "mixout": {"keep": mixout()},
-            "ewc": lambda model: {"keep": ewc(fisher(model, rehearsal, objective, FISHER_TEXTS, seed), EWC_STRENGTH)},
+            "ewc": lambda model: {"keep": ewc(fisher(model, rehearsal, objective, FISHER_TEXTS), EWC_STRENGTH)},
             "replay": lambda model: {"keep": replay(rehearsal, objective, share=0.2, head=copy_of_head(model))}}
 
 
@@ -254,10 +254,9 @@ def tuned(name: str, model: Model, tok: Tokenizer, task: Task, way: Way, old: Ba
     scores = {one["step"]: one["evaluation"][metric] for one in result.history if "evaluation" in one}
     epochs = tuple(EpochRow(step // steps, losses[step], scores[step], mean_loss(then), rise(before, then)) for step, then in found.items() if step in scores)
     score = Interval(*(result.metrics[f"{metric}{end}"] for end in ("", "_low", "_high")))
-    settings = {name: value for name, value in given.items() if name == "lr"}
-    lr = TrainSettings.for_tuning(strategy(given.get("strategy", "full")).settings, settings).lr
+    lr = TrainSettings.for_tuning(strategy(given.get("strategy", "full")).settings, {"lr": given["lr"]} if "lr" in given else {}).lr
     alike = tuple(cka(a, b) for a, b in zip(first, states(twin, old), strict=True))
-    return before, RunRow(name, lr, result.report.trainable, score, epochs[-1].rise, epochs, drift(model, twin), alike)
+    return before, RunRow(name, lr, result.report.trainable, score, rise(before, old_task.losses(twin)), epochs, drift(model, twin), alike)
 
 
 def forgetting(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, train: Any, validation: Any, general: Any,

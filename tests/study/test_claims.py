@@ -77,6 +77,16 @@ def test_fewer_labels_are_read_from_the_grid(results):
         assert measured.fewer_labels().verdict == expected
 
 
+def test_the_best_layer_is_read_by_its_depth(results):
+    def study(*best):
+        return {name: {"layers": [{"layer": i, "score": [0.9 - abs(i - k) / 100, 0.8, 1.0]} for i in range(13)]}
+                for name, k in zip(("pos-minilm", "pos-mini-bert"), best, strict=True)}
+    for best, expected in (((3, 6), "reproduced"), ((2, 5), "partly"), ((9, 0), "not as stated")):
+        results("study", study(*best))
+        assert measured.pos_layers().verdict == expected
+    assert "layer 9 of 12" in measured.pos_layers().found
+
+
 def test_without_results_nothing_is_claimed(results):
     found = claims()
     by_id = {one.claim.id: one.finding for one in found.rows}
@@ -93,7 +103,7 @@ def test_the_committed_results_decide_every_claim_that_reads_them():
 def test_the_page_is_what_the_results_say():
     """docs/claims.md ends with `minitransfer claims --markdown`."""
     page = Path(__file__).parents[2] / "docs" / "claims.md"
-    assert page.read_text(encoding="utf-8").endswith(f"\n\n{claims().markdown()}\n\n{claims().summary}.\n")
+    assert page.read_text(encoding="utf-8").endswith(f"\n\n{claims().markdown()}\n")
 
 
 def test_an_experiment_runs_and_is_kept(results, monkeypatch):

@@ -8,7 +8,6 @@ from .base import Claim, Finding
 TEXTS = (
     ("separation", "S0", "The two senses of bank are farther apart than within a sense (ratio above 1), most from the middle layers on.",
      "study.separation_ratio measures it for a model and sentences"),
-    ("pos-layers", "S0", "Parts of speech are found best in layers 3 to 6 of 12.", "study.probe measures it for a model and a treebank"),
     ("adaptive-share", "S3", "80 % of what adaptive pretraining gives comes with 5 % of its compute.",
      "it takes a whole adaptive pretraining to compare with; the pilot of study.domain_report extrapolates"),
     ("lora-two-hours", "S2", "LoRA on a 7B model takes less than 2 hours on one 40 GB card.", "it depends on rows and their lengths, which the claim does not name"),
