@@ -194,7 +194,7 @@ class Forgetting(Table):
         by_epoch.xaxis.get_major_locator().set_params(integer=True)
         moved.set(ylabel="|W - W0| / |W0|", title="how far the weights moved")
         moved.tick_params(axis="x", rotation=90)
-        alike.set(xlabel="layer (0: embeddings)", ylabel="linear CKA", title="how alike the states are to those before")
+        alike.set(xlabel="layer (0: embeddings)", ylabel="linear CKA", xticks=range(len(self.runs[0].cka)), title="how alike the states are to those before")
         by_epoch.legend(fontsize="small")
         return axes
 
