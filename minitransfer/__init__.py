@@ -5,7 +5,7 @@ Letters used in every shape, comment and test:
     B batch     T query positions    S key positions    D model width    H query heads    K key/value heads
     Dh head width    F feed-forward width    E embedding width    V vocabulary    L blocks    R rank of an adapter    N rows of anything
 """
-from . import samples
+from . import samples, study
 from .checks import doctor, inspect, plan, recommend, verify, why
 from .config import ModelConfig, RecurrentConfig
 from .course import check
@@ -39,4 +39,4 @@ __version__ = "0.1.0"
 __all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
            "add_lora", "attention_view", "check", "classify_images", "convert", "doctor", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect",
            "layer_groups", "load_adapter", "load_two_towers", "merge_lora", "plan", "predict", "pretrain", "recommend", "remove_adapters", "samples", "save_adapter",
-           "save_two_towers", "show", "train_vectors", "trainable_report", "unfreeze", "unmerge_lora", "verify", "why"]
+           "save_two_towers", "show", "study", "train_vectors", "trainable_report", "unfreeze", "unmerge_lora", "verify", "why"]

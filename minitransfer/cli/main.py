@@ -12,6 +12,7 @@ import torch
 
 from .. import __version__
 from ..training import ranks
+from .claims import CLAIMS
 from .examine import DOCTOR, RECOMMEND, WHY
 from .files import BENCH, CHECK, CONVERT, DEMO, INSPECT, PLAN, VERIFY
 from .keys import nearest
@@ -20,7 +21,7 @@ from .use import EMBED, FILL, GENERATE, PREDICT
 from .verb import UsageError, Verb
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, PLAN, VERIFY, DOCTOR, WHY,
-                                                           RECOMMEND, CHECK, BENCH)}
+                                                           RECOMMEND, CLAIMS, CHECK, BENCH)}
 MISTAKES = (ValueError, KeyError, OSError, torch.OutOfMemoryError)       # what the engine raises for a user; its messages say what to do
 
 

@@ -74,11 +74,13 @@ def config_json(model: Model, dtype: torch.dtype | None) -> dict:
 
 
 def named_tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under the name its family gives it; tied tensors once.
+    """Every tensor under the name its family gives it; tied tensors once, but a block that stands in several places in each of them.
 
     Raises: ValueError if a parameter has no name in the family's table.
     """
-    family, parameters, used = family_of(model), dict(model.named_parameters()), set()
+    family, used = family_of(model), set()
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    parameters |= {name: p.clone() for name, p in model.named_parameters(remove_duplicate=False) if "blocks." in name and name not in parameters}
     bare = model.head_name in ("none", "embedding")
     for theirs, rule, ours in spelled(family.weights(model.config), model.head_name, model.config):
         if all(one in parameters for one in ours):

@@ -145,7 +145,7 @@ def test_overview_and_version(capsys):
     out = done(capsys, "--help")
     assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in VERBS)
     assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect", "plan", "verify",
-                          "doctor", "why", "recommend", "check", "bench"}
+                          "doctor", "why", "recommend", "claims", "check", "bench"}
     assert re.fullmatch(r"minitransfer \d+\.\d+\.\d+\S*\n", done(capsys, "--version"))
     assert run_main([]) == 2
 

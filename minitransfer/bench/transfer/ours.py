@@ -1,19 +1,19 @@
 """Our side: every way to adapt, on any of the sets."""
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ...nn.model import Model
+from ...study.ways import Ground
 from ...tasks import FinetuneResult, baseline, finetune
 from ...tasks.metrics import Confusion
 from ...text import Tokenizer
 from ...training.evaluate import measure
 from ...training.precision import Precision
-from ...transfer import extract_features, l2sp, mixout
+from ...transfer import l2sp, mixout
 from .sets import Set, body
 
 STRATEGIES = ("head", "features", "last:2", "full", "discriminative", "ulmfit", "lora", "bitfit", "ia3", "prefix", "soft_prompt", "adapter", "compacter")
@@ -51,13 +51,10 @@ def of_metrics(one: Set, metrics: dict[str, float]) -> dict[str, Any]:
 
 def estimated(one: Set, rows: Sequence[dict], held_out: Sequence[dict]) -> dict[str, Any]:
     """The mean of the last states, once for each text, and scikit-learn's logistic regression on them."""
-    from sklearn.linear_model import LogisticRegression
-    model, tok, began = Model.from_pretrained(body(), head="none"), Tokenizer.from_pretrained(body()), time.perf_counter()
-    known, asked = (extract_features(model, tok, list(part), text=one.task.text, label=one.task.label, pooling="mean", max_length=one.max_length) for part in (rows, held_out))
-    fitted = LogisticRegression(C=1.0, max_iter=1000).fit(*known)
-    names, confusion = list(fitted.classes_), Confusion(len(fitted.classes_))
-    confusion.add(*(torch.tensor([names.index(name) for name in many]) for many in (asked[1], fitted.predict(asked[0]))))
-    return of_metrics(one, confusion.metrics()) | {"seconds": time.perf_counter() - began, "trainable": fitted.coef_.size + fitted.intercept_.size}
+    ground = Ground(Model.from_pretrained(body(), head="none"), Tokenizer.from_pretrained(body()), one.task, list(rows), list(held_out))
+    learned, names, confusion = ground.estimate(rows, one.max_length), ground.names, Confusion(len(ground.names))
+    confusion.add(*(torch.tensor([names.index(name) for name in many]) for many in (ground.truth, learned.answers)))
+    return of_metrics(one, confusion.metrics()) | {"seconds": learned.seconds + learned.answering, "trainable": learned.trained}
 
 
 def run(one: Set, method: str, seed: int, quick: bool) -> dict[str, Any]:

@@ -10,13 +10,11 @@ from typing import Any
 
 from ...nn.model import Model
 from ...objectives import Masked
+from ...study.forgetting import Losses, OldTask, mean_loss
 from ...tasks import baseline
 from ...text import PackedBatches, Tokenizer, read_rows, tokenize_corpus
-from ...training import adapt, held_out_loss, pretrain
-from ...training.evaluate import measure
-from ...training.precision import Precision
-from ...transfer import copy_of_head, freeze
-from ...transfer.replay import answering_with
+from ...training import adapt, pretrain
+from ...transfer import freeze
 from ...weights.files import read_json
 from .ours import NEVER, of_metrics, read, start, tune
 from .sets import Set, body, data_folder
@@ -88,24 +86,16 @@ def long_run(one: Set, folder: Path, quick: bool, done: Done) -> Iterator[dict[s
     rows, held_out = one.read(quick)
     source, tok = with_vocabulary_head(folder, quick), Tokenizer.from_pretrained(body())
     general = PackedBatches(tokenize_corpus(tok, texts(GENERAL_HELD_OUT, most=5 if quick else GENERAL_TEXTS)), tok, LENGTH, HEAD_ROWS, causal=False)
-    loss = held_out_loss(general, Masked(tok))
     for method, epochs, lr in (("20 epochs", one.epochs, one.lr), ("3 epochs", 3, one.lr / 10)):
         if (method, 0) in done:
             continue
         model, steps = Model.from_pretrained(source), -(-len(rows) // one.batch_size)
-        at_end: list[float] = []
-        head, precision = copy_of_head(model), Precision("auto", model)
-        before = measure(model, loss, precision)["loss"]
-
-        def note(record: dict, model: Model = model, head: Any = head, precision: Precision = precision, at_end: list = at_end, steps: int = steps) -> None:
-            if record["step"] % steps == 0:
-                with answering_with(model, head):
-                    at_end.append(measure(model, loss, precision)["loss"])
-                model.train()
-        result = tune(one, model, rows, held_out, 0, lr=lr, log_every=steps, on_step=note, **{"eval_every": None, "epochs": epochs, **few(quick)})
+        old, at_end = OldTask(model, general, Masked(tok)), dict[int, Losses]()
+        before = mean_loss(old.losses(model))
+        result = tune(one, model, rows, held_out, 0, lr=lr, log_every=steps, on_step=old.watch(model, steps, at_end), **{"eval_every": None, "epochs": epochs, **few(quick)})
         losses, accuracies = ([one for one in result.history if name in one] for name in ("lr", "evaluation"))
-        table = [{"epoch": i + 1, "train_loss": a["loss"], "accuracy": 100 * b["evaluation"]["accuracy"], "masked_loss": m}
-                 for i, (a, b, m) in enumerate(zip(losses, accuracies, at_end, strict=True))]
+        table = [{"epoch": i + 1, "train_loss": a["loss"], "accuracy": 100 * b["evaluation"]["accuracy"], "masked_loss": mean_loss(m)}
+                 for i, (a, b, m) in enumerate(zip(losses, accuracies, at_end.values(), strict=True))]
         yield {"method": method, "seed": 0, "lr": lr, "masked_loss_before": before, "table": table, **read(one, result)}
 
 
