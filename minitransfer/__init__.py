@@ -5,7 +5,7 @@ Letters used in every shape, comment and test:
     B batch     T query positions    S key positions    D model width    H query heads    K key/value heads
     Dh head width    F feed-forward width    E embedding width    V vocabulary    L blocks    R rank of an adapter    N rows of anything
 """
-from . import samples
+from . import samples, study
 from .checks import inspect, verify
 from .config import ModelConfig, RecurrentConfig
 from .generate import embed, fill, generate
@@ -14,6 +14,7 @@ from .nn.encoder_decoder import EncoderDecoder
 from .nn.model import Model, ModelOutput
 from .nn.recurrent import RecurrentModel
 from .nn.two_towers import TwoTowers
+from .study import trace
 from .tasks import Prediction, classify_images, finetune, predict
 from .text import ImageReader, Tokenizer
 from .training import adapt, pretrain, train_vectors
@@ -37,5 +38,5 @@ from .weights.two_towers import load_two_towers, save_two_towers
 __version__ = "0.1.0"
 __all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
            "add_lora", "classify_images", "convert", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect", "layer_groups", "load_adapter",
-           "load_two_towers", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "train_vectors", "trainable_report",
-           "unfreeze", "unmerge_lora", "verify"]
+           "load_two_towers", "merge_lora", "predict", "pretrain", "remove_adapters", "samples", "save_adapter", "save_two_towers", "study", "trace", "train_vectors",
+           "trainable_report", "unfreeze", "unmerge_lora", "verify"]

@@ -15,10 +15,11 @@ from ..training import ranks
 from .files import BENCH, CONVERT, DEMO, INSPECT, VERIFY
 from .keys import nearest
 from .learn import ADAPT, FINETUNE, PRETRAIN
+from .study import PROBE
 from .use import EMBED, FILL, GENERATE, PREDICT
 from .verb import UsageError, Verb
 
-VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, VERIFY, BENCH)}
+VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, VERIFY, PROBE, BENCH)}
 MISTAKES = (ValueError, KeyError, OSError, torch.OutOfMemoryError)       # what the engine raises for a user; its messages say what to do
 
 

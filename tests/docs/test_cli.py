@@ -139,7 +139,7 @@ def test_words_that_have_no_place():
 def test_overview_and_version(capsys):
     out = done(capsys, "--help")
     assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in VERBS)
-    assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect", "verify", "bench"}
+    assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect", "verify", "probe", "bench"}
     assert re.fullmatch(r"minitransfer \d+\.\d+\.\d+\S*\n", done(capsys, "--version"))
     assert run_main([]) == 2
 
