@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ def probe_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("treebank", help="a .conllu file, or .conll for --task ner (or these with .gz)")
     parser.add_argument("--task", default="pos", metavar="NAME", help="pos, relation, distance, depth, ner, or a feature of the treebank such as Number or Tense [pos]")
-    parser.add_argument("--kind", default="linear", choices=KINDS, help="linear: accuracy of a linear classifier; mdl: bits a word of an online code; mix: the centre of gravity of the "
-                        "layers that a classifier mixes; heads: how often attention heads look at a word's head [linear]")
+    parser.add_argument("--kind", default="linear", choices=KINDS, help="linear: accuracy of a linear classifier; mdl: bits a word of an online code; mix: the centre of gravity "
+                        "of the layers that a classifier mixes; heads: how often attention heads look at a word's head [linear]")
     parser.add_argument("--sentences", type=positive, metavar="N", help="so many are drawn from the treebank [500]")
     parser.add_argument("--folds", type=positive, metavar="N", help="each is tested by what was learned from the others (mix: learned alone) [3; mix: 5]")
     parser.add_argument("--seed", type=int, default=0, help="of the sentences, the folds, the control task and the random weights [0]")
@@ -29,15 +30,13 @@ def probe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_words(args: argparse.Namespace) -> None:
-    """Raises: UsageError for words that do not go together; ValueError for a figure that cannot be written, before hours are spent on it."""
+    """Raises: UsageError for words that do not go together; ValueError for a figure that cannot be written, before time is spent on it."""
     if args.kind == "heads" and (args.folds or args.task != "pos"):
         raise UsageError(f"--kind heads with --{'folds' if args.folds else 'task'}; attention heads are compared with the tree itself, nothing is learned: leave it out")
     if args.json and args.kind not in ("linear", "mdl"):
         raise UsageError(f"--json with --kind {args.kind}; it is printed as a table only: leave --json out")
-    if args.figure and not Path(args.figure).parent.is_dir():
-        raise ValueError(f"--figure {args.figure}, whose folder is not there; a figure is written into one that exists: make it first")
-    if args.figure:
-        Path(args.figure).touch()
+    if args.figure and not os.access(Path(args.figure).parent, os.W_OK):
+        raise ValueError(f"--figure {args.figure}, whose folder is not there or not writable; the figure is the last thing that is made: give a folder that takes it")
 
 
 def probe(args: argparse.Namespace) -> int:

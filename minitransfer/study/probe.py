@@ -148,8 +148,9 @@ class Probe(Table):
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: without the scores of single words."""
-        return {"task": self.task, "kind": self.kind, "measure": self.title, "words": len(self.words), "sentences": len(np.unique(self.sentence)), "labels": list(self.names),
-                "baseline": round(self.baseline, 6), "layers": [{name: value.rounded() if isinstance(value, Interval) else value for name, value in vars(row).items()} for row in self.rows]}
+        return {"task": self.task, "kind": self.kind, "measure": self.title, "words": len(self.words), "sentences": len(np.unique(self.sentence)),
+                "labels": list(self.names), "baseline": round(self.baseline, 6),
+                "layers": [{name: value.rounded() if isinstance(value, Interval) else value for name, value in vars(row).items()} for row in self.rows]}
 
     def draw(self, axes: Any = None) -> Any:
         """Task, control task and twin by layer, with their intervals. Returns: matplotlib's axes."""

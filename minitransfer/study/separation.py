@@ -94,7 +94,8 @@ class Separation(Table):
         draw_line(axes, layers, list(self.ratio), "between / within")
         draw_line(axes, layers, list(self.corrected), "the same, standardised")
         axes.axhline(1.0, linestyle="--", color="grey", linewidth=1)
-        axes.set(xlabel="layer (0: embeddings)", ylabel="ratio of distances", title=f"{self.word!r}: {', '.join(dict.fromkeys(self.sense))}", xticks=layers)
+        axes.set(xlabel="layer (0: embeddings)", ylabel="ratio of distances", title=f"{self.word!r}: {', '.join(dict.fromkeys(self.sense))}", xticks=layers,
+                 ylim=(0, 2 * max(one.value for one in (*self.ratio, *self.corrected))))        # the interval of a few sentences may reach very far
         axes.legend(fontsize="small")
         return axes
 
@@ -150,7 +151,8 @@ def separation_ratio(model: Model, tok: Tokenizer, senses: Mapping[str, Sequence
     vectors, every = np.stack(found, 1).astype(float), np.concatenate(tokens, 1).astype(float)       # (L + 1, N, D), (L + 1, M, D)
     times = np.concatenate([np.random.default_rng(seed).multinomial(len(group), [1 / len(group)] * len(group), REPLICATES) for group in senses.values()], 1)
     spread = every.std(1, keepdims=True)
-    plain, standard = ([measured(layer, np.array(sense), times) for layer in x] for x in (vectors, vectors / np.where(spread > 0, spread, 1)))
+    scale = np.where(spread > 1e-6 * spread.mean(2, keepdims=True), spread, np.inf)                  # a dimension that never changes says nothing
+    plain, standard = ([measured(layer, np.array(sense), times) for layer in x] for x in (vectors, vectors / scale))
     return Separation(word, sense, vectors, tuple(plain), tuple(standard), np.array([mean_cosine(layer, [t.shape[1] for t in tokens]) for layer in every]))
 
 
