@@ -61,5 +61,5 @@ def probe(args: argparse.Namespace) -> int:
 
 PROBE = Verb(
     "probe", "What each layer of a frozen model says of words: linear and MDL probes with a control task, a twin of random weights and intervals; attention heads.",
-    ("minitransfer probe mini-bert en_ewt-ud-dev.conllu.gz --figure pos.png", "minitransfer probe mini-bert en_ewt-ud-dev.conllu.gz --task relation --kind mdl",
-     "minitransfer probe mini-bert en_ewt-ud-dev.conllu.gz --kind heads"), probe_arguments, probe)
+    ("minitransfer probe mini-bert samples/tagged.conll --task ner --figure ner.png", "minitransfer probe mini-bert en_ewt-ud-dev.conllu --task relation --kind mdl",
+     "minitransfer probe mini-bert en_ewt-ud-dev.conllu --kind heads"), probe_arguments, probe)

@@ -477,7 +477,7 @@ def test_convert(capsys, place):
 @pytest.mark.slow
 def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
     """Each as it stands there; those that train only as a dry run, and of small models on a part of pydoc; nothing is timed. (Demo and bench have tests of their own.)"""
-    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"], "verify": ["--repeats", "0"]}
+    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"], "verify": ["--repeats", "0"], "probe": ["--sentences", "9"]}
     some = pydoc_corpus.pydoc_files()[:40]
     for room in (corpus, pydoc_corpus):
         monkeypatch.setattr(room, "pydoc_files", lambda: some)
@@ -486,6 +486,8 @@ def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
     (place / "reviews.tsv").write_text("fine\tpositive\nbad\tnegative\n")
     (place / "downloads/bert-base-uncased").mkdir(parents=True)
     write_model(place / "downloads/stories260K.bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    (place / "en_ewt-ud-dev.conllu").write_text("1\tThe\t_\tDET\t_\t_\t2\tdet\t_\t_\n2\tdog\t_\tNOUN\t_\t_\t0\troot\t_\t_\n\n" * 5)
     for verb in [verb for name, verb in VERBS.items() if name not in ("demo", "bench")]:
         for line in verb.examples:
             torch.save({"weight": torch.ones(2)}, place / "downloads/bert-base-uncased/pytorch_model.bin")
