@@ -116,8 +116,8 @@ class ProbeRow:
 class Probe(Table):
     """What each layer says of a task. Prints as a table; `draw` gives the curve.
 
-    `scores` are those of single words, in the order of `words`: task, control and twin, (L + 1, N) each. `fold`: in which each was tested (linear) or its place in the
-    code (mdl).
+    `scores` are those of single words, in the order of `words`: task, control and twin, (L + 1, N) each. `fold`: in which each was tested (linear), or the order in
+    which they are coded (mdl).
     """
 
     task: str

@@ -186,7 +186,7 @@ class Neighbours(Table):
         """The words, on a ground that is darker where they are nearer. Returns: matplotlib's axes."""
         near = np.array([[cosine for _, _, cosine in row] for row in self.rows])
         axes = new_axes(1.5 + 1.4 * near.shape[1], 1.0 + 0.4 * len(near))[0, 0] if axes is None else axes
-        axes.imshow(near, aspect="auto", origin="lower", cmap="Blues", vmin=-1, vmax=1)
+        axes.imshow(near, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1)
         for layer, row in enumerate(self.rows):
             for rank, (word, text, cosine) in enumerate(row):
                 axes.text(rank, layer, f"{word} ({text})", ha="center", va="center", fontsize="small", parse_math=False, color="white" if cosine > 0.6 else "black")

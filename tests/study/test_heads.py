@@ -99,7 +99,7 @@ def test_table_figure_and_mistakes(ours, monkeypatch):
     found = head_accuracy(model, tok, TREES)
     assert [line.split()[0] for line in str(found).splitlines()] == ["relation", "det", "nsubj"]
     assert sorted(float(one.get_text()) for one in found.draw().texts) == sorted(round(float(x), 2) for x in found.accuracy.flat)
-    with pytest.raises(ValueError, match="0 sentences with heads; .* give a .conllu file"):
+    with pytest.raises(ValueError, match=r"0 sentences with heads; .* give a .conllu file"):
         head_accuracy(model, tok, mt.samples.path("tagged.conll"))
     with pytest.raises(ValueError, match="attention heads of a RecurrentModel"):
         head_accuracy(mt.RecurrentModel(mt.RecurrentConfig(vocab_size=11, d_model=6, n_layers=1, d_hidden=5)), tok, TREES)

@@ -11,8 +11,8 @@ import torch
 import minitransfer as mt
 from minitransfer.study import cloze, log_likelihoods, minimal_pairs, paired_bias
 
-PAIRS = [("The old man goes home.", "The old man go home."), ("Who has the spoonbillish dog seen?", "Who has the spoonbillish dog see?"), ("She sees herself.", "She sees himself."),
-         ("The dogs that ran bark", "The dogs that ran barks"), ("A", "An")]
+PAIRS = [("The old man goes home.", "The old man go home."), ("Who has the spoonbillish dog seen?", "Who has the spoonbillish dog see?"),
+         ("She sees herself.", "She sees himself."), ("The dogs that ran bark", "The dogs that ran barks"), ("A", "An")]
 ROWS = [{"sentence_good": good, "sentence_bad": bad, "UID": "agreement" if i % 2 else "other"} for i, (good, bad) in enumerate(PAIRS)]
 
 
@@ -114,7 +114,7 @@ def test_mistakes(ours, tmp_path):
     model, tok = ours("mini-bert")
     with pytest.raises(KeyError, match="row 0 has no column 'sentence_wrong'"):
         minimal_pairs(model, tok, ROWS, bad="sentence_wrong")
-    with pytest.raises(ValueError, match="holds no .jsonl file; minimal pairs come one object a line"):
+    with pytest.raises(ValueError, match=r"holds no .jsonl file; minimal pairs come one object a line"):
         minimal_pairs(model, tok, tmp_path)
     with pytest.raises(ValueError, match='the likelihood of texts by a model with head "none"'):
         log_likelihoods(mt.Model(model.config), tok, ["a"])

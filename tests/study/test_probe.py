@@ -16,7 +16,8 @@ from minitransfer.study.probe import code_length, rows_from
 
 NAMES = mt.samples.path("tagged.conll")
 S0 = [Sentence(tuple(words.split()), tuple(tags.split())) for words, tags in [
-    ("dogs run quickly home", "NOUN VERB ADV NOUN"), ("cats sleep quietly", "NOUN VERB ADV"), ("birds sing loudly", "NOUN VERB ADV"), ("children quickly eat apples", "NOUN ADV VERB NOUN")]]
+    ("dogs run quickly home", "NOUN VERB ADV NOUN"), ("cats sleep quietly", "NOUN VERB ADV"), ("birds sing loudly", "NOUN VERB ADV"),
+    ("children quickly eat apples", "NOUN ADV VERB NOUN")]]
 
 
 def states_of(theirs, sentences) -> np.ndarray:
@@ -116,7 +117,8 @@ def test_intervals_are_those_of_resampled_sentences():
 def test_table_figure_and_json(ours, tmp_path):
     found = probe(*ours("mini-bert"), S0, "pos", folds=2, classifier=DummyClassifier(), cache=tmp_path)
     lines = str(found).splitlines()
-    assert lines[0].split()[:3] == ["layer", "accuracy", "control"] and lines[1].startswith("embed") and str(found.rows[3].twin) in lines[4] and lines[-1].split() == ["none", "0.429"]
+    assert lines[0].split()[:3] == ["layer", "accuracy", "control"] and lines[1].startswith("embed")
+    assert str(found.rows[3].twin) in lines[4] and lines[-1].split() == ["none", "0.429"]
     curves = {line.get_label(): list(line.get_ydata()) for line in found.draw().get_lines()}
     assert curves["pos"] == [row.score.value for row in found.rows] and curves["control task"] == [row.control.value for row in found.rows]
     assert curves["no vector"] == [6 / 14] * 2 and found.to_dict()["layers"][2]["score"] == [round(one, 6) for one in found.rows[2].score]
@@ -125,7 +127,8 @@ def test_table_figure_and_json(ours, tmp_path):
 @pytest.mark.parametrize("changes, message", [
     ({"folds": 5}, "folds=5 of 4 sentences; each fold is tested once and needs one: give between 2 and 4 folds, or more sentences"),
     ({"folds": 9, "by": "word"}, "folds=9 of 6 words with one label; each fold is tested once"), ({"folds": 1}, "folds=1 of 4 sentences"),
-    ({"kind": "mlp"}, "kind='mlp'; it is one of 'linear', 'mdl'"), ({"by": "text"}, "by='text'; it is one of 'sentence', 'word'"), ({"task": "Tense"}, "task='Tense', for which these 4 sentences have 0 labels"),
+    ({"kind": "mlp"}, "kind='mlp'; it is one of 'linear', 'mdl'"), ({"by": "text"}, "by='text'; it is one of 'sentence', 'word'"),
+    ({"task": "Tense"}, "task='Tense', for which these 4 sentences have 0 labels"),
 ])
 def test_mistakes(ours, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):

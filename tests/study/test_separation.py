@@ -135,7 +135,7 @@ def test_mistakes(ours):
     model, tok = ours("mini-bert")
     with pytest.raises(ValueError, match="senses with 2 sentences of 'a', 1 sentences of 'b'; pairs within and between"):
         separation_ratio(model, tok, {"a": ["bank"] * 2, "b": ["bank"]}, "bank")
-    with pytest.raises(ValueError, match="layer 5 of a model with 4 blocks; .* give 0 to 4"):
+    with pytest.raises(ValueError, match=r"layer 5 of a model with 4 blocks; .* give 0 to 4"):
         separation_ratio(model, tok, BANK, "bank").pca(5)
     with pytest.raises(ValueError, match="stands behind what this model reads of 'so so"), pytest.warns(mt.text.TruncationWarning):
         separation_ratio(model, tok, {"a": ["so " * 200 + "bank", "bank"], "b": ["bank"] * 2}, "bank")

@@ -95,7 +95,7 @@ def test_tasks_without_labels():
     with pytest.raises(ValueError, match=r"task='Number', for which these 3 sentences have 0 labels; .* \(relation, distance and depth from .conllu files only\)"):
         labels_of(some, "Number")
     rich = Sentence(("a", "b"), ("X", "X"), (0, 1), ("root", "dep"), ({"Case": "Nom"}, {"Tense": "Past"}))
-    with pytest.raises(ValueError, match="task='pos', for which these 1 sentences have 1 labels; .* and the features Case, Tense"):
+    with pytest.raises(ValueError, match=r"task='pos', for which these 1 sentences have 1 labels; .* and the features Case, Tense"):
         labels_of([rich], "pos")
     with pytest.raises(ValueError, match="3 labels for the 2 words of sentence 0"):
         labels_of([rich], lambda s: ["a", "b", "a"])
