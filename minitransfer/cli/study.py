@@ -31,8 +31,8 @@ def probe_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_words(args: argparse.Namespace) -> None:
     """Raises: UsageError for words that do not go together; ValueError for a figure that cannot be written, before time is spent on it."""
-    if args.kind == "heads" and (args.folds or args.task != "pos"):
-        raise UsageError(f"--kind heads with --{'folds' if args.folds else 'task'}; attention heads are compared with the tree itself, nothing is learned: leave it out")
+    if args.kind == "heads" and (idle := [name for name in ("folds", "cache", "task") if getattr(args, name) not in (None, "pos")]):
+        raise UsageError(f"--kind heads with --{idle[0]}; attention heads are compared with the tree itself, nothing is learned: leave it out")
     if args.json and args.kind not in ("linear", "mdl"):
         raise UsageError(f"--json with --kind {args.kind}; it is printed as a table only: leave --json out")
     if args.figure and not os.access(Path(args.figure).parent, os.W_OK):

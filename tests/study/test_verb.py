@@ -50,11 +50,11 @@ def test_mistakes_are_one_line(place, capsys, words, message, code):
 
 def test_the_bench_is_the_same_beside_transformers(data, capsys, monkeypatch, tmp_path):
     """Two rows with a few sentences each: nothing differs, and only whole measurements are kept."""
-    monkeypatch.setattr(bench, "SENTENCES", 6)
+    monkeypatch.setattr(bench, "COMPARED", 6)
     monkeypatch.setattr(bench, "TABLE", tmp_path / "study.json")
-    found = bench.run(["pos-mini-bert"], save=True)["pos-mini-bert"]
-    assert found["difference"] <= 1e-6 and found["plain"] == [layer["score"][0] for layer in found["layers"]]
-    assert json.loads((tmp_path / "study.json").read_text())["pos-mini-bert"] == found
+    found = bench.run(["same-mini-bert"], save=True)["same-mini-bert"]
+    assert found["difference"] <= 1e-6 and found["plain"] == found["ours"] and min(found["ours"]) > 0.3
+    assert json.loads((tmp_path / "study.json").read_text())["same-mini-bert"] == found
     pairs = bench.run(["blimp-mini-gpt"], quick=True)["blimp-mini-gpt"]
     assert pairs["difference"] < 1e-4 and pairs["compared"] == 20 and len(pairs["pairs"]) == 11
     with pytest.raises(KeyError, match="no row pos; there are pos-minilm, "):
@@ -69,6 +69,9 @@ def test_the_committed_figures_are_whole():
     assert table.keys() == bench.ROWS.keys()
     for name, row in table.items():
         if name.startswith("pos"):
-            assert row["difference"] <= 1e-6 and row["sentences"] == bench.SENTENCES and len(row["layers"]) == (7 if name == "pos-minilm" else 5)
+            assert row["sentences"] == bench.SENTENCES and [layer["layer"] for layer in row["layers"]] == list(range(7 if name == "pos-minilm" else 5))
+            assert all(max(layer["twin"][2], layer["control"][2]) < layer["score"][1] for layer in row["layers"])
+        elif name.startswith("same"):
+            assert row["difference"] <= 1e-6 and row["words"] > 700
         else:
             assert row["pairs"]["all"]["pairs"] == 10_000 and row["difference"] <= 1e-4 and row["compared"] == 200
