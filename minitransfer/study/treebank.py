@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,31 +38,32 @@ def read_treebank(source: Treebank, n: int | None = None, seed: int = 0) -> list
     Warns:  how many multi-word tokens are not written as their words.
     Raises: ValueError for another kind of file, a line that is broken, or heads that form no tree.
     """
-    found = list(source) if not isinstance(source, str | Path) else _read(Path(source))
-    if n is None or n >= len(found):
-        return found
-    return [found[i] for i in sorted(np.random.default_rng(seed).permutation(len(found))[:n])]
-
-
-def _read(path: Path) -> list[Sentence]:
-    kind = kind_of(path)
+    if not isinstance(source, str | Path):
+        return drawn(list(source), n, seed)
+    path, kind = Path(source), kind_of(Path(source))
     if kind not in (".conllu", ".conll"):
         raise ValueError(f"{path} in the place of a treebank; words with labels come from .conllu or .conll files (or these with .gz): give one")
     if kind == ".conll":
-        return [Sentence(tuple(fields[0] for fields in lines), tuple(fields[-1] for fields in lines)) for lines in conll_sentences(path, 2)]
+        return [Sentence(tuple(fields[0] for fields in lines), tuple(fields[-1] for fields in lines)) for lines in drawn(list(conll_sentences(path, 2)), n, seed)]
     found, joined = [], []
-    for lines in conll_sentences(path, 8):
+    for lines in drawn([lines for lines in conll_sentences(path, 8) if any(fields[0].isdigit() for fields in lines)], n, seed):
         words = [fields for fields in lines if fields[0].isdigit()]
+        found.append(_sentence(words, path))
         for number, form, *_ in lines:
             first, dash, last = number.partition("-")
             if dash and "".join(one[1] for one in words[int(first) - 1 : int(last)]) != form:
                 joined.append((form, " ".join(one[1] for one in words[int(first) - 1 : int(last)])))
-        if words:
-            found.append(_sentence(words, path))
     if joined:
-        warnings.warn(f"{path.name} has {len(joined)} multi-word tokens that are not written as their words, such as {joined[0][0]!r}: labels belong to the words, so the "
-                      f"model reads {joined[0][1]!r} in its place", UserWarning, stacklevel=4)
+        warnings.warn(f"{path.name} has {len(joined)} multi-word tokens in these {len(found)} sentences that are not written as their words, such as {joined[0][0]!r}: labels "
+                      f"belong to the words, so the model reads {joined[0][1]!r} in its place", UserWarning, stacklevel=3)
     return found
+
+
+def drawn(sentences: list[Any], n: int | None, seed: int) -> list[Any]:
+    """So many of them, in their old order."""
+    if n is None or n >= len(sentences):
+        return sentences
+    return [sentences[i] for i in sorted(np.random.default_rng(seed).permutation(len(sentences))[:n])]
 
 
 def _sentence(words: list[list[str]], path: Path) -> Sentence:

@@ -38,31 +38,31 @@ def to_the_end(**settings):
     return make_pipeline(StandardScaler(), LogisticRegression(tol=1e-8, max_iter=20_000, **settings))
 
 
-def check_parity(found, states: np.ndarray) -> None:
+def check_parity(found, states: np.ndarray, C: float) -> None:
     for layer, x in enumerate(states.astype(float)):
         for fold in range(3):
             test = found.fold == fold
-            plain = to_the_end(C=0.1).fit(x[~test], found.y[~test])
+            plain = to_the_end(C=C).fit(x[~test], found.y[~test])
             assert abs(plain.score(x[test], found.y[test]) - found.by_fold[layer, fold]) <= 1e-6, (layer, fold)
         assert abs(found.rows[layer].score.value - found.scores["task"][layer].mean()) <= 1e-12
 
 
 def test_equal_to_scikit_learn_on_the_hidden_states_of_transformers(ours, theirs, tmp_path):
-    sentences = read_treebank(NAMES, 14)
+    sentences = read_treebank(NAMES, 9)
     exact = default_classifier().set_params(logisticregression__tol=1e-8, logisticregression__max_iter=20_000)
     found = probe(*ours("mini-bert"), sentences, "ner", classifier=exact, cache=tmp_path)
     assert found.names == ("B-LOC", "B-ORG", "B-PER", "I-LOC", "I-ORG", "I-PER", "O")[: len(found.names)] and len(found.words) == sum(len(one.words) for one in sentences)
-    assert [len(set(found.fold[found.sentence == i])) for i in range(14)] == [1] * 14 and np.bincount(found.fold).min() > 0      # a sentence is in one fold
-    check_parity(found, states_of(theirs("mini-bert"), sentences))
-    again = probe(*ours("mini-bert"), sentences, "ner", classifier=exact, cache=tmp_path)
-    assert again.rows == found.rows and len(list(tmp_path.iterdir())) == 2       # the body and its twin, read from the disk
+    assert [len(set(found.fold[found.sentence == i])) for i in range(9)] == [1] * 9 and np.bincount(found.fold).min() > 0      # a sentence is in one fold
+    check_parity(found, states_of(theirs("mini-bert"), sentences), C=0.1)
+    probe(*ours("mini-bert"), sentences, "ner", classifier=DummyClassifier(), cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2                                    # the body and its twin, read from the disk
 
 
 @pytest.mark.slow
 def test_equal_on_a_real_treebank(ours, theirs, data, tmp_path):
-    sentences = read_treebank(data / "ud/en_ewt/validation.conllu.gz", 10)
-    found = probe(*ours("minilm"), sentences, "relation", classifier=to_the_end(C=0.1), cache=tmp_path)
-    check_parity(found, states_of(theirs("minilm"), sentences))
+    sentences = read_treebank(data / "ud/en_ewt/validation.conllu.gz", 6)
+    found = probe(*ours("minilm"), sentences, "relation", classifier=to_the_end(C=0.01), cache=tmp_path)
+    check_parity(found, states_of(theirs("minilm"), sentences), C=0.01)
 
 
 def test_the_protocol_of_fourteen_words(ours, theirs, tmp_path):
