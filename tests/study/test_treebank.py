@@ -54,7 +54,7 @@ def test_drawn_sentences(tmp_path):
 
 def test_real_treebanks(data):
     """Every head is found; sums over a whole file, read another way."""
-    path = data / "ud/en_ewt/validation.conllu.gz"
+    path = data / "ud/hi_pud/validation.conllu.gz"
     rows = [line.split("\t") for line in gzip.open(path, "rt", encoding="utf-8") if line[:1].isdigit() and line.split("\t")[0].isdigit()]
     found = read_treebank(path)
     assert [head for one in found for head in one.heads] == [int(row[6]) for row in rows] and [word for one in found for word in one.words] == [row[1] for row in rows]

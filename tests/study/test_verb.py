@@ -51,6 +51,7 @@ def test_mistakes_are_one_line(place, capsys, words, message, code):
 def test_the_bench_is_the_same_beside_transformers(data, capsys, monkeypatch, tmp_path):
     """Two rows with a few sentences each: nothing differs, and only whole measurements are kept."""
     monkeypatch.setattr(bench, "COMPARED", 4)
+    monkeypatch.setattr(bench, "TREEBANK", "ud/en_ewt/validation.conllu.gz")
     monkeypatch.setattr(bench, "TABLE", tmp_path / "study.json")
     found = bench.run(["same-mini-bert"], save=True)["same-mini-bert"]
     assert found["difference"] <= 1e-6 and found["plain"] == found["ours"] and min(found["ours"]) > 0.3
