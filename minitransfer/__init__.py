@@ -15,6 +15,7 @@ from .nn.encoder_decoder import EncoderDecoder
 from .nn.model import Model, ModelOutput
 from .nn.recurrent import RecurrentModel
 from .nn.two_towers import TwoTowers
+from .study import trace
 from .tasks import Prediction, classify_images, finetune, predict
 from .text import ImageReader, Tokenizer, attention_view, show
 from .training import adapt, pretrain, train_vectors
@@ -39,4 +40,4 @@ __version__ = "0.1.0"
 __all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
            "add_lora", "attention_view", "check", "classify_images", "convert", "doctor", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect",
            "layer_groups", "load_adapter", "load_two_towers", "merge_lora", "plan", "predict", "pretrain", "recommend", "remove_adapters", "samples", "save_adapter",
-           "save_two_towers", "show", "study", "train_vectors", "trainable_report", "unfreeze", "unmerge_lora", "verify", "why"]
+           "save_two_towers", "show", "study", "trace", "train_vectors", "trainable_report", "unfreeze", "unmerge_lora", "verify", "why"]

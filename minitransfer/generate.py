@@ -101,13 +101,17 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
 
 @contextmanager
 def quick(model: Model, precision: str) -> Iterator[Any]:
-    """The model to compute with: packed on a CPU, where the packed products choose their own dtype; elsewhere itself, under autocast.
+    """The model to compute with: packed on a CPU, where the packed products choose their own dtype; elsewhere, or if it has hooks, itself, under autocast.
 
-    Raises: ValueError for a precision that does not exist, or that this machine does not have.
+    Raises: ValueError for a precision that does not exist, or that this machine does not have; "int8" for a model with hooks.
     """
     choose("precision", precision, (*PRECISIONS, "int8"))
     dtype = torch.int8 if precision == "int8" else Precision(precision, model).dtype
-    packs = model.device.type == "cpu" and available(dtype)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())      # on a copy they would not be heard
+    packs = model.device.type == "cpu" and available(dtype) and not hooked
+    if dtype == torch.int8 and hooked:
+        raise ValueError('precision="int8" for a model whose modules have hooks, such as those of a trace; products in 8 bits are those of a copy without them: '
+                         'use "auto", or leave the trace first')
     if dtype == torch.int8 and not packs:
         raise ValueError(f'precision="int8" on {model.device.type} with the quantised engine {torch.backends.quantized.engine!r}; products in 8 bits are those of an x86 CPU '
                          '(engine x86, fbgemm or onednn): use "auto", or move the model to the CPU')
@@ -231,12 +235,19 @@ def check_settings(model: Model, ids: Tensor, max_new_tokens: int, temperature: 
             raise ValueError(f"{name}={value}; it must be {'in (0, 1]' if name == 'top_p' else '0, or from 1e-6 on' if name == 'temperature' else 'above 0'}: correct it")
 
 
-@torch.no_grad()
 def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple[str, float]]]:
     """The k likeliest tokens at each mask of `text`, with their probabilities.
 
     Raises: ValueError for a model without a masked head, or a text without a mask.
     """
+    probs = mask_probs(model, tok, text)
+    best = probs.topk(min(k, probs.shape[-1]))                                      # a vocabulary has no more
+    return [[(tok.decode([int(i)]).strip(), float(p)) for p, i in zip(*rows, strict=True)] for rows in zip(best.values, best.indices, strict=True)]
+
+
+@torch.no_grad()
+def mask_probs(model: Model, tok: Tokenizer, text: str) -> Float[Tensor, "N V"]:
+    """The probability of every token at each mask of `text`. Raises: as `fill`."""
     need_model(model, "fill")
     if not isinstance(model.head, VocabularyHead) or not model.head_name.startswith("masked"):
         raise ValueError(f'a model with head "{model.head_name}"; masks are filled by a masked head: load it with head="masked"')
@@ -249,9 +260,7 @@ def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple
     with evaluating(model):
         inputs: dict[str, Any] = {name: t.to(model.device) for name, t in batch.items()}
         body = model.body(**inputs)
-    probs = model.head.logits(body.x[0, places]).float().softmax(-1)                # (N, V)
-    best = probs.topk(min(k, probs.shape[-1]))                                      # a vocabulary has no more
-    return [[(tok.decode([int(i)]).strip(), float(p)) for p, i in zip(*rows, strict=True)] for rows in zip(best.values, best.indices, strict=True)]
+    return model.head.logits(body.x[0, places]).float().softmax(-1)                # (N, V)
 
 
 @torch.no_grad()

@@ -143,11 +143,12 @@ def demo(args: argparse.Namespace) -> int:
 
 
 def bench_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("cpu", "gpu", "transfer", "families", "sizes", "plan"),
+    parser.add_argument("what", choices=("cpu", "gpu", "transfer", "families", "sizes", "plan", "study"),
                         help="cpu: training steps, generation and memory beside those of other libraries; gpu: the same and single operations on an NVIDIA GPU; "
                         "transfer: what tuning gives on real labelled sets (of the folder that MINITRANSFER_DATA names) beside the same runs with other libraries, an hour or two; "
                         "families: how far every class of every family is from transformers, on the tiny models of the tests; "
-                        "sizes: full-size shapes with random weights, their errors, load times and memory; plan: the predicted and the measured peak memory of training steps")
+                        "sizes: full-size shapes with random weights, their errors, load times and memory; plan: the predicted and the measured peak memory of training steps; "
+                        "study: parts of speech by layer and minimal pairs, beside transformers and scikit-learn")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="measure these only [all]")
     parser.add_argument("--quick", "--dry-run", action="store_true", help="one reading per side, or a few rows of each set: does it run here? gpu then runs without one too")
     parser.add_argument("--nanogpt", metavar="FOLDER", help="a clone of nanoGPT, the peer of a row of cpu and of one of gpu")
@@ -155,13 +156,15 @@ def bench_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from ..bench import families, plan, run, sizes, transfer
+    from ..bench import families, plan, run, sizes, study, transfer
     if args.what == "families":
         families.run(args.rows, args.quick, args.save)
     elif args.what == "sizes":
         sizes.run(args.rows, args.save)
     elif args.what == "plan":
         plan.run(args.rows, args.save)
+    elif args.what == "study":
+        study.run(args.rows, args.quick, args.save)
     elif args.what == "transfer":
         transfer.run(args.rows, args.quick, args.save)
     else:

@@ -17,11 +17,12 @@ from .examine import DOCTOR, RECOMMEND, WHY
 from .files import BENCH, CHECK, CONVERT, DEMO, INSPECT, PLAN, VERIFY
 from .keys import nearest
 from .learn import ADAPT, FINETUNE, PRETRAIN
+from .study import PROBE
 from .use import EMBED, FILL, GENERATE, PREDICT
 from .verb import UsageError, Verb
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, PLAN, VERIFY, DOCTOR, WHY,
-                                                           RECOMMEND, CLAIMS, CHECK, BENCH)}
+                                                           RECOMMEND, PROBE, CLAIMS, CHECK, BENCH)}
 MISTAKES = (ValueError, KeyError, OSError, torch.OutOfMemoryError)       # what the engine raises for a user; its messages say what to do
 
 

@@ -203,7 +203,7 @@ class CrossAttention(Attention):
     Source: Vaswani et al. 2017, section 3.2.3.
     """
 
-    def look(self, x: Float[Tensor, "B T D"], memory: Memory, cache: LayerCache | None = None, show: bool = False) -> Mixed:
+    def forward(self, x: Float[Tensor, "B T D"], memory: Memory, cache: LayerCache | None = None, show: bool = False) -> Mixed:      # type: ignore[override]
         """As Attention; a cache keeps the memory's keys and values after the first time."""
         q = self.heads(self.q_proj(x))
         if self.stretch is not None:

@@ -56,7 +56,7 @@ class Block(nn.Module):
             return x + self.dropout(mixed) + self.dropout(again_in_backward(again == "mlp", self.mlp, self.norm_mlp(x))), tuple(seen)
         given, (read, x) = x, self.add(mixed, x, self.norm_attn, self.norm_cross or self.norm_mlp)
         if self.cross_attn is not None and memory is not None:
-            crossed, probs, _ = self.cross_attn.look(read, memory, cache, show)
+            crossed, probs, _ = self.cross_attn(read, memory, cache, show)
             read, x = self.add(crossed, x, self.norm_cross, self.norm_mlp)
             seen = [*seen, probs]
         more = again_in_backward(again == "mlp", self.mlp, read)

@@ -168,20 +168,30 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _conll(path: Path) -> Iterator[dict[str, list[str]]]:
     universal = kind_of(path) == ".conllu"
-    words: list[str] = []
-    tags: list[str] = []
+    for sentence in conll_sentences(path, 4 if universal else 2):
+        words = [fields for fields in sentence if not universal or fields[0].isdigit()]     # no joined forms 1-2, no empty nodes 1.1
+        if words:
+            yield {"words": [fields[1 if universal else 0] for fields in words], "tags": [fields[3 if universal else -1] for fields in words]}
+
+
+def conll_sentences(path: Path, least: int) -> Iterator[list[list[str]]]:
+    """The columns of every line of each sentence, without comments.
+
+    Raises: ValueError for a line with fewer columns than `least`.
+    """
+    universal, sentence = kind_of(path) == ".conllu", list[list[str]]()
     for number, line in enumerate(lines(path), 1):
         fields = line.rstrip("\n").split("\t") if universal else line.strip(" \t\n").split("\t") if "\t" in line else line.split()
         if not line.strip():
-            if words:
-                yield {"words": words, "tags": tags}
-                words, tags = [], []
-        elif line.startswith("-DOCSTART-") or (universal and (line.startswith("#") or not fields[0].isdigit())):
-            continue                                    # comments, and the joined forms 1-2 and empty nodes 1.1 of CoNLL-U
-        elif len(fields) < (4 if universal else 2):
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} has {len(fields)} columns; a word and its tag are needed: mend the line")
+            if sentence:
+                yield sentence
+            sentence = []
+        elif line.startswith("-DOCSTART-") or (universal and line.startswith("#")):
+            continue
+        elif len(fields) < least:
+            needed = "a word and its tag are" if least <= 4 else f"{least} (of CoNLL-U: id, word, lemma, part of speech, its own tag, features, head, relation) are"
+            raise ValueError(f"{path}, line {number}: {line.strip()!r} has {len(fields)} columns; {needed} needed: mend the line")
         else:
-            words.append(fields[1] if universal else fields[0])
-            tags.append(fields[3] if universal else fields[-1])
-    if words:
-        yield {"words": words, "tags": tags}
+            sentence.append(fields)
+    if sentence:
+        yield sentence

@@ -145,7 +145,7 @@ def test_overview_and_version(capsys):
     out = done(capsys, "--help")
     assert all(re.search(rf"^  {name} ", out, re.MULTILINE) for name in VERBS)
     assert set(VERBS) == {"demo", "pretrain", "adapt", "finetune", "predict", "generate", "fill", "embed", "convert", "inspect", "plan", "verify",
-                          "doctor", "why", "recommend", "claims", "check", "bench"}
+                          "doctor", "why", "recommend", "probe", "claims", "check", "bench"}
     assert re.fullmatch(r"minitransfer \d+\.\d+\.\d+\S*\n", done(capsys, "--version"))
     assert run_main([]) == 2
 
@@ -483,7 +483,7 @@ def test_convert(capsys, place):
 @pytest.mark.slow
 def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
     """Each as it stands there; those that train only as a dry run, and of small models on a part of pydoc; nothing is timed. (Demo and bench have tests of their own.)"""
-    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"], "verify": ["--repeats", "0"]}
+    small = {"pretrain": TINY, "adapt": ["length=32", "batch_size=4"], "verify": ["--repeats", "0"], "probe": ["--sentences", "9"]}
     some = pydoc_corpus.pydoc_files()[:40]
     for room in (corpus, pydoc_corpus):
         monkeypatch.setattr(room, "pydoc_files", lambda: some)
@@ -498,6 +498,8 @@ def test_the_examples_of_the_help_texts_work(capsys, place, monkeypatch):
         kind = next(iter(page.MODEL_TYPES))
         write_json(place / name / "config.json", {"model_type": kind} | page.config_to_hf(config, kind))
     write_model(place / "downloads/stories260K.bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    (place / "en_ewt-ud-dev.conllu").write_text("1\tThe\t_\tDET\t_\t_\t2\tdet\t_\t_\n2\tdog\t_\tNOUN\t_\t_\t0\troot\t_\t_\n\n" * 5)
     for verb in [verb for name, verb in VERBS.items() if name not in ("demo", "bench")]:
         for line in verb.examples:
             torch.save({"weight": torch.ones(2)}, place / "downloads/bert-base-uncased/pytorch_model.bin")
