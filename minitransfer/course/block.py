@@ -27,7 +27,7 @@ def layer_norm(answer: Callable) -> str:
     gap("the norm of large numbers", answer(x, weight, bias, 1e-5), torch.nn.functional.layer_norm(x, (7,), weight, bias, 1e-5))
     gap("the norm of equal numbers", answer(torch.ones(2, 7), weight, bias, 1e-5), bias.expand(2, 7))
 
-    def as_forward(self: LayerNorm, x: Tensor, stream: Tensor | None = None, rate: float = 0.0) -> Any:
+    def as_forward(self: LayerNorm, x: Tensor, stream: Tensor | None = None, rate: float = 0.0, wide: bool = False) -> Any:
         total = x if stream is None else stream + x
         y = answer(total, self.weight, self.bias, self.eps)
         return y if stream is None else (y, total)
@@ -36,8 +36,8 @@ def layer_norm(answer: Callable) -> str:
 
 @exercise("04", "block(x, attention, mlp, norm_attn, norm_mlp, pre_norm) -> (B, T, D)")
 def block(answer: Callable) -> str:
-    def as_forward(self: Block, x: Tensor, mask: Any, cache: Any = None, show: bool = False, turn: Any = None, relative: Any = None, memory: Any = None) -> Any:
-        return answer(x, lambda y: self.attn(y, mask, cache, show, turn, relative)[0], self.mlp, self.norm_attn, self.norm_mlp, self.pre_norm), (None, None)
+    def as_forward(self: Block, x: Tensor, mask: Any, *more: Any, **named: Any) -> Any:
+        return answer(x, lambda y: self.attn(y, mask)[0], self.mlp, self.norm_attn, self.norm_mlp, self.pre_norm), (None, None)
     return f"as every block of {' and '.join(BODIES)}, states and gradients within {worst_in('nn.block:Block.forward', as_forward):.0e}"
 
 

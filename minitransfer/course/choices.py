@@ -53,7 +53,7 @@ def turn(answer: Callable) -> str:
 def rms_norm(answer: Callable) -> str:
     gap("the norm of zeros", answer(torch.zeros(2, 5), torch.ones(5), 1e-5), torch.zeros(2, 5))
 
-    def as_forward(self: RMSNorm, x: Tensor, stream: Tensor | None = None, rate: float = 0.0) -> Any:
+    def as_forward(self: RMSNorm, x: Tensor, stream: Tensor | None = None, rate: float = 0.0, wide: bool = False) -> Any:
         total = x if stream is None else stream + x
         y = answer(total, self.weight, self.eps)
         return y if stream is None else (y, total)
