@@ -120,7 +120,9 @@ print(mt.study.neighbours(model, tok, senses["river"][0], "bank", [*general, *te
 
 # %%
 probe = mt.study.probe(model, tok, mt.samples.path("tagged.conll"), "ner", sentences=60, folds=3)
-probe.draw()
+fig, ax = plt.subplots(figsize=(5.5, 2.8))
+probe.draw(ax)
+plt.show()
 print(probe)
 
 # %% [markdown]
