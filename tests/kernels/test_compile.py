@@ -50,7 +50,7 @@ def compiler():
 @pytest.mark.parametrize("cu", sorted({cu for cu, _ in BUILDS}))
 def test_the_compiler_that_users_have(cu, compiler):
     constants = next(one for name, one in BUILDS if name == cu)
-    for capability in ARCHITECTURES:
+    for capability in (75, 90, 120):                                             # the oldest and the newest that we promise
         if suits(cu, constants, capability):
             code = nvrtc.compiled(text_of(cu), cu, capability, [f"-D{key}={value}" for key, value in constants.items()], headers_of(text_of(cu)))
             assert code.startswith(b"\x7fELF") and all(kernel.encode() in code for kernel in Kernels(cu).signatures)
