@@ -240,6 +240,7 @@ def fill(model: Model, tok: Tokenizer, text: str, k: int = 5) -> list[list[tuple
 
     Raises: ValueError for a model without a masked head, or a text without a mask.
     """
+    need_model(model, "fill")
     probs = mask_probs(model, tok, text)
     best = probs.topk(min(k, probs.shape[-1]))                                      # a vocabulary has no more
     return [[(tok.decode([int(i)]).strip(), float(p)) for p, i in zip(*rows, strict=True)] for rows in zip(best.values, best.indices, strict=True)]
@@ -280,7 +281,9 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
     check_not_by_row(model, "embed")
     if before := model.head.prompts.before(prompt):
         texts = [before + text for text in texts]
-    length = max_length or min(model.longest, tok.max_len or model.longest)
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; so many texts are computed at a time: give 1 or more")
+    length = min(model.longest, tok.max_len or model.longest) if max_length is None else max_length
     ids, types = tok.encode_rows(texts, max_length=length)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     widths = [project.linear.out_features for project in model.head.projections]

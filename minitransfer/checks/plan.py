@@ -102,7 +102,8 @@ def seconds_of(footprint: Footprint, step: StepShape, card: Card) -> float:
 
 def described(source: str | Path | ModelConfig) -> ModelConfig:
     """The architecture of a source, from its config.json alone. Raises: ValueError for one without ids to read."""
-    if not isinstance(source, ModelConfig):
+    source = getattr(source, "config", source)                                   # of a model: its numbers are not looked at
+    if not isinstance(source, ModelConfig | RecurrentConfig):
         hf = read_json(resolve(source, patterns=("config.json",)) / "config.json")
         if isinstance(hf.get("vision_config"), dict):
             raise ValueError(f"{source} holds a text model and an image model; a plan is of one that reads texts: give the config of that")

@@ -128,7 +128,12 @@ def recommend(task: str = "sequence", labels: int | None = None, *, unlabelled_m
     data = None if train is None else read_rows(train)
     labels = len(data) if labels is None and data is not None else labels
     body, head = place_of(task)
-    if labels is None or labels < 0 or unlabelled_mb < 0:
+    for name, value in (("labels", labels), ("unlabelled_mb", unlabelled_mb), ("gpu_gb", gpu_gb), ("parameters", parameters)):
+        counts = name in ("labels", "parameters")
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf and not (counts and value != int(value))
+        if value is not None and not fits:
+            raise ValueError(f"{name}={value!r}; it is a {'whole ' if counts else ''}number, 0 or more: give one, or leave it out")
+    if labels is None:
         raise ValueError(f"labels={labels}, unlabelled_mb={unlabelled_mb}; advice depends on how many rows have a label: give labels=, 0 or more, or train=")
     parameters = sum(p.numel() for p in model.parameters()) if parameters is None and model is not None else parameters
     found = Recommendation(task, labels, body, head, tuple(chosen(task, labels, gpu_gb, parameters)), adapting(unlabelled_mb))

@@ -109,12 +109,17 @@ def last(log: Log) -> int:
     return max((step for step, _ in log), default=0)
 
 
+def same(one: Any, other: Any) -> bool:
+    """Equal, or both no number."""
+    return one == other or (one != one and other != other)
+
+
 def first_difference(a: Log, b: Log) -> tuple[int, int | None, list[Difference]]:
     """The last step that agrees, the first that does not, and what does not there. Steps that one of them did not log say nothing."""
     agreed = 0
     for step, kind in sorted(set(a) & set(b), key=lambda one: (one[0], one[1] == "held-out")):
         one, other = a[step, kind], b[step, kind]
-        found = [Difference(kind, name, one.get(name), other.get(name)) for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+        found = [Difference(kind, name, one.get(name), other.get(name)) for name in dict.fromkeys([*one, *other]) if not same(one.get(name), other.get(name))]
         if found:
             return agreed, step, found
         agreed = step

@@ -17,8 +17,8 @@ def recomputed(choice: bool | str, i: int = 0) -> str:
     Raises: ValueError for another.
     Source: Chen et al. 2016, section 4; parts of a layer: Korthikanti et al. 2022, section 5.
     """
-    part, _, every = ("blocks" if choice is True else choice or "").partition(":")
-    if (part not in ("", *PARTS)) or (every and (part != "blocks" or not every.isdigit() or int(every) < 1)):
+    part, colon, every = ("blocks" if choice is True else "" if choice is False or choice == "" else str(choice)).partition(":")
+    if part not in ("", *PARTS) or (colon and (part != "blocks" or not (every.isascii() and every.isdigit()) or int(every) < 1)):
         raise ValueError(f'checkpointing={choice!r}; what is computed again is nothing (false), every block (true), every second block ("blocks:2"), or of each block '
                          'its "attention" or its "mlp": choose one')
     return part if i % int(every or 1) == 0 else ""

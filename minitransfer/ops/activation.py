@@ -17,7 +17,7 @@ from torch import Tensor, sigmoid, tanh
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import gelu, relu, silu
 
-from .dispatch import pick
+from .dispatch import check_shapes, pick
 from .kernels import Kernels, vector, whole
 
 SHARES, ROWS = 512, 4       # blocks one below the other, a fixed number for equal bits on every GPU; rows a thread takes at a time
@@ -119,7 +119,10 @@ def bias_gelu(x: Float[Tensor, "*N F"], bias: Float[Tensor, "F"] | None, activat
     """
     pieces_of = vector(x.shape[-1], x)
     k = pick("bias_gelu", "activation.cu", x, bias, limit=obstacle(activation, x), ACTIVATION=activation, VECTOR=pieces_of)
-    return bias_reference(x, bias, activation) if k is None else BiasActivation.apply(k, pieces_of, whole(x), bias)
+    if k is None:
+        return bias_reference(x, bias, activation)
+    check_shapes("bias_gelu", bias=(bias, x.shape[-1:]))
+    return BiasActivation.apply(k, pieces_of, whole(x), bias)
 
 
 def gated(gate: Float[Tensor, "*N _"], up: Float[Tensor, "*N F"] | None = None, activation: str = "silu") -> Float[Tensor, "*N F"]:
@@ -132,4 +135,7 @@ def gated(gate: Float[Tensor, "*N _"], up: Float[Tensor, "*N F"] | None = None, 
         raise ValueError(f"rows of {gate.shape[-1]} numbers; without `up` a row is gate and up, two halves: give an even number, or both tensors")
     pieces_of = vector(gate.shape[-1] // (2 if up is None else 1), gate)
     k = pick("gated", "activation.cu", gate, up, limit=obstacle(activation, gate, up), ACTIVATION=activation, VECTOR=pieces_of)
-    return gated_reference(gate, up, activation) if k is None else Gated.apply(k, pieces_of, whole(gate), None if up is None else whole(up))
+    if k is None:
+        return gated_reference(gate, up, activation)
+    check_shapes("gated", up=(up, gate.shape))
+    return Gated.apply(k, pieces_of, whole(gate), None if up is None else whole(up))

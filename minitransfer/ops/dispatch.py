@@ -91,6 +91,19 @@ def pick(operation: str, cu: str, *tensors: Tensor | None, limit: str = "", **de
     return None if reason else found
 
 
+def check_shapes(operation: str, rate: float = 0.0, **given: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    """Refuse what a kernel would read beyond its end: it trusts the sizes that it is told, where plain PyTorch looks for itself.
+
+    Args:   given: name -> a tensor, or None, and the shape it has to have; rate: of dropout.
+    Raises: ValueError for another shape, and for a rate outside [0, 1).
+    """
+    for name, (t, shape) in given.items():
+        if t is not None and t.shape != torch.Size(shape):
+            raise ValueError(f"{operation}: {name} of shape {tuple(t.shape)}; the other tensors make it {tuple(shape)}: give one of that shape")
+    if not 0 <= rate < 1:
+        raise ValueError(f"{operation}: rate={rate}; it is a probability in [0, 1): 0 switches dropout off")
+
+
 def fault_of(built: Kernels, device: torch.device) -> str:
     """Why these kernels cannot be built for a device ("" if they can); warns the first time. MINITRANSFER_KERNELS=emulate makes it an error."""
     key = built.cu, *built.defines, str(device)

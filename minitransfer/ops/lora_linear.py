@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear as torch_linear
 
-from .dispatch import draw, pick
+from .dispatch import check_shapes, draw, pick
 from .dropout import dropout
 from .kernels import Kernels, vector, whole
 from .linear import linear
@@ -129,6 +129,7 @@ def lora_linear(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Fl
     k = pick("lora_linear", "lora.cu", x, weight, bias, A, B, adapter, limit=limit, RANK=rank, VECTOR=each, PIECE=piece)
     if k is None:
         return reference(x, weight, bias, A, B, scale, rate, adapter)
+    check_shapes("lora_linear", rate, x=(x, (*x.shape[:-1], D)), bias=(bias, (F,)), A=(A, (*A.shape[:-2], rank, D)), B=(B, (*A.shape[:-2], F, rank)))
     random = draw(x.device) if rate > 0 and random is None else random
-    run = Narrow(k, x.numel() // D, rank, piece, 1 if A.dim() == 2 else len(A), None if adapter is None else adapter.contiguous(), random, rate)
+    run = Narrow(k, x.numel() // D, rank, piece, 1 if A.dim() == 2 else len(A), None if adapter is None else adapter.int().contiguous(), random, rate)
     return LoRALinear.apply(run, whole(x), weight, bias, A, B, scale)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import layer_norm
 
-from .dispatch import draw, pick
+from .dispatch import check_shapes, draw, pick
 from .dropout import dropout
 from .kernels import SCALARS, Kernels, vector, whole
 
@@ -97,6 +97,7 @@ def norm_residual(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tens
              OUT=SCALARS.get((stream if wide else x).dtype), RMS=int(rms), VECTOR=pieces_of, PER_THREAD=each)
     if k is None:
         return reference(x, residual, weight, bias, eps, rate, rms)
+    check_shapes("rms_norm_residual" if rms else "layer_norm_residual", rate, residual=(residual, x.shape), weight=(weight, (columns,)), bias=(bias, (columns,)))
     if rate > 0 and random is None:
         random = draw(x.device)
     return NormResidual.apply(k, threads, whole(x), None if residual is None else whole(residual), weight, bias, eps, rate, random, rms, wide)

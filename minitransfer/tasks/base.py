@@ -104,6 +104,8 @@ def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, 
     Raises: ValueError for a text without a token, or an adapter for each row.
     """
     check_not_by_row(model, "predict")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; so many texts are computed at a time: give 1 or more")
     if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
         raise ValueError(f"text {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: "
                          "leave empty texts out")

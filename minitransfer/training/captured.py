@@ -144,7 +144,7 @@ class Captured:
         gradients = [p.grad for p in run.trained.values() if p.grad is not None]
         run.precision.unscale(run.optimizer)
         norm = grad_norm(gradients)
-        numbers = torch.stack([x.double() for x in (sums["loss_sum"] / targets, norm / targets, targets)])
+        numbers = torch.stack([x.double() for x in (sums["loss_sum"] / targets, norm / targets, sums["counted"])])
         self.broken.logical_or_(~run.precision.must_be_finite(*numbers[:2]).isfinite())
         run.precision.step(run.optimizer, factor=clip_factor(norm, targets, run.settings.max_grad_norm))
         # 0 x NaN is NaN: what is not finite stays to be found

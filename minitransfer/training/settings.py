@@ -17,6 +17,8 @@ LIMITS = ("steps", "epochs", "tokens", "minutes")
 TRAINERS = {"learning_rate": "lr", "num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "gradient_accumulation_steps": "micro_batches",
             "warmup_steps": "warmup", "warmup_ratio": "warmup", "max_length": "length", "max_seq_length": "max_length"}     # what transformers' Trainer calls them
 Number = int | float
+WHOLE = ("steps", "tokens", "micro_batches", "eval_every", "save_every", "log_every", "patience")
+MAY_BE_NONE = (*LIMITS, "max_grad_norm", "eval_every", "patience")
 FREE = ("checkpointing", "save_every", "log_every", "progress", "tensorboard", "shard")  # may change between a run and its resumption: they move no number
 
 
@@ -69,9 +71,16 @@ class TrainSettings:
         if all(getattr(self, name) is None for name in LIMITS):
             raise ValueError("no limit for this run; it needs to know when to stop: give steps, epochs, tokens or minutes (of several, the first "
                              "that is reached counts)")
+        for name in (*LIMITS, "lr", "min_lr", "warmup", "weight_decay", "beta1", "beta2", *WHOLE[2:]):
+            value = getattr(self, name)
+            if not (value is None and name in MAY_BE_NONE) and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{name}={value!r}; it is a number: give one" + (", or leave it out" if name in MAY_BE_NONE else ""))
         for name in (*LIMITS, "lr", "eps", "micro_batches", "max_grad_norm", "eval_every", "save_every", "log_every", "patience"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value}; it has to be above zero, and finite: give a positive number" + (", or leave it out" if name in LIMITS else ""))
+        for name in WHOLE:
+            if (value := getattr(self, name)) is not None and value != int(value):
+                raise ValueError(f"{name}={value}; it counts whole ones: give a whole number")
         for name in ("beta1", "beta2", "min_lr"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it is a fraction: give a number from 0 to below 1")

@@ -38,4 +38,4 @@ class Step:
             scale_and_clip(run.trained.values(), targets, grad_norm, run.settings.max_grad_norm)
             run.precision.step(run.optimizer)
             run.optimizer.zero_grad(set_to_none=True)
-        return torch.tensor([mean_loss, grad_norm, targets], dtype=torch.float64)
+        return torch.tensor([mean_loss, grad_norm, int(counted)], dtype=torch.float64)

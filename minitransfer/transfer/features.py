@@ -249,7 +249,7 @@ def extract_features(model: Model, tok: Tokenizer, rows: Any, text: str = "text"
     reading = Reading((layers,) if isinstance(layers, int) else tuple(layers), auto if pooling == "auto" else pooling)
     found = read_rows(rows)
     labels = np.array([] if label is None else column(found, label))
-    limit = max_length or min(model.longest, tok.max_len or model.longest)
+    limit = min(model.longest, tok.max_len or model.longest) if max_length is None else max_length
     ids, type_ids = tok.encode_rows(column(found, text), None if pair is None else column(found, pair), limit)
     if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
         raise ValueError(f"row {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: leave empty texts out")

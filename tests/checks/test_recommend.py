@@ -70,7 +70,8 @@ def test_what_a_proof_says(found, p, better):
 
 
 @pytest.mark.parametrize("given, message", [
-    ({"task": "sequnce", "labels": 3}, "did you mean 'sequence'"), ({}, "give labels="), ({"labels": -1}, "0 or more"),
+    ({"task": "sequnce", "labels": 3}, "did you mean 'sequence'"), ({}, "give labels="), ({"labels": -1}, "0 or more"), ({"labels": 1.5}, "whole number"),
+    ({"labels": float("nan")}, "whole number"), ({"labels": 3, "gpu_gb": -1}, "gpu_gb=-1"), 
     ({"labels": 700, "prove": True}, "give all three"), ({"labels": 0, "prove": True, "model": None}, "give all three")])
 def test_mistakes_of_the_caller(given, message):
     with pytest.raises(ValueError, match=message):

@@ -20,12 +20,12 @@ import pytest
 import torch
 
 from minitransfer import samples
-from minitransfer.bench.rows import BERT_BASE
+from minitransfer.bench.rows import BERT_BASE, GPT2
 from minitransfer.cli import learn, settings
 from minitransfer.cli import main as run_main
 from minitransfer.cli.keys import Key, gather, keys_of, typed
 from minitransfer.cli.main import VERBS
-from minitransfer.families import bert
+from minitransfer.families import bert, gpt2
 from minitransfer.generate import embed, fill, generate
 from minitransfer.nn.model import Model
 from minitransfer.tasks import SequenceTask, predict

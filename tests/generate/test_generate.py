@@ -202,3 +202,11 @@ def test_wrong_heads():
     gpt2 = mt.Model(mt.families.gpt2.config_from_hf(transformers.GPT2Config(n_embd=12, n_head=2, n_layer=1, vocab_size=31).to_dict()), "causal")
     with pytest.raises(ValueError, match="a text of no tokens"):
         mt.generate(gpt2, torch.ones(1, 0, dtype=torch.long))
+
+
+@pytest.mark.parametrize("settings, said", [({"batch_size": 0}, "batch_size=0; so many texts"), ({"batch_size": -1}, "give 1 or more"),
+                                            ({"max_length": 0}, "max_length=0 leaves no room")])
+def test_vectors_of_no_texts_at_a_time(settings, said):
+    model, tok = mt.Model.from_pretrained("mini-bert", head="embedding"), mt.Tokenizer.from_pretrained("mini-bert")
+    with pytest.raises(ValueError, match=said):
+        mt.embed(model, tok, ["a text"], **settings)

@@ -1,6 +1,8 @@
 """The launcher: what is read from a declaration, what the driver gets, what the emulator notices."""
 import ctypes
+import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -93,3 +95,30 @@ def test_philox_known_answers(emulator):
 def test_what_does_not_compile_for_the_emulator(emulator):
     with pytest.raises(RuntimeError, match=r"planted\.cu does not compile for the emulator:(?s:.*)nonsense"):
         launched("nonsense();")
+
+
+OVERRUNS = """
+import torch
+from minitransfer.ops import bias_gelu, gated, layer_norm_residual, lora_linear, rms_norm_residual
+x, one = torch.randn(5, 97), torch.ones(97)
+for said, call in {
+        "weight of shape (96,)": lambda: layer_norm_residual(x, x, torch.ones(96), None), "residual of shape (4, 97)": lambda: layer_norm_residual(x, x[:4], one, None),
+        "bias of shape (98,)": lambda: layer_norm_residual(x, x, one, torch.ones(98)), "rate=1.0": lambda: rms_norm_residual(x, x, one, rate=1.0),
+        "bias of shape (96,)": lambda: bias_gelu(x, torch.ones(96)), "up of shape (5, 96)": lambda: gated(x, torch.ones(5, 96)),
+        "B of shape (31, 3)": lambda: lora_linear(x, torch.randn(31, 97), None, torch.randn(4, 97), torch.randn(31, 3), 1.0),
+        "A of shape (4, 96)": lambda: lora_linear(x, torch.randn(31, 97), None, torch.randn(4, 96), torch.randn(31, 4), 1.0)}.items():
+    try:
+        call()
+    except ValueError as error:
+        assert said in str(error), error
+    else:
+        raise AssertionError(said)
+y = lora_linear(x, torch.randn(31, 97), None, torch.randn(2, 4, 97), torch.randn(2, 31, 4), 1.0, adapter=torch.tensor([0, 1, -1, 0, 1]))      # int64 as well
+assert y.shape == (5, 31) and y.isfinite().all()
+"""
+
+
+def test_a_kernel_refuses_shapes_that_it_would_overrun():
+    """In a process of its own: the type checks of the tests would refuse them first, and users do not have them."""
+    done = subprocess.run([sys.executable, "-c", OVERRUNS], capture_output=True, text=True, env=os.environ | {"MINITRANSFER_KERNELS": "emulate"})
+    assert done.returncode == 0, done.stderr[-1500:]

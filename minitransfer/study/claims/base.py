@@ -106,7 +106,7 @@ def result(name: str) -> Any:
     """The committed result of this name. Raises: Missing."""
     path = RESULTS / f"{name}.json"
     if not path.is_file():
-        raise Missing(f"{path.name} is not here: such results belong to a checkout of the project")
+        raise Missing(f"{path.name} {'has not been measured yet' if path.parent.is_dir() else 'is not here: such results belong to a checkout of the project'}")
     return read_json(path)
 
 
