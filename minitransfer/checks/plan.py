@@ -102,7 +102,6 @@ def seconds_of(footprint: Footprint, step: StepShape, card: Card) -> float:
 
 def described(source: str | Path | ModelConfig) -> ModelConfig:
     """The architecture of a source, from its config.json alone. Raises: ValueError for one without ids to read."""
-    source = getattr(source, "config", source)                                   # of a model: its numbers are not looked at
     if not isinstance(source, ModelConfig | RecurrentConfig):
         hf = read_json(resolve(source, patterns=("config.json",)) / "config.json")
         if isinstance(hf.get("vision_config"), dict):
@@ -152,11 +151,11 @@ def beside(known: dict[int, int], room: int) -> list[tuple[int, int]]:
     return [max(one for one in known.items() if one[1] <= room), min(one for one in known.items() if one[1] > room)]
 
 
-def plan(source: str | Path | ModelConfig, strategy: str | Strategy = "full", *, card: str | int | Card = "T4", batch_size: int = 32, length: int = 128,
+def plan(source: str | Path | ModelConfig | Model, strategy: str | Strategy = "full", *, card: str | int | Card = "T4", batch_size: int = 32, length: int = 128,
          head: str | None = None, precision: str = "auto", checkpointing: bool | str = False, micro_batches: int = 1, dtype: str = "fp32", look_further: bool = True) -> StepPlan:
     """Memory by component and time of a step that has not been taken. Nothing but a config.json is read or fetched.
 
-    Args:    source: a folder, a bundled name, a hub id, or a ModelConfig. strategy: as for `finetune`, such as lora(base="nf4"); "generate": no step, but a prompt of
+    Args:    source: a folder, a bundled name, a hub id, a ModelConfig, or a model. strategy: as for `finetune`, such as lora(base="nf4"); "generate": no step, but a prompt of
              `length` tokens read into a KV cache.
              card: a name of checks.cards.CARDS, a memory in GB (6, 8, 12, 16, 24, 80), "cpu" for this machine, or a Card. batch_size, length: rows of a micro-batch, all
              full: padding takes as much as tokens, except where a GPU drops it.
@@ -165,6 +164,7 @@ def plan(source: str | Path | ModelConfig, strategy: str | Strategy = "full", *,
              look_further: also search the largest batch, and rehearse what makes the step smaller.
     Raises:  ValueError for a card, a precision it has not, a length that the model cannot read, a strategy or a source that does not fit.
     """
+    source = getattr(source, "config", source)                                   # of a model: its numbers are not looked at
     c, device = described(source), card_of(card)
     choose("precision", precision, PRECISIONS)
     choose("dtype", dtype, tuple(DTYPES))
