@@ -100,8 +100,8 @@ def seconds_of(footprint: Footprint, step: StepShape, card: Card) -> float:
     return max(work, footprint.launches * LAUNCH if card.device == "cuda" else 0.0)
 
 
-def described(source: str | Path | ModelConfig) -> ModelConfig:
-    """The architecture of a source, from its config.json alone. Raises: ValueError for one without ids to read."""
+def described(source: Any) -> ModelConfig:
+    """The architecture of a source (a folder, a name, an id, or a config), from its config.json alone. Raises: ValueError for one without ids to read."""
     if not isinstance(source, ModelConfig | RecurrentConfig):
         hf = read_json(resolve(source, patterns=("config.json",)) / "config.json")
         if isinstance(hf.get("vision_config"), dict):
