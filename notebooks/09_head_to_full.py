@@ -35,7 +35,7 @@ import torch
 
 import minitransfer as mt
 from minitransfer.text import read_rows
-from minitransfer.transfer import extract_features, plan
+from minitransfer.transfer import extract_features, features, plan
 
 warnings.filterwarnings("ignore", message="IProgress not found")      # no progress bars here
 plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9})
@@ -74,8 +74,8 @@ body = mt.Model.from_pretrained("mini-bert", head="none")
 print(f"{'':12} accuracy on {len(test)} reviews")
 for pooling in ("first", "mean"):
     for layers in (-1, 2):
-        x, y = extract_features(body, tok, train, pooling=pooling, layers=layers)               # (N, D), N labels
-        held, truth = extract_features(body, tok, test, pooling=pooling, layers=layers)
+        x, y = extract_features(body, tok, train, pooling=pooling, layers=layers, cache="features")               # (N, D), N labels
+        held, truth = extract_features(body, tok, test, pooling=pooling, layers=layers, cache="features")
         accuracy = LogisticRegression(max_iter=2000, C=0.1).fit(x, y).score(held, truth)
         print(f"{pooling:6} {'last' if layers == -1 else f'block {layers}':8}{accuracy:.2f}")
 
@@ -87,11 +87,11 @@ for pooling in ("first", "mean"):
 # the head on that. How often does a text pass through the body in three epochs?
 
 # %% tags=["compare"]
-for strategy in ("features", "head"):
+for name, strategy in (("features", features(cache="features")), ("head", "head")):
     one, calls = fresh(), []
     one.blocks[0].register_forward_hook(lambda block, given, made, calls=calls: calls.append(len(given[0])))
     mt.finetune(one, tok, train=train[:64], strategy=strategy, epochs=3, batch_size=16, progress=False)
-    print(f"{strategy:8} {sum(calls) / 64:.0f} times")
+    print(f"{name:8} {sum(calls) / 64:.0f} times")
 
 # %% [markdown]
 # `head` trains the same parameters and runs the body anew each time, with its dropout. That is a little better as a
