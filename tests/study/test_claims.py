@@ -90,7 +90,7 @@ def test_the_best_layer_is_read_by_its_depth(results):
 def test_without_results_nothing_is_claimed(results):
     found = claims()
     by_id = {one.claim.id: one.finding for one in found.rows}
-    assert by_id["lora-gap"].verdict == "not tested" and "transfer_cpu.json is not here" in by_id["lora-gap"].reason
+    assert by_id["lora-gap"].verdict == "not tested" and "transfer_cpu.json has not been measured yet" in by_id["lora-gap"].reason
     assert by_id["gpt3-flops"].verdict == "not as stated" and len(by_id) == len(CLAIMS) == len(found.rows)
     assert sum(found.counts.values()) == len(CLAIMS)
 
@@ -110,7 +110,7 @@ def test_an_experiment_runs_and_is_kept(results, monkeypatch):
     from minitransfer.study.claims import experiments
     told = Finding("partly", "a half", "one of two", base.Interval(0.5, 0.4, 0.6))
     assert run_claim("imdb-2000").rows[0].finding.verdict == "not as stated"
-    assert "not here" in claims(["zero-shot"]).rows[0].finding.reason
+    assert "not been measured yet" in claims(["zero-shot"]).rows[0].finding.reason
     monkeypatch.setitem(CLAIMS, "zero-shot", experiments.experiment("zero-shot", "S3", "so much", lambda: told))
     run_claim("zero-shot")
     assert claims(["zero-shot"]).rows[0].finding.verdict == "not tested"
