@@ -5,17 +5,17 @@ Letters used in every shape, comment and test:
     B batch     T query positions    S key positions    D model width    H query heads    K key/value heads
     Dh head width    F feed-forward width    E embedding width    V vocabulary    L blocks    R rank of an adapter    N rows of anything
 """
-from . import samples, study
-from .checks import doctor, inspect, plan, recommend, verify, why
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import samples
 from .config import ModelConfig, RecurrentConfig
-from .course import check
 from .generate import embed, fill, generate
 from .nn.cache import Cache
 from .nn.encoder_decoder import EncoderDecoder
 from .nn.model import Model, ModelOutput
 from .nn.recurrent import RecurrentModel
 from .nn.two_towers import TwoTowers
-from .study import trace
 from .tasks import Prediction, classify_images, finetune, predict
 from .text import ImageReader, Tokenizer, attention_view, show
 from .training import adapt, pretrain, train_vectors
@@ -35,6 +35,23 @@ from .transfer import (
 )
 from .weights.convert import convert
 from .weights.two_towers import load_two_towers, save_two_towers
+
+if TYPE_CHECKING:
+    from . import study
+    from .checks import doctor, inspect, plan, recommend, verify, why
+    from .course import check
+    from .study import trace
+
+# what examines a model is imported when it is first asked for: a program that trains or predicts starts without it
+LATER = {"study": "study", "trace": "study", "check": "course", **dict.fromkeys(("doctor", "inspect", "plan", "recommend", "verify", "why"), "checks")}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    room = import_module(f".{LATER[name]}", __name__)
+    return room if name == LATER[name] else getattr(room, name)
+
 
 __version__ = "0.1.0"
 __all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
