@@ -53,6 +53,11 @@ def __getattr__(name: str) -> Any:
     return room if name == LATER[name] else getattr(room, name)
 
 
+def __dir__() -> list[str]:
+    """With the names that come later, so that completion finds them."""
+    return sorted({*globals(), *LATER})
+
+
 __version__ = "0.1.0"
 __all__ = ["Cache", "EncoderDecoder", "ImageReader", "Model", "ModelConfig", "ModelOutput", "Prediction", "RecurrentConfig", "RecurrentModel", "Tokenizer", "TwoTowers", "adapt",
            "add_lora", "attention_view", "check", "classify_images", "convert", "doctor", "embed", "explain", "fill", "finetune", "freeze", "freeze_to", "generate", "inspect",
