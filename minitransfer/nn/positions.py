@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import ModelConfig, Rotary
+from ..ops.kernels import rehearsed
 
 Rotation = tuple[Float[Tensor, "#B T half"], Float[Tensor, "#B T half"]]    # cos and sin of every angle: R = 2 half numbers of a head turn
 
@@ -31,11 +33,21 @@ def frequencies(r: Rotary, width: int, theta: float) -> Float[Tensor, "half"]:
     return w
 
 
+def on_device(r: Rotary, width: int, theta: float, device: torch.device) -> Float[Tensor, "half"]:
+    """`frequencies`, computed on the CPU wherever they are used, for the same bits; sent to a GPU once, which no CUDA graph could."""
+    return sent(r, width, theta, device) if device.type == "cuda" and rehearsed.get() is None else frequencies(r, width, theta).to(device)
+
+
+@lru_cache(maxsize=64)
+def sent(r: Rotary, width: int, theta: float, device: torch.device) -> Float[Tensor, "half"]:
+    return frequencies(r, width, theta).to(device)
+
+
 def rotation(c: ModelConfig, positions: Int[Tensor, "#B T"], local: bool) -> Rotation:
     """The angles of these positions, position x frequency, in float32; `local`: for a block that sees a window only."""
     assert c.rotary is not None
     theta = c.rotary.local_theta if local and c.rotary.local_theta is not None else c.rotary.theta
-    angles = positions[..., None].float() * frequencies(c.rotary, c.d_head, theta).to(positions.device)
+    angles = positions[..., None].float() * on_device(c.rotary, c.d_head, theta, positions.device)
     return angles.cos(), angles.sin()
 
 

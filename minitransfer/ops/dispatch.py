@@ -16,7 +16,7 @@ from torch import Tensor
 from .kernels import SCALARS, Kernels, kernels, rehearsed
 
 MODES = ("auto", "off", "on", "emulate")
-broken: dict[tuple, str] = {}            # (file, constants, device) -> why it could not be built, so that it is tried once
+broken: dict[tuple[Kernels, torch.device], str] = {}     # why kernels could not be built for a device, so that it is tried once; "" if they were
 reasons: dict[str, str] = {}             # operation -> why its last call did not take a kernel; "" if it did
 
 
@@ -106,7 +106,7 @@ def check_shapes(operation: str, rate: float = 0.0, **given: tuple[Tensor | None
 
 def fault_of(built: Kernels, device: torch.device) -> str:
     """Why these kernels cannot be built for a device ("" if they can); warns the first time. MINITRANSFER_KERNELS=emulate makes it an error."""
-    key = built.cu, *built.defines, str(device)
+    key = built, device
     if key not in broken:
         try:
             built.build(device)

@@ -5,12 +5,13 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 MAX_DYNAMIC_SHARED = 8          # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 SHARED_FOR_ALL = 48 * 1024      # bytes of shared memory a block gets without asking
+BUFFER, SIZE, END = 1, 2, 0     # CU_LAUNCH_PARAM_BUFFER_POINTER, CU_LAUNCH_PARAM_BUFFER_SIZE, CU_LAUNCH_PARAM_END
 
 
 @cache
@@ -24,10 +25,9 @@ class Module:
     def __init__(self, code: bytes, device: int, driver: ctypes.CDLL | None = None, stream: Callable[[], int] | None = None):
         self.driver = driver or library()
         self.functions: dict[tuple[str, int], ctypes.c_void_p] = {}
-        self.stream = stream or (lambda: torch.cuda.current_stream(device).cuda_stream)
+        self.stream = stream or partial(torch._C._cuda_getCurrentRawStream, device)
         self.launch_kernel = self.driver.cuLaunchKernel
         self.launch_kernel.argtypes = [ctypes.c_void_p] + [ctypes.c_uint] * 7 + [ctypes.c_void_p] * 3
-        self.stream()                                        # PyTorch's context exists from here on
         self.context, self.bound, self.handle = ctypes.c_void_p(), threading.local(), ctypes.c_void_p()
         self.check(self.driver.cuCtxGetCurrent(ctypes.byref(self.context)))
         self.check(self.driver.cuModuleLoadData(ctypes.byref(self.handle), code))
@@ -49,11 +49,11 @@ class Module:
             self.functions[key] = found
         return self.functions[key]
 
-    def launch(self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], packed: ctypes.Array, offsets: list[int], shared: int = 0) -> None:
-        """Queue a kernel; `packed` holds its arguments at `offsets`."""
+    def launch(self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], packed: ctypes.Array, shared: int = 0) -> None:
+        """Queue a kernel; `packed` holds its arguments as a C struct of them would."""
         if not hasattr(self.bound, "here"):                  # autograd's backward thread has no current context until PyTorch launches something there
             self.check(self.driver.cuCtxSetCurrent(self.context))
             self.bound.here = True
-        base = ctypes.addressof(packed)
-        arguments = (ctypes.c_void_p * len(offsets))(*[base + offset for offset in offsets])
-        self.check(self.launch_kernel(self.function(name, shared), *grid, *block, shared, self.stream(), arguments, None))
+        size = ctypes.c_size_t(len(packed))
+        arguments = (ctypes.c_void_p * 5)(BUFFER, ctypes.addressof(packed), SIZE, ctypes.addressof(size), END)
+        self.check(self.launch_kernel(self.function(name, shared), *grid, *block, shared, self.stream(), None, arguments))

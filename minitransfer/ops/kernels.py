@@ -76,13 +76,13 @@ def cached(made_of: object, suffix: str, make: Callable[[Path], object]) -> Path
 
 
 class Signature:
-    """The parameters of one kernel, and how their values lie one after another in memory."""
+    """The parameters of one kernel, and how their values lie one after another in memory; types: what SCALAR and the like stand for."""
 
-    def __init__(self, name: str, parameters: str):
-        self.name, self.parameters = name, [self.parameter(one) for one in parameters.split(",")]
-        formats = ["P" if pointer else NUMBERS[kind] for _, kind, pointer in self.parameters]
-        self.layout = struct.Struct("@" + "".join(formats))
-        self.offsets = [struct.calcsize("@" + "".join(formats[: i + 1])) - struct.calcsize("@" + one) for i, one in enumerate(formats)]
+    def __init__(self, name: str, parameters: str, types: dict[str, str]):
+        self.name, found = name, [self.parameter(one) for one in parameters.split(",")]
+        kinds = [(name, types["SCALAR"] if kind == "Addresses" else types.get(kind, kind), pointer or kind == "Addresses") for name, kind, pointer in found]
+        self.parameters = [(name, tensors, TENSORS.get(kind)) for name, kind, tensors in kinds]
+        self.layout = struct.Struct("@" + "".join("P" if pointer else NUMBERS[kind] for _, kind, pointer in found))
 
     @staticmethod
     def parameter(text: str) -> tuple[str, str, bool]:
@@ -90,8 +90,8 @@ class Signature:
         words = text.replace("*", " * ").replace("const", "").replace("__restrict__", "").split()
         return words[-1], words[0], "*" in words
 
-    def pack(self, values: tuple, device: torch.device, types: dict[str, str]) -> ctypes.Array:
-        """The values as the kernel reads them; None is a null pointer, a list of tensors of SCALAR is `Addresses`; types: what SCALAR and the like stand for.
+    def pack(self, values: tuple, device: torch.device) -> ctypes.Array:
+        """The values as the kernel reads them; None is a null pointer, a list of tensors of SCALAR is `Addresses`.
 
         A fresh buffer each time: forward and backward run on different threads.
 
@@ -99,19 +99,19 @@ class Signature:
         """
         if len(values) != len(self.parameters):
             raise TypeError(f"{self.name} takes {len(self.parameters)} values, got {len(values)}")
-        plain = []
-        for value, (name, kind, pointer) in zip(values, self.parameters, strict=True):
-            if pointer:
-                plain.append(self.address(value, name, TENSORS[types.get(kind, kind)], device))
-            elif kind == "Addresses":
-                plain += [self.address(one, name, TENSORS[types["SCALAR"]], device) for one in value] + [0] * (ADDRESSES - len(value))
-            else:
+        plain: list[Any] = []
+        for value, (name, tensors, dtype) in zip(values, self.parameters, strict=True):
+            if not tensors:
                 plain.append(value)
+            elif isinstance(value, list):
+                plain += [self.address(one, name, dtype, device) for one in value] + [0] * (ADDRESSES - len(value))
+            else:
+                plain.append(self.address(value, name, dtype, device))
         buffer = ctypes.create_string_buffer(self.layout.size)
         self.layout.pack_into(buffer, 0, *plain)
         return buffer
 
-    def address(self, value: Tensor | None, name: str, wanted: torch.dtype, device: torch.device) -> int:
+    def address(self, value: Tensor | None, name: str, wanted: torch.dtype | None, device: torch.device) -> int:
         if value is None:
             return 0
         if value.dtype is not wanted or value.device != device or not value.is_contiguous():
@@ -129,16 +129,16 @@ class Kernels:
         self.cu, self.text = cu, text or text_of(cu)
         self.defines = [f"-D{name}={value}" for name, value in defines.items()]
         self.types = {"SCALAR": "float"} | {name: str(value) for name, value in defines.items()}
-        self.signatures = {name: Signature(name, parameters) for name, parameters in DECLARATION.findall(self.text)}
+        self.signatures = {name: Signature(name, parameters, self.types) for name, parameters in DECLARATION.findall(self.text)}
         self.loaded: dict[int, Module] = {}
         self.emulator: ctypes.CDLL | None = None
 
     def __call__(self, name: str, grid: Size, block: Size, *values: object, shared: int = 0) -> None:
         """Launch a kernel on the device of its first tensor; shared: bytes of dynamic shared memory."""
         device = next(value.device for value in values if isinstance(value, Tensor))
-        packed = self.signatures[name].pack(values, device, self.types)
+        packed = self.signatures[name].pack(values, device)
         if device.type == "cuda":
-            self.on_gpu(device).launch(name, grid, block, packed, self.signatures[name].offsets, shared)
+            self.on_gpu(device).launch(name, grid, block, packed, shared)
         elif getattr(self.on_cpu(), f"emu_{name}")((ctypes.c_uint * 6)(*grid, *block), shared, packed, self.order):
             raise RuntimeError(f"{self.cu}: {self.on_cpu().emu_error().decode()}")
 

@@ -72,10 +72,10 @@ def fixed_shapes(model: Model, objective: Any, positions: int) -> Iterator[None]
 class Graph:
     """What a function launches, recorded and not run; replayed, it leaves its results in `out`."""
 
-    def __init__(self, function: Callable[[], Any], generator: torch.Generator, pool: Any):
+    def __init__(self, function: Callable[[], Any], generator: torch.Generator, pool: Any, stream: Any):
         self.graph = torch.cuda.CUDAGraph()
         self.graph.register_generator_state(generator)
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):      # the thread that pins the next batch goes on meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):     # the thread that pins the next batch goes on meanwhile
             self.out = function()
 
     def replay(self) -> None:
@@ -97,6 +97,7 @@ class Captured:
         check_capture(run.model, objective)
         self.run, self.objective, self.step, self.device = run, objective, Step(run, objective, ask), run.model.device
         self.generator = torch.Generator(self.device)
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.seen: set[tuple] = set()
         self.graphs: dict[tuple, tuple[Tensors, Graph]] = {}
         self.pool: Any = None               # memory that all graphs share: one is replayed at a time
@@ -122,16 +123,27 @@ class Captured:
         key = (function.__name__, *shapes, *(0 if p.grad is None else p.grad.data_ptr() for p in self.run.trained.values()))
         if key not in self.seen:
             self.seen.add(key)
-            return function(given)
+            return self.launched(function, given)
         if key not in self.graphs:
             inputs = {name: t.clone() for name, t in given.items()}
-            graph = Graph(lambda: function(inputs), self.generator, self.pool)
+            graph = Graph(lambda: function(inputs), self.generator, self.pool, self.stream)
             self.graphs[key], self.pool = (inputs, graph), graph.pool
         inputs, graph = self.graphs[key]
         for name, t in given.items():
             inputs[name].copy_(t, non_blocking=True)
         graph.replay()
         return graph.out
+
+    def launched(self, function: Callable[[Tensors], Any], given: Tensors) -> Any:
+        """On the stream of the captures: autograd remembers on which one a parameter was first used, and a graph that waits for another is refused."""
+        if self.stream is None:
+            return function(given)
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            out = function(given)
+        current.wait_stream(self.stream)
+        return out
 
     def forward_backward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
         with fixed_shapes(self.run.model, self.objective, batch["input_ids"].numel()):

@@ -78,7 +78,7 @@ def test_more_rows_than_blocks_begin_with(rows, device):
 def test_values_and_slopes_on_a_line(activation, device):
     """-12 ... 12 and what lies far outside: nothing overflows, and the tails are as small as they should be."""
     x = torch.cat([torch.linspace(-12, 12, 4801), torch.tensor([-1e4, -100.0, -88.0, -0.0, 88.0, 1e4])]).double()
-    ours, truth = ([t.detach() for t in both_ways(forward, torch.ones(len(x)), z)] for forward, z in (
+    ours, truth = ([t.detach() for t in both_ways(forward, torch.ones_like(z), z)] for forward, z in (
         (lambda z: bias_gelu(z, None, activation), x.float().to(device)), (lambda z: ACTIVATIONS[activation](z), x)))
     for mine, true in zip(ours, truth, strict=True):
         assert ((mine.cpu().double() - true).abs() / (true.abs() + 1e-3)).max() < 1e-4

@@ -24,9 +24,10 @@ int cuFuncSetAttribute(void* f, int what, int value) { return what != 8 || value
 int cuGetErrorString(int code, const char** text) { *text = "as planted"; return 0; }
 int cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
                    void* stream, void** params, void** extra) {
-  return !(context == (void*)5 && f == (void*)9 && gx == 3 && gy == 1 && bx == 64 && shared == 65536 && stream == (void*)42 && !extra &&
-           **(float**)params[0] == 2.0f && *(int*)params[1] == -5 && *(unsigned long long*)params[2] == 1ull << 40 &&
-           *(float*)params[3] == 0.5f && *(void**)params[4] == 0);
+  struct { float* p; int n; unsigned long long u; float s; void* q; }* given = extra[1];
+  return !(context == (void*)5 && f == (void*)9 && gx == 3 && gy == 1 && bx == 64 && shared == 65536 && stream == (void*)42 && !params &&
+           extra[0] == (void*)1 && extra[2] == (void*)2 && *(size_t*)extra[3] == sizeof(*given) && !extra[4] &&
+           *given->p == 2.0f && given->n == -5 && given->u == 1ull << 40 && given->s == 0.5f && given->q == 0);
 }"""
 DECLARED = "const float* __restrict__ p, int n, u64 u, float s, SCALAR* q"
 
@@ -36,10 +37,10 @@ def test_the_driver_gets_what_it_should(tmp_path):
     (tmp_path / "driver.c").write_text(DRIVER)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / "driver.so", tmp_path / "driver.c"], check=True)
     module = Module(b"CUBIN", 0, ctypes.CDLL(str(tmp_path / "driver.so")), lambda: 42)
-    signature, two = Signature("k", DECLARED), torch.tensor([2.0])
+    signature, two = Signature("k", DECLARED, {"SCALAR": "bf16"}), torch.tensor([2.0])
 
     def launch(n):
-        module.launch("k", (3, 1, 1), (64, 1, 1), signature.pack((two, n, 1 << 40, 0.5, None), torch.device("cpu"), {"SCALAR": "bf16"}), signature.offsets, 65536)
+        module.launch("k", (3, 1, 1), (64, 1, 1), signature.pack((two, n, 1 << 40, 0.5, None), torch.device("cpu")), 65536)
         return True
     assert launch(-5)
     with ThreadPoolExecutor(1) as other:
@@ -57,7 +58,7 @@ def test_the_driver_gets_what_it_should(tmp_path):
 ])
 def test_values_that_do_not_fit_the_declaration(values, message):
     with pytest.raises(TypeError, match=message):
-        Signature("k", DECLARED).pack(values, torch.device("cpu"), {"SCALAR": "bf16"})
+        Signature("k", DECLARED, {"SCALAR": "bf16"}).pack(values, torch.device("cpu"))
 
 
 def launched(body, threads=64):

@@ -37,7 +37,7 @@ class FakeGraph:
     pool = None
     replays = 0
 
-    def __init__(self, function: Callable[[], Any], generator: torch.Generator, pool: Any):
+    def __init__(self, function: Callable[[], Any], generator: torch.Generator, pool: Any, stream: Any = None):
         drawn, recorder = generator.get_state(), Recorder()
         with recorder:
             self.out = function()
