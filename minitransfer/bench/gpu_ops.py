@@ -1,10 +1,11 @@
-"""One operation beside PyTorch's: seconds of a call, and how near to the rate of a plain copy that is."""
+"""One operation beside PyTorch's: seconds of a call on the device, and how near to the rate of a plain copy that is."""
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def cross_entropy_call(row: Row, ours: bool) -> Call:
 def adamw_call(row: Row, ours: bool) -> Call:
     weight = torch.nn.Parameter(torch.randn(rows_of(row), row.length, device=row.device))
     weight.grad = torch.randn_like(weight)
-    return (adamw.AdamW([weight]) if ours else torch.optim.AdamW([weight], fused=True)).step
+    return (adamw.AdamW([weight]) if ours else torch.optim.AdamW([weight], fused=True, capturable=row.device == "cuda")).step
 
 
 def flash(row: Row) -> Any:
@@ -109,9 +110,22 @@ BYTES: dict[str, Callable[[Row], int]] = {
     "op-adamw": lambda row: adamw.cost(rows_of(row) * row.length)["bytes_step"]}
 
 
-def seconds(row: Row, call: Call, repeats: int) -> list[float]:
-    """Of each call after the warm-up; on a GPU between two events."""
-    found = []
+def recorded(make: Callable[[], Call]) -> Call:
+    """The call as a CUDA graph, for the device's time without the host's launches; what it needs is made on the stream of the capture, as autograd wants it."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        call = make()
+        for _ in range(WARM_UP):
+            call()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph, stream=stream):
+        call()
+    return graph.replay
+
+
+def seconds(row: Row, make: Callable[[], Call], repeats: int) -> list[float]:
+    """Of each call after the warm-up; on a GPU of its replays, between two events."""
+    call, found = make() if row.device == "cpu" else recorded(make), []
     for _ in range(WARM_UP + repeats):
         if row.device == "cpu":
             start = time.perf_counter()
@@ -131,13 +145,13 @@ def copy_rate(row: Row, size: int) -> float:
     """Bytes a second that a plain copy reads and writes, for a tensor of `size` bytes."""
     source = torch.empty(max(size, 1), dtype=torch.uint8, device=row.device)
     target = torch.empty_like(source)
-    return 2 * source.numel() / statistics.median(seconds(row, lambda: target.copy_(source), 10))
+    return 2 * source.numel() / statistics.median(seconds(row, lambda: partial(target.copy_, source), 10))
 
 
 def measured(row: Row, repeats: int, ours: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     operation, make = CALLS.get(row.name, ("attention_padded", attention_call))
-    found = seconds(row, make(row, ours), repeats)
+    found = seconds(row, partial(make, row, ours), repeats)
     said: dict[str, Any] = {"readings": found, "dtype": str(drawn(row, 1).dtype).removeprefix("torch.")}
     if row.name in BYTES:
         said["copy_share"] = BYTES[row.name](row) / statistics.median(found) / copy_rate(row, BYTES[row.name](row) // 4)

@@ -1,4 +1,7 @@
-"""Predicted and measured peak memory of training steps on this CPU: `minitransfer bench plan`. `python -m minitransfer.bench.plan NAME THREADS` measures one."""
+"""Predicted and measured peak memory of training steps: `minitransfer bench plan`. `python -m minitransfer.bench.plan NAME THREADS` measures one.
+
+On a CPU that of a process, in fp32; where there is a GPU, of the tensors on it, in bf16 and with batches of eight times as many rows.
+"""
 from __future__ import annotations
 
 import argparse
@@ -29,7 +32,7 @@ from ..weights.files import read_json, write_json
 from .compare import RESULTS
 from .rows import BERT_BASE, GPT2
 
-RESULT = RESULTS / "plan.json"
+RESULT, GPU_RESULT = RESULTS / "plan.json", RESULTS / "plan_gpu.json"
 BAR = 0.10
 STEPS = 3
 CPU = torch.device("cpu")
@@ -79,6 +82,9 @@ CASES = {
 }
 
 
+GPU_CASES = {name: replace(case, batch_size=8 * case.batch_size) for name, case in CASES.items()}
+
+
 class Same:
     """One batch, again and again."""
 
@@ -92,11 +98,11 @@ class Same:
         return self.batch
 
 
-def run_case(case: Case) -> int:
-    """The peak of the process over steps of the engine's own loop."""
-    model = case.model()
+def run_case(case: Case, device: torch.device = CPU, precision: str = "fp32") -> int:
+    """The peak of the process, or of tensors on the GPU, over steps of the engine's own loop."""
+    model = case.model().to(device)
     strategy(case.strategy).apply(model)
-    settings = TrainSettings(steps=STEPS, lr=1e-4, precision="fp32", checkpointing=case.checkpointing, progress=False)
+    settings = TrainSettings(steps=STEPS, lr=1e-4, precision=precision, checkpointing=case.checkpointing, progress=False)
     return train(model, Same(case), supervised, settings).peak_memory
 
 
@@ -107,6 +113,18 @@ def measure(case: Case) -> dict[str, int]:
     reset_peak(CPU)
     before = peak_memory(CPU)
     return {"measured": run_case(case) - before, "before": before}
+
+
+def compare_on_gpu(name: str) -> dict[str, Any]:
+    """One case on this GPU, beside its prediction."""
+    case, device = GPU_CASES[name], torch.device("cuda")
+    reset_peak(device)
+    before = torch.cuda.memory_allocated(device)
+    measured = run_case(case, device, "bf16") - before
+    told = plan(case.config, case.strategy, card="H200", batch_size=case.batch_size, length=case.length, head=case.head, precision="bf16", checkpointing=case.checkpointing,
+                look_further=False)
+    return {"name": name, "rows": case.batch_size, "predicted": told.footprint.peak, "measured": measured, "error": told.footprint.peak / measured - 1, "bar": BAR,
+            "parts": told.footprint.parts, "gpu": torch.cuda.get_device_name(device), "torch": torch.__version__, "date": datetime.date.today().isoformat()}
 
 
 def compare(name: str) -> dict[str, Any]:
@@ -125,17 +143,17 @@ def compare(name: str) -> dict[str, Any]:
 def run(names: Sequence[str] | None = None, save: bool = False) -> list[dict[str, Any]]:
     """Measure cases and compare them with their predictions, a JSON line each.
 
-    Args:   names: of CASES, default all; save: also write bench/results/plan.json (cases not measured now stay).
+    Args:   names: of CASES, default all; save: also write bench/results/plan.json, of a GPU plan_gpu.json (cases not measured now stay).
     Raises: KeyError for a case that does not exist.
     """
     if unknown := set(names or ()) - set(CASES):
         raise KeyError(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}: name some of them, or none for all")
-    lines = []
+    lines, (measured, result) = [], (compare_on_gpu, GPU_RESULT) if torch.cuda.is_available() else (compare, RESULT)
     for name in names or CASES:
-        lines.append(compare(name))
+        lines.append(measured(name))
         print(json.dumps(lines[-1]), flush=True)
         if save:
-            write_json(RESULT, (read_json(RESULT) if RESULT.exists() else {}) | {name: lines[-1]})
+            write_json(result, (read_json(result) if result.exists() else {}) | {name: lines[-1]})
     return lines
 
 

@@ -30,6 +30,7 @@ from .positions import Rotation
 from .recompute import again_in_backward
 
 Seen = tuple[Tensor | None, ...]    # probabilities and scores of the attention, and probabilities of the cross-attention, when asked for
+Left = tuple[Tensor, float]         # what a part has made and the stream does not hold yet, and the rate of dropout on it
 
 
 class Block(nn.Module):
@@ -48,10 +49,17 @@ class Block(nn.Module):
         self.pre_norm, self.parallel = c.norm_position == "pre", c.parallel
 
     def forward(self, x: Float[Tensor, "B T D"], mask: Mask, cache: LayerCache | None = None, show: bool = False, turn: Rotation | None = None,
-                relative: Tensor | Distances | None = None, memory: Memory | None = None, again: str = "") -> tuple[Float[Tensor, "B T D"], Seen]:
-        """turn, relative: what attention knows of positions beyond the mask (see Attention); memory: what cross-attention looks at;
-        again: the part, "attention" or "mlp", that the backward pass computes again."""
-        mixed, *seen = again_in_backward(again == "attention", self.attn, self.norm_attn(x) if self.pre_norm else x, mask, cache, show, turn, relative)
+                relative: Tensor | Distances | None = None, memory: Memory | None = None, again: str = "", left: Left | None = None,
+                leaves: bool = False) -> tuple[Any, Seen]:
+        """The stream, and what was seen; turn, relative: what attention knows of positions beyond the mask (see Attention); memory: what cross-attention looks at;
+        again: the part, "attention" or "mlp", that the backward pass computes again; left: what the block before has left to be added; leaves: this one does
+        the same, for a kernel that adds and norms in one pass, and gives (stream, left) in the place of the stream."""
+        read = x
+        if left is not None:
+            read, x = self.norm_attn(left[0], x, left[1])
+        elif self.pre_norm:
+            read = self.norm_attn(x)
+        mixed, *seen = again_in_backward(again == "attention", self.attn, read, mask, cache, show, turn, relative)
         if self.parallel:
             return x + self.dropout(mixed) + self.dropout(again_in_backward(again == "mlp", self.mlp, self.norm_mlp(x))), tuple(seen)
         given, (read, x) = x, self.add(mixed, x, self.norm_attn, self.norm_cross or self.norm_mlp)
@@ -60,15 +68,21 @@ class Block(nn.Module):
             read, x = self.add(crossed, x, self.norm_cross, self.norm_mlp)
             seen = [*seen, probs]
         more = again_in_backward(again == "mlp", self.mlp, read)
+        if leaves:
+            return (x, (more, self.rate)), tuple(seen)
         if self.pre_norm:
             return x + self.dropout(more), tuple(seen)
         _, x = self.add(more, x, self.norm_mlp, None)
         return x if self.near is None else self.near(given, x, mask), tuple(seen)
+
+    @property
+    def rate(self) -> float:
+        return self.dropout.rate if self.training else 0.0
 
     def add(self, made: Float[Tensor, "B T D"], x: Float[Tensor, "B T D"], own: Any, following: Any) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
         """What the next part reads, and the stream: pre-norm, the next part's norm of the sum, and the sum; post-norm, this part's norm of the sum, twice.
 
         Under autocast the stream stays float32; what only products read may be rounded as they would.
         """
-        y, total = (following if self.pre_norm else own)(made, x, self.dropout.rate if self.training else 0.0, wide=not self.pre_norm)
+        y, total = (following if self.pre_norm else own)(made, x, self.rate, wide=not self.pre_norm)
         return y, total if self.pre_norm else y

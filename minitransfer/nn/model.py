@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..config import ModelConfig
+from ..ops.dispatch import device_of
 from .attention import Memory
 from .block import Block
 from .cache import Cache
@@ -26,7 +27,7 @@ from .picture import picture
 from .pooling import make_pooler, pool
 from .positions import RelativeBias, Rotation, rotation
 from .recompute import again_in_backward, recomputed
-from .trace import Trace
+from .trace import Trace, heard
 
 if TYPE_CHECKING:
     from ..weights.report import LoadReport
@@ -194,17 +195,21 @@ class Model(nn.Module):
         if packing is not None:
             x, positions, mask = packing.pack(x), packing.pack(positions), Mask(None, c.causal, c.window, packing.texts, packing)
         show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
+        leaves, left = trace is None and self.leaves(x), None
         for i, view in enumerate(views):
             block, layer = self.blocks[0 if c.shared_blocks else i], None if cache is None else cache.layers[i]
             again = recomputed(self.checkpointing, i) if layer is None else ""
-            x, seen = again_in_backward(again == "blocks", block, x, view.mask, layer, show, view.turn, view.relative, memory, again)
+            x, seen = again_in_backward(again == "blocks", block, x, view.mask, layer, show, view.turn, view.relative, memory, again,
+                                        *((left, True) if leaves else ()))
+            if leaves:
+                x, left = x
             if trace is not None:
                 trace.states.append(x)
             if trace is not None and trace.attention:
                 for kept, new in zip((trace.probs, trace.scores, trace.crossed), seen, strict=False):
                     kept.append(new)
         if self.norm is not None:
-            x = self.norm(x)
+            x = self.norm(x) if left is None else self.norm(left[0], x, left[1], wide=True)[0]
             if trace is not None:
                 trace.states[-1] = x                                             # the last state is what the head reads
         x = x if packing is None else packing.unpack(x)
@@ -282,6 +287,12 @@ class Model(nn.Module):
         c, wanted = self.config, self.device.type == "cuda" if self.packs is None else self.packs
         plain = self.relative is None and c.convolution is None and not any(self.ahead)
         return Packing.of(mask.keep) if wanted and plain and mask.keep is not None else None
+
+    def leaves(self, x: Float[Tensor, "B T D"]) -> bool:
+        """Whether each block leaves its last sum to the next one's norm, whose kernel adds in the same pass: not where a hook would hear the difference."""
+        blocks: list[Any] = list(self.blocks)
+        plain = all(block.pre_norm and not block.parallel and not heard(block, block.norm_attn) for block in blocks)
+        return device_of(x) == "cuda" and self.norm is not None and plain and not heard(self.norm)
 
     def check_length(self, positions: Tensor, length: int) -> None:
         if length > self.config.max_len and not self.config.endless and (last := int(positions.max())) >= self.config.max_len:
