@@ -19,9 +19,11 @@
 #define PIECE 1   // VECTOR or a divisor of it: RANK * PIECE numbers of a matrix have to fit the registers of a thread
 #endif
 #define AT_ONCE 4                     // rows whose loads are on their way together
+#define MANY 8                        // the same of lora_gradient, which has only a few slices of rows to keep a GPU busy with
 #define GROUP (RANK < 8 ? RANK : 8)   // rows of a matrix that a warp takes at once
 #define NONE 0x7fffffff
 #define FOR_ROWS _Pragma("unroll") for (int k = 0; k < AT_ONCE; k++)
+#define FOR_MANY _Pragma("unroll") for (int k = 0; k < MANY; k++)
 #define FOR_RANK _Pragma("unroll") for (int r = 0; r < RANK; r++)
 #define FOR_GROUP _Pragma("unroll") for (int r = 0; r < GROUP; r++)
 
@@ -135,14 +137,14 @@ extern "C" __global__ void lora_gradient(float* shares, const float* narrow, con
 #pragma unroll
   for (int j = 0; j < PIECE; j++) sum[r][j] = 0.0f;
 
-  for (int row = first;; row += AT_ONCE) {
-    int own[AT_ONCE];
-    Pack<SCALAR, PIECE> piece[AT_ONCE];
-    FOR_ROWS {
+  for (int row = first;; row += MANY) {
+    int own[MANY];
+    Pack<SCALAR, PIECE> piece[MANY];
+    FOR_MANY {
       own[k] = adapter_of(adapter, row + k, end);
       if (own[k] >= 0) piece[k] = load_pack<SCALAR, PIECE>(wide + (u64)(row + k) * columns + c);
     }
-    FOR_ROWS {
+    FOR_MANY {
       bool over = row + k >= end;
       if (summed >= 0 && (over || own[k] >= 0) && own[k] != summed) {
         FOR_RANK

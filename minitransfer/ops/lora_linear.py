@@ -22,9 +22,11 @@ from .kernels import Kernels, vector, whole
 from .linear import linear
 
 HIGHEST = 64            # rank: beyond, a column of a matrix does not fit the registers of a thread
-SLICES = 128            # of the rows, each with its own sum for dA and dB: a fixed number, for equal bits on every GPU
+SLICES = 256            # of the rows, each with its own sum for dA and dB: a fixed number, for equal bits on every GPU
 THREADS = 128
 AT_ONCE = 4             # rows that a warp of lora_down takes
+EACH = 32               # rows that a block of lora_up takes with the same columns of B
+WIDEST_PIECE = 2        # columns of a thread of the other two: with more, too few threads are there to wait for memory together
 
 
 def reference(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Float[Tensor, "F"] | None, A: Float[Tensor, "*K R D"], B: Float[Tensor, "*K F R"],
@@ -62,8 +64,8 @@ class Narrow:
         return narrow
 
     def add_up(self, wide: Tensor, narrow: Tensor, matrix: Tensor, rate: float = 0.0) -> None:
-        (columns, blocks), each = self.columns(wide), 64
-        self.k("lora_up", (-(-self.rows // each), blocks, 1), (THREADS, 1, 1), wide, narrow, matrix, self.adapter, self.random, self.rows, columns, each, rate)
+        columns, blocks = self.columns(wide)
+        self.k("lora_up", (-(-self.rows // EACH), blocks, 1), (THREADS, 1, 1), wide, narrow, matrix, self.adapter, self.random, self.rows, columns, EACH, rate)
 
     def gradient(self, narrow: Tensor, wide: Tensor, rate: float = 0.0) -> Float[Tensor, "K R D"]:
         (columns, blocks), slices = self.columns(wide), min(SLICES, -(-self.rows // AT_ONCE))
@@ -123,7 +125,7 @@ def lora_linear(x: Float[Tensor, "*N D"], weight: Float[Tensor, "F D"], bias: Fl
         x, weight, bias = x.to(wanted), weight.to(wanted), None if bias is None else bias.to(wanted)
     rank, (F, D) = A.shape[-2], weight.shape
     each = min(vector(D, x), vector(F, x))
-    piece = next(n for n in (8, 4, 2, 1) if n <= each and (n * rank <= HIGHEST or n == 1))
+    piece = next(n for n in (WIDEST_PIECE, 1) if n <= each and (n * rank <= HIGHEST or n == 1))
     limit = (f"rank {rank}; a kernel takes ranks to {HIGHEST}" if rank > HIGHEST else "an empty batch" if x.numel() == 0 else
              f"x is {x.dtype} and the weight {weight.dtype}; a kernel reads one dtype" if x.dtype != weight.dtype else "")
     k = pick("lora_linear", "lora.cu", x, weight, bias, A, B, adapter, limit=limit, RANK=rank, VECTOR=each, PIECE=piece)
