@@ -8,7 +8,7 @@ ACTIVATION = [("activation.cu", {"SCALAR": scalar, "ACTIVATION": activation, "VE
               for scalar, activation, vector in (("bf16", "gelu", 8), ("bf16", "silu", 8), ("fp16", "gelu_tanh", 8), ("float", "gelu", 4), ("float", "relu", 1))]
 CROSS_ENTROPY = [("cross_entropy.cu", {"SCALAR": scalar}) for scalar in ("bf16", "fp16", "float")]
 LORA = [("lora.cu", {"SCALAR": scalar, "RANK": rank, "VECTOR": vector, "PIECE": piece})
-        for scalar, rank, vector, piece in (("float", 8, 4, 4), ("float", 13, 1, 1), ("bf16", 8, 8, 8), ("fp16", 16, 8, 4), ("bf16", 64, 8, 1))]
+        for scalar, rank, vector, piece in (("float", 8, 4, 2), ("float", 13, 1, 1), ("bf16", 8, 8, 2), ("fp16", 16, 8, 2), ("bf16", 64, 8, 1))]
 EMBEDDING = [("embedding.cu", {"SCALAR": scalar, "VECTOR": vector, "PER_THREAD": each})
              for scalar, vector, each in (("bf16", 8, 1), ("fp16", 8, 4), ("float", 4, 8), ("float", 1, 8))]
 TENSOR_CORES = [{"SCALAR": scalar, "HEAD_DIM": Dh, "STRIPS": strips, "BIAS": bias, "DROPOUT": dropout, "LEAN": lean} for scalar, Dh, strips, bias, dropout, lean in
