@@ -69,10 +69,11 @@ def packed(keep: Bool[Tensor, "B T"]) -> Int[Tensor, "N"]:
 @contextmanager
 def fixed_shapes(model: Model, objective: Any, batch: Tensors) -> Iterator[None]:
     """Inside, no shape depends on a value: padding stays that is not `packed`, and the loss of a head with a vocabulary reads as many rows as can have a target."""
-    head, packs = model.head, model.packs
-    model.packs = model.drops_padding and "packed" in batch
+    head, packs, dropped = model.head, model.packs, model.drops_padding and "packed" in batch
+    if "attention_mask" in batch and not dropped:                                # else it stays: the thread that widens the next batch looks there
+        model.packs = False
     if isinstance(head, VocabularyHead):
-        head.budget = objective.most_targets(batch["packed" if model.packs else "input_ids"].numel())
+        head.budget = objective.most_targets(batch["packed" if dropped else "input_ids"].numel())
     try:
         yield
     finally:

@@ -407,13 +407,13 @@ def test_a_packed_run_with_graphs_is_one_without_and_a_padded_one(name, monkeypa
     stream, replay, replays, found, seen = Listed([labelled("token", 128, seed, 24, V=8192) for seed in range(4)]), captured.Graph.replay, [], [], []
     monkeypatch.setattr(captured.Graph, "replay", lambda self: (replays.append(1), replay(self)))
     for batch in stream.batches:
-        batch["attention_mask"][0, 1:] = 0
+        batch["attention_mask"][0, 1:], batch["labels"][0, 1:] = 0, -100
     for graphs, packs in ((True, None), (False, None), (False, False)):
         model = bert(dropout=0.0, mlp_dropout=0.0, n_layers=2, d_model=64, n_heads=4, vocab_size=8192, max_len=128).set_head("token", LABELS).to("cuda")
         model.packs = packs
         model.blocks[1].register_forward_hook(lambda module, given, made: seen.append(made[0].shape[:2].numel()))
         result = train(model, stream, supervised, settings(30, precision=name, lr=1e-3, graphs=graphs, log_every=7))
         found.append(torch.tensor([[one["step"], one["loss"], one["targets"], one["tokens"]] for one in result.history]))
-    assert len(replays) >= 2 * 30 - 5 and all(n % 256 == 0 and n < 24 * 128 for n in seen[:2]) and seen[-1] == 24 * 128
+    assert len(replays) >= 2 * 30 - 6 and all(n % 256 == 0 and n < 24 * 128 for n in seen[:2]) and seen[-1] == 24 * 128
     for plain in found[1:]:
-        torch.testing.assert_close(found[0], plain, rtol=1e-4 if name == "fp32" else 2e-2, atol=1e-3)
+        torch.testing.assert_close(found[0], plain, rtol=1e-3 if name == "fp32" else 2e-2, atol=1e-3)
