@@ -26,6 +26,7 @@ from .rows import Row
 
 WARM_UP = 2                             # steps; the first ones also allocate, and choose kernels
 LATE = 5                                # steps of a reading where graphs are replayed, which the host does not wait for
+WARM_UP_OF_LENGTHS = 9 * LATE           # where batches differ in their number of tokens: each common one has its graph by then
 FIRST_ID, MASK_ID, MASKED = 1000, 103, 0.15
 
 
@@ -80,10 +81,11 @@ def ours_step(row: Row, repeats: int, prepare: Callable[[Model], Any] = lambda m
     model = Model(row.config, row.head).to(row.device)
     prepare(model)
     every = LATE if row.graphs and row.device != "cpu" else 1                    # steps as graphs are read where they are logged
-    settings = TrainSettings(steps=max(WARM_UP, every) + repeats, lr=1e-4, schedule="constant", warmup=0, precision=row.precision, progress=False, log_every=every,
+    warm_up = WARM_UP if every == 1 else every if row.deciles is None else WARM_UP_OF_LENGTHS
+    settings = TrainSettings(steps=warm_up + repeats, lr=1e-4, schedule="constant", warmup=0, precision=row.precision, progress=False, log_every=every,
                              graphs=every > 1)
     result = train(model, Given(row), AsGiven(row), settings)
-    ends = [record["seconds"] for record in result.history if record["step"] >= WARM_UP]
+    ends = [record["seconds"] for record in result.history if record["step"] >= warm_up]
     return {"readings": [(b - a) / every for a, b in pairwise(ends)], "dtype": result.precision} | of_device(row)
 
 

@@ -173,8 +173,9 @@ class Model(nn.Module):
 
     def body(self, input_ids: Int[Tensor, "B T"] | None = None, attention_mask: Tensor | None = None, token_type_ids: Int[Tensor, "B T"] | None = None,
              position_ids: Int[Tensor, "#B T"] | None = None, document_ids: Int[Tensor, "B T"] | None = None, cache: Cache | None = None,
-             trace: Trace | None = None, pixel_values: Float[Tensor, "B C Y X"] | None = None, memory: Memory | None = None) -> BodyOutput:
-        """Everything below the head. See `forward` for the arguments; memory: what blocks with cross-attention look at.
+             trace: Trace | None = None, pixel_values: Float[Tensor, "B C Y X"] | None = None, memory: Memory | None = None,
+             packed: Int[Tensor, "N"] | None = None) -> BodyOutput:
+        """Everything below the head. See `forward` for the arguments; memory: what blocks with cross-attention look at; packed: what `Packing.of` takes as place.
 
         Raises: ValueError for a stack with cross-attention that is given nothing to look at.
         """
@@ -191,7 +192,8 @@ class Model(nn.Module):
             x = x.float()
         if trace is not None:
             trace.states.append(x)
-        packing = None if trace is not None or cache is not None or memory is not None else self.packing_of(mask)
+        padded = trace is not None or cache is not None or memory is not None or not self.drops_padding
+        packing = None if mask.keep is None or padded else Packing.of(mask.keep, packed)
         if packing is not None:
             x, positions, mask = packing.pack(x), packing.pack(positions), Mask(None, c.causal, c.window, packing.texts, packing)
         show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
@@ -282,11 +284,11 @@ class Model(nn.Module):
         counts = self.relative is not None or (self.config.window is not None and self.config.window < documents.shape[1])
         return positions if counts and (documents.device.type != "cpu" or scattered(documents, positions)) else None
 
-    def packing_of(self, mask: Mask) -> Packing | None:
-        """Where the tokens are, if this batch has padding that its blocks can do without: those that need columns for distances or neighbours cannot."""
-        c, wanted = self.config, self.device.type == "cuda" if self.packs is None else self.packs
-        plain = self.relative is None and c.convolution is None and not any(self.ahead)
-        return Packing.of(mask.keep) if wanted and plain and mask.keep is not None else None
+    @property
+    def drops_padding(self) -> bool:
+        """Whether blocks are to do without padding, and can: those that need columns for distances or neighbours cannot."""
+        wanted = self.device.type == "cuda" if self.packs is None else self.packs
+        return wanted and self.relative is None and self.config.convolution is None and not any(self.ahead)
 
     def leaves(self, x: Float[Tensor, "B T D"]) -> bool:
         """Whether each block leaves its last sum to the next one's norm, whose kernel adds in the same pass: not where a hook would hear the difference."""

@@ -12,7 +12,7 @@ from ..nn.encoder_decoder import EncoderDecoder
 from ..nn.heads import IGNORE
 from ..nn.model import Model
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "document_ids")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "document_ids", "packed")
 
 
 @runtime_checkable

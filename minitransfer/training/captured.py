@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -28,6 +29,7 @@ from .step import Step
 
 HEADS = (VocabularyHead, SequenceHead, TokenHead, SpanHead, EmbeddingHead)      # whose loss asks for no number
 PADDING = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0, "position_ids": 0, "document_ids": -1}
+APART = 256                             # rows between two lengths of a packed row, at least
 Tensors = dict[str, Tensor]
 
 
@@ -47,20 +49,31 @@ def check_capture(model: Model, objective: Objective) -> None:
 
 
 def widened(model: Model, batch: Tensors) -> Tensors:
-    """A batch of padded texts with more padding, up to the width of its bucket, so that few shapes occur. No token sees padding, and no loss."""
+    """A batch of padded texts with more padding, up to the width of its bucket, and `packed`, if blocks drop padding: few shapes occur. No token sees padding, and no loss."""
+    if "attention_mask" not in batch:
+        return batch
     T = batch["input_ids"].shape[1]
     width = max(T, min(int(bucket(np.array([T]))[0]), model.longest))
     values = PADDING | ({"labels": IGNORE} if isinstance(model.head, TokenHead | VocabularyHead) else {})
-    return {name: pad(t, (0, width - T), value=values[name]) if name in values else t for name, t in batch.items()} if "attention_mask" in batch else batch
+    wide = {name: pad(t, (0, width - T), value=values[name]) if name in values else t for name, t in batch.items()}
+    return wide | {"packed": packed(wide["attention_mask"].bool())} if model.drops_padding else wide
+
+
+def packed(keep: Bool[Tensor, "B T"]) -> Int[Tensor, "N"]:
+    """The places of all tokens in order, and behind them of so much padding that few lengths occur: multiples of APART, from 8 APART on eight to each doubling."""
+    n = max(int(keep.sum()), 1)
+    step = max(APART, 2 ** (n.bit_length() - 4))
+    return (~keep.flatten()).byte().argsort(stable=True)[: -(-n // step) * step]
 
 
 @contextmanager
-def fixed_shapes(model: Model, objective: Any, positions: int) -> Iterator[None]:
-    """Inside, no shape depends on a value: padding stays, and the loss of a head with a vocabulary reads as many rows as can have a target."""
-    head, packs = model.head, model.packs
-    model.packs = False
+def fixed_shapes(model: Model, objective: Any, batch: Tensors) -> Iterator[None]:
+    """Inside, no shape depends on a value: padding stays that is not `packed`, and the loss of a head with a vocabulary reads as many rows as can have a target."""
+    head, packs, dropped = model.head, model.packs, model.drops_padding and "packed" in batch
+    if "attention_mask" in batch and not dropped:                                # else it stays: the thread that widens the next batch looks there
+        model.packs = False
     if isinstance(head, VocabularyHead):
-        head.budget = objective.most_targets(positions)
+        head.budget = objective.most_targets(batch["packed" if dropped else "input_ids"].numel())
     try:
         yield
     finally:
@@ -146,7 +159,7 @@ class Captured:
         return out
 
     def forward_backward(self, batch: Tensors) -> tuple[Tensor, Tensor]:
-        with fixed_shapes(self.run.model, self.objective, batch["input_ids"].numel()):
+        with fixed_shapes(self.run.model, self.objective, batch):
             loss, n = self.step(batch, self.generator)
         return loss, n if isinstance(n, Tensor) else torch.full((), n, device=self.device)
 

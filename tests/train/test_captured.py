@@ -15,7 +15,7 @@ from minitransfer.objectives import Causal, Masked
 from minitransfer.ops import AdamW, adamw
 from minitransfer.tasks.base import supervised
 from minitransfer.training import NonFiniteError, captured, loop, param_groups, precision, throughput, train
-from minitransfer.training.captured import Captured, check_capture, widened
+from minitransfer.training.captured import Captured, check_capture, packed, widened
 from minitransfer.training.precision import Precision
 from minitransfer.training.ranks import Shared, alone
 from minitransfer.training.run import Run
@@ -118,6 +118,37 @@ def test_a_whole_step_of_fine_tuning_asks_for_no_number(kind, anywhere):
     whole_step(model, supervised, widened(model, labelled(kind, 13, 1)))
 
 
+@pytest.mark.parametrize("kind", HEADS)
+def test_nor_does_one_without_most_of_its_padding(kind, anywhere):
+    """As on a GPU; blocks see a number of places that the host has found in the batch."""
+    anywhere.setattr(captured, "APART", 8)
+    model, seen = tuned(kind), []
+    model.packs, batch = True, labelled(kind, 13, 1)
+    model.blocks[1].register_forward_hook(lambda module, given, made: seen.append(made[0].shape[:2]))
+    whole_step(model, supervised, widened(model, batch))
+    n = int(batch["attention_mask"].sum())
+    assert seen == [(1, -(-n // 8) * 8)] and seen[0][1] < 6 * 16
+
+
+def test_the_vocabulary_reads_rows_for_what_is_packed_and_not_for_padding(tok, anywhere):
+    anywhere.setattr(captured, "APART", 8)
+    model, objective, batch = bert(vocab_size=8192), Masked(tok), labelled("masked", 13, 1, B=50)
+    for packs, positions in ((True, -(-int(batch["attention_mask"].sum()) // 32) * 32), (False, 50 * 16)):
+        model.packs = True
+        batch = widened(model, batch)
+        model.packs = packs                                                      # changed since: what is asked now counts
+        with captured.fixed_shapes(model, objective, batch):
+            assert model.packs is packs and model.head.budget == objective.most_targets(positions)
+
+
+@pytest.mark.parametrize("n, length", [(0, 256), (1, 256), (256, 256), (257, 512), (2047, 2048), (2049, 2304), (4097, 4608), (8200, 9216), (11999, 12000)])
+def test_places_are_all_tokens_and_then_padding_up_to_few_lengths(n, length):
+    keep = torch.zeros(12000, dtype=torch.bool)
+    keep[torch.randperm(12000, generator=torch.Generator().manual_seed(n))[:n]] = True
+    places = packed(keep.view(40, 300))
+    assert len(places) == length == len(places.unique()) and torch.equal(places[:n], keep.nonzero()[:, 0]) and not keep[places[n:]].any()
+
+
 @pytest.mark.parametrize("fault", [lambda x: x if float(x.sum()) > 0 else -x, lambda x: x[x > 0].sum() + x, lambda x: x + len((x > 0).nonzero())])
 def test_what_asks_for_a_number_is_noticed(fault, tok, anywhere):
     model, objective, batch = made(ENCODER, tok)
@@ -207,6 +238,30 @@ def test_replayed_steps_are_those_of_the_plain_loop_to_the_bit(kind, tmp_path, f
     assert same(ours, theirs) and log == wanted
     assert all(one["grad_norm"] is None or one["grad_norm"] > 0.001 for one in log) and len({one["lr"] for one in log if one["lr"]}) == 3
     assert read == [3, 4, 6, 7, 8] and every == list(range(1, 9)) and FakeGraph.replays == 16 + 8 - 5
+
+
+@pytest.mark.parametrize("kind", ["sequence", "token", "masked"])
+def test_packed_steps_replayed_are_packed_and_padded_ones(kind, tok, faked):
+    """Full batches and those with texts of one token, of two widths; the packed row has lengths of two kinds."""
+    faked.setattr(captured, "APART", 24)
+    seen, stream = [], []
+    for seed, (T, lengths) in enumerate([(8, [1, 3, 8, 2]), (16, [16, 1, 5, 9, 1]), (8, [8, 8, 8, 8]), (16, [2, 16, 7, 1, 8]), (8, [5, 4, 8, 7])]):
+        batch = labelled(kind, T, seed, len(lengths))
+        keep = torch.arange(T) < torch.tensor(lengths)[:, None]
+        stream.append(batch | {"attention_mask": keep.long()} | ({"labels": batch["labels"].abs() % 3 * keep - 100 * ~keep} if kind == "token" else {}))
+    found = []
+    for graphs, packs in ((True, True), (False, True), (False, False)):
+        model = bert(dropout=0.0, mlp_dropout=0.0, vocab_size=8192) if kind == "masked" else tuned(kind)
+        model.packs = packs
+        model.blocks[1].register_forward_hook(lambda module, given, made: seen.append(tuple(made[0].shape[:2])))
+        result = train(model, Listed(stream), Masked(tok) if kind == "masked" else supervised, settings(12, graphs=graphs, log_every=1, eps=0.01, **EXACT))
+        assert model.packs is packs
+        found.append(([[one[name] for name in ("loss", "targets", "tokens")] for one in result.history], weights(model)))
+    full = (4, 8)                                                                # a CPU looks, and packs nothing
+    assert set(seen[:7]) == {(1, 24), (1, 48), full} and set(seen[7:19]) == {(1, 14), (1, 32), (1, 34), (1, 24), full} and set(seen[19:]) == {full, (5, 16)}
+    assert FakeGraph.replays == 12 * 2 - 5
+    for plain in found[1:]:
+        torch.testing.assert_close(found[0], plain, rtol=1e-5, atol=2e-6)
 
 
 def test_masked_pretraining_replayed(tok, tmp_path, faked):
@@ -343,3 +398,22 @@ def test_a_run_with_graphs_is_one_without(kind, name, monkeypatch):
         assert all(p.isfinite().all() for p in model.parameters())
     assert len(replays) == 2 * 30 - 4
     torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(found[1]), rtol=2e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_a_packed_run_with_graphs_is_one_without_and_a_padded_one(name, monkeypatch):
+    """Texts of 1 to 128 tokens; every length of the packed row is below that of the batch."""
+    stream, replay, replays, found, seen = Listed([labelled("token", 128, seed, 24, V=8192) for seed in range(4)]), captured.Graph.replay, [], [], []
+    monkeypatch.setattr(captured.Graph, "replay", lambda self: (replays.append(1), replay(self)))
+    for batch in stream.batches:
+        batch["attention_mask"][0, 1:], batch["labels"][0, 1:] = 0, -100
+    for graphs, packs in ((True, None), (False, None), (False, False)):
+        model = bert(dropout=0.0, mlp_dropout=0.0, n_layers=2, d_model=64, n_heads=4, vocab_size=8192, max_len=128).set_head("token", LABELS).to("cuda")
+        model.packs = packs
+        model.blocks[1].register_forward_hook(lambda module, given, made: seen.append(made[0].shape[:2].numel()))
+        result = train(model, stream, supervised, settings(30, precision=name, lr=1e-3, graphs=graphs, log_every=7))
+        found.append(torch.tensor([[one["step"], one["loss"], one["targets"], one["tokens"]] for one in result.history]))
+    assert len(replays) >= 2 * 30 - 6 and all(n % 256 == 0 and n < 24 * 128 for n in seen[:2]) and seen[-1] == 24 * 128
+    for plain in found[1:]:
+        torch.testing.assert_close(found[0], plain, rtol=1e-3 if name == "fp32" else 2e-2, atol=1e-3)

@@ -61,6 +61,26 @@ def test_offsets_by_hand():
     assert torch.equal(packing.unpack(packing.pack(x)), x * KEEP[..., None]) and torch.equal(packing.pack(x[:1])[0, 11:18], x[0, 6:])
 
 
+@pytest.mark.parametrize("attention", ["auto", "reference", "sdpa"])
+@pytest.mark.parametrize("name", BODIES)
+def test_padding_behind_the_tokens_is_seen_by_none(name, attention):
+    """Seven places of padding, whatever stands there, change no state of a token, no loss and no gradient."""
+    (config, head), seen, found = BODIES[name], [], []
+    model = moved(mt.Model(config, head, labels=None if head in ("masked", "causal") else list("abc")))
+    model.packs, model.attention, of_text = True, attention, head == "sequence"
+    model.blocks[1].register_forward_hook(lambda module, given, made: seen.append(made[0].shape[1]))
+    ids = torch.randint(5, 101, KEEP.shape, generator=torch.Generator().manual_seed(3))
+    labels = (ids[:, 0] if of_text else ids).remainder(3 if head in ("sequence", "token") else 101).masked_fill(~(KEEP.any(1) if of_text else KEEP), -100)
+    places = torch.cat([KEEP.flatten().nonzero()[:, 0], (~KEEP).flatten().nonzero()[[0, 3, 4, 9, 14, 21, 22], 0]])
+    for place, junk in ((None, 1), (places, 1), (places, 2)):                    # ids that no token has
+        body = model.body(ids.masked_fill(~KEEP, junk), KEEP.long(), packed=place)
+        loss, _ = model.head.loss(body, labels)
+        found.append((loss, body.x[KEEP], *torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)))
+    assert seen == [40, 47, 47] and body.x[~KEEP].any()
+    for one in found[1:]:
+        torch.testing.assert_close(one, found[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_packed_in_the_kernel(monkeypatch):
     """The whole body in float16 with every kernel it has, in the emulator: as near to the fp64 truth as the padded body in plain PyTorch is."""
@@ -73,6 +93,6 @@ def test_packed_in_the_kernel(monkeypatch):
         model = moved(mt.Model(config)).half().to(dtype)
         model.packs = packs
         with torch.no_grad():
-            found[dtype, packs] = model(ids, attention_mask=KEEP).last_hidden_state[KEEP]
+            found[dtype, packs] = model.body(ids, KEEP, packed=torch.cat([part.flatten().nonzero()[:, 0] for part in (KEEP, ~KEEP)])[:53]).x[KEEP]
     assert took_kernel("attention_packed") and took_kernel("layer_norm_residual")
     judge(found[torch.float16, True], found[torch.float16, False], found[torch.float64, False], "states")
