@@ -102,6 +102,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             chunk = chunk or (CHUNK if k is None else max(CHUNK, LOGITS // (P * w.element_size()) // CHUNK * CHUNK))
             for start in range(0, len(x), chunk):
                 part, goal = x[start : start + chunk].to(dtype), targets[start : start + chunk]
+                logits = dlogits = None                                                           # their memory is that of the next
                 logits = product(part, w, b)                                                      # (chunk, P)
                 losses, dlogits = rows_in_torch(logits, goal) if k is None else rows_in_kernel(k, logits, goal, V, wanted)
                 loss += losses.sum()
