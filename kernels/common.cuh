@@ -100,6 +100,28 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
 template <typename T, int N> struct __align__(N * sizeof(T)) Pack { T v[N]; };
 template <typename T, int N> __device__ __forceinline__ Pack<T, N> load_pack(const T* from) { return *(const Pack<T, N>*)from; }
 template <typename T, int N> __device__ __forceinline__ void store_pack(T* to, const Pack<T, N>& pack) { *(Pack<T, N>*)to = pack; }
+template <int N> __device__ __forceinline__ void load_floats(float to[N], const float* from) {  // N floats beside N 16-bit numbers: two loads if N is 8
+#pragma unroll
+  for (int first = 0; first < N; first += 4) {
+    Pack<float, (N < 4 ? N : 4)> piece = load_pack<float, (N < 4 ? N : 4)>(from + first);
+#pragma unroll
+    for (int j = 0; j < (N < 4 ? N : 4); j++) to[first + j] = piece.v[j];
+  }
+}
+template <typename T, int N> __device__ __forceinline__ Pack<T, N> rounded(const float from[N]) {  // two 16-bit numbers in one instruction
+  Pack<T, N> pack;
+  if constexpr (sizeof(T) == 2 && N % 2 == 0) {
+#pragma unroll
+    for (int j = 0; j < N; j += 2) {
+      u32 both = pack2<T>(from[j], from[j + 1]);
+      pack.v[j].bits = (u16)both, pack.v[j + 1].bits = (u16)(both >> 16);
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < N; j++) pack.v[j] = from_float<T>(from[j]);
+  }
+  return pack;
+}
 
 // ---- many tensors in one launch: their addresses are passed by value, so that a CUDA graph holds them; 0 is no tensor ----
 struct Addresses { u64 at[480]; };  // a kernel's parameters are 4096 bytes at most
@@ -162,10 +184,12 @@ __device__ __forceinline__ Random4 philox(u64 seed, u64 counter, u64 stream) {
   }
   return Random4{{c0, c1, c2, c3}};
 }
+// Are the upper 24 of 32 random bits, as a fraction, at least p? Asked in whole numbers: p < 1 times 2^24 is exact.
+__device__ __forceinline__ bool at_least(u32 random, float p) { return random >= (u32)ceilf(p * 16777216.0f) << 8; }
 // Is the element of this index kept? Four neighbours share one draw.
 __device__ __forceinline__ bool keep_element(u64 seed, u64 step, u64 index, float p) {
   Random4 r = philox(seed, index >> 2, step);
-  return (r.v[index & 3] >> 8) * (1.0f / 16777216.0f) >= p;
+  return at_least(r.v[index & 3], p);
 }
 // What dropout multiplies N neighbours by, 0 or `scale`: 1 if p is 0. `index` is a multiple of N, and N of 4 or a divisor of it.
 template <int N> __device__ __forceinline__ void keep_factors(float factor[N], u64 seed, u64 step, u64 index, float p, float scale) {
@@ -177,7 +201,7 @@ template <int N> __device__ __forceinline__ void keep_factors(float factor[N], u
       Random4 r = philox(seed, (index + first) >> 2, step);
 #pragma unroll
       for (int j = 0; j < (N < 4 ? N : 4); j++)
-        factor[first + j] = (r.v[(index + j) & 3] >> 8) * (1.0f / 16777216.0f) >= p ? scale : 0.0f;
+        factor[first + j] = at_least(r.v[N < 4 ? (index + j) & 3 : j], p) ? scale : 0.0f;
     }
 }
 

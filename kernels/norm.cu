@@ -5,7 +5,8 @@
 //   y = h / sqrt(mean(h^2) + eps) * weight                           RMSNorm
 //
 // A block takes one row. A thread takes PER_THREAD pieces of VECTOR neighbours: one 16-byte load each, and
-// loops that unroll, so that a row lives in registers between the sums. SCALAR is the type of x, STREAM of residual and h, OUT
+// loops that unroll, so that a row lives in registers between the sums. Weight and bias are read in pieces as well: one number at a
+// time, neighbouring threads would read every eighth, and the L1 cache take longer for it than memory for the row. SCALAR is the type of x, STREAM of residual and h, OUT
 // of y (under autocast the stream is float, what a product has made 16 bits); weight, bias and all sums are float.
 // Null pointers: no residual, h not wanted, no bias, no dh.
 #include "common.cuh"
@@ -42,12 +43,13 @@ extern "C" __global__ void norm_forward(OUT* y, STREAM* h, float* mean, float* r
 
   FOR_MY_PIECES {
     Pack<SCALAR, VECTOR> mine = load_pack<SCALAR, VECTOR>(x + base + c);
-    Piece other, stored;
+    Piece other = {}, stored;
     if (residual) other = load_pack<STREAM, VECTOR>(residual + base + c);
     float factor[VECTOR];
     keep_factors<VECTOR>(factor, seed, step, base + c, p, scale);
+    FOR_ITS_NUMBERS value[i][j] = to_float(mine.v[j]) * factor[j] + to_float(other.v[j]);
+    stored = rounded<STREAM, VECTOR>(value[i]);
     FOR_ITS_NUMBERS {
-      stored.v[j] = from_float<STREAM>(to_float(mine.v[j]) * factor[j] + (residual ? to_float(other.v[j]) : 0.0f));
       value[i][j] = to_float(stored.v[j]);  // normalise exactly what the next layer will read
       sum += value[i][j];
     }
@@ -58,9 +60,11 @@ extern "C" __global__ void norm_forward(OUT* y, STREAM* h, float* mean, float* r
   float inv = rsqrtf(block_sum(squares, scratch) / columns + eps);
 
   FOR_MY_PIECES {
-    Pack<OUT, VECTOR> out;
-    FOR_ITS_NUMBERS out.v[j] = from_float<OUT>((value[i][j] - mu) * inv * weight[c + j] + (bias ? bias[c + j] : 0.0f));
-    store_pack<OUT, VECTOR>(y + base + c, out);
+    float w[VECTOR], b[VECTOR] = {};
+    load_floats<VECTOR>(w, weight + c);
+    if (bias) load_floats<VECTOR>(b, bias + c);
+    FOR_ITS_NUMBERS value[i][j] = (value[i][j] - mu) * inv * w[j] + b[j];
+    store_pack<OUT, VECTOR>(y + base + c, rounded<OUT, VECTOR>(value[i]));
   }
   if (threadIdx.x == 0) {
     if (!RMS) mean[row] = mu;
@@ -86,16 +90,23 @@ extern "C" __global__ void norm_backward(SCALAR* dx, STREAM* d_residual, float* 
 
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
     u64 base = (u64)row * columns;
-    float mu = RMS ? 0.0f : mean[row], inv = rstd[row], sums[2] = {0.0f, 0.0f};
-    float g[PER_THREAD][VECTOR], xhat[PER_THREAD][VECTOR];
-    FOR_MY_PIECES {
+    int mine = row + threadIdx.y;  // row, but the compiler does not know: numbers of a whole block it would wait for before it goes on
+    float mu = RMS ? 0.0f : mean[mine], inv = rstd[mine], sums[2] = {0.0f, 0.0f};
+    float g[PER_THREAD][VECTOR], xhat[PER_THREAD][VECTOR], factor[PER_THREAD][VECTOR];
+    Piece along[PER_THREAD];
+    FOR_MY_PIECES {  // all loads, and the dropout, which needs none of them, come before the first wait
       Pack<OUT, VECTOR> d = load_pack<OUT, VECTOR>(dy + base + c);
       Piece kept = load_pack<STREAM, VECTOR>(h + base + c);
+      along[i] = load_pack<STREAM, VECTOR>((dh ? dh : h) + base + c);
+      float w[VECTOR];
+      load_floats<VECTOR>(w, weight + c);
+      keep_factors<VECTOR>(factor[i], seed, step, base + c, p, scale);
       FOR_ITS_NUMBERS {
+        float dout = to_float(d.v[j]);
         xhat[i][j] = (to_float(kept.v[j]) - mu) * inv;
-        g[i][j] = to_float(d.v[j]) * weight[c + j];
-        dweight[i][j] += to_float(d.v[j]) * xhat[i][j];
-        dbias[i][j] += to_float(d.v[j]);
+        g[i][j] = dout * w[j];
+        dweight[i][j] += dout * xhat[i][j];
+        dbias[i][j] += dout;
         sums[0] += g[i][j];
         sums[1] += g[i][j] * xhat[i][j];
       }
@@ -103,18 +114,10 @@ extern "C" __global__ void norm_backward(SCALAR* dx, STREAM* d_residual, float* 
     block_sum2(sums, scratch);
     float mean_g = RMS ? 0.0f : sums[0] / columns, mean_gx = sums[1] / columns;
     FOR_MY_PIECES {
-      Piece along, to_residual;
-      Pack<SCALAR, VECTOR> to_x;
-      if (dh) along = load_pack<STREAM, VECTOR>(dh + base + c);
-      float factor[VECTOR];
-      keep_factors<VECTOR>(factor, seed, step, base + c, p, scale);
-      FOR_ITS_NUMBERS {
-        float d = (dh ? to_float(along.v[j]) : 0.0f) + inv * (g[i][j] - mean_g - xhat[i][j] * mean_gx);
-        to_residual.v[j] = from_float<STREAM>(d);
-        to_x.v[j] = from_float<SCALAR>(d * factor[j]);
-      }
-      store_pack<STREAM, VECTOR>(d_residual + base + c, to_residual);
-      if (dx) store_pack<SCALAR, VECTOR>(dx + base + c, to_x);
+      FOR_ITS_NUMBERS g[i][j] = (dh ? to_float(along[i].v[j]) : 0.0f) + inv * (g[i][j] - mean_g - xhat[i][j] * mean_gx);
+      store_pack<STREAM, VECTOR>(d_residual + base + c, rounded<STREAM, VECTOR>(g[i]));
+      FOR_ITS_NUMBERS g[i][j] *= factor[i][j];
+      if (dx) store_pack<SCALAR, VECTOR>(dx + base + c, rounded<SCALAR, VECTOR>(g[i]));
     }
   }
   FOR_MY_PIECES FOR_ITS_NUMBERS {

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cross_entropy, dropout, gelu, layer_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import cross_entropy, dropout, gelu, layer_norm, pad, scaled_dot_product_attention, silu
 
 from ..ops import activation, adamw, attention_packed, attention_padded, norm, why_not
 from ..ops.dispatch import pick
-from ..ops.linear_cross_entropy import rows_in_kernel, rows_in_torch
+from ..ops.linear_cross_entropy import rows_in_kernel, rows_in_torch, up_to_tile
 from .rows import Row
 from .sides import Given
 
@@ -57,7 +57,10 @@ def cross_entropy_call(row: Row, ours: bool) -> Call:
     if not ours:
         return there_and_back(lambda logits: cross_entropy(logits.float(), targets, reduction="sum"), logits)
     k, plain = pick("linear_cross_entropy", "cross_entropy.cu", logits, targets), logits.detach()
-    return lambda: rows_in_torch(plain, targets) if k is None else rows_in_kernel(k, plain, targets, True)
+    if k is None:
+        return lambda: rows_in_torch(plain, targets)
+    rows = pad(plain, (0, up_to_tile(row.length) - row.length))
+    return lambda: rows_in_kernel(k, rows, targets, row.length, True)
 
 
 def adamw_call(row: Row, ours: bool) -> Call:

@@ -62,9 +62,8 @@ class NormResidual(torch.autograd.Function):
         rows, changes = x.numel() // columns, residual is not None or rate > 0
         y, h = torch.empty_like(stream if wide else x), torch.empty_like(stream) if changes else x
         mean, rstd = (torch.empty(rows, device=x.device) for _ in range(2))
-        factors = weight.float()
-        k("norm_forward", (rows, 1, 1), (threads, 1, 1), y, h if changes else None, mean, rstd, x, residual, factors, None if bias is None else bias.float(),
-          random, columns, rate, eps)
+        factors, shifts = whole(weight.float()), None if bias is None else whole(bias.float())
+        k("norm_forward", (rows, 1, 1), (threads, 1, 1), y, h if changes else None, mean, rstd, x, residual, factors, shifts, random, columns, rate, eps)
         ctx.save_for_backward(h, mean, rstd, factors, random)
         ctx.run, ctx.rate, ctx.rms, ctx.dtypes = (k, threads, rows, columns), rate, rms, (x.dtype, y.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.has_residual = residual is not None
@@ -79,11 +78,12 @@ class NormResidual(torch.autograd.Function):
         of_x, of_y, of_weight, of_bias = ctx.dtypes
         d_residual, dx = torch.empty_like(h), torch.empty_like(h, dtype=of_x) if ctx.rate > 0 or of_x != h.dtype else None
         blocks = min(rows, SHARES)
-        dweight, dbias = (torch.empty(blocks, columns, device=h.device) for _ in range(2))
-        k("norm_backward", (blocks, 1, 1), (threads, 1, 1), dx, d_residual, dweight, dbias, whole(torch.zeros_like(h, dtype=of_y) if dy is None else dy),
-          None if dh is None else whole(dh), h, mean, rstd, weight, random, rows, columns, ctx.rate)
-        return (None, None, d_residual if dx is None else dx, d_residual if ctx.has_residual else None, dweight.sum(0).to(of_weight),
-                None if of_bias is None else dbias.sum(0).to(of_bias), None, None, None, None, None)
+        shares = torch.empty(1 if of_bias is None else 2, blocks, columns, device=h.device)
+        k("norm_backward", (blocks, 1, 1), (threads, 1, 1), dx, d_residual, shares[0], None if of_bias is None else shares[1],
+          whole(torch.zeros_like(h, dtype=of_y) if dy is None else dy), None if dh is None else whole(dh), h, mean, rstd, weight, random, rows, columns, ctx.rate)
+        sums = shares.sum(1).to(of_weight)
+        return (None, None, d_residual if dx is None else dx, d_residual if ctx.has_residual else None, sums[0], None if of_bias is None else sums[1].to(of_bias),
+                None, None, None, None, None)
 
 
 def norm_residual(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, rate: float, random: Tensor | None, rms: bool,
