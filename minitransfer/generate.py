@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,7 +20,9 @@ from .nn.given import need_model
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
 from .nn.writing import Writing
+from .ops.linear import Linear
 from .ops.packed_linear import PackedLinear, available
+from .replay import WORTH, Replayed, positions_for, suits
 from .text import Tokenizer
 from .training.memory import keep_freed_memory
 from .training.precision import Precision
@@ -62,20 +64,27 @@ QKV = ("q_proj", "k_proj", "v_proj")
 PACKED: WeakKeyDictionary[Model, tuple[tuple, Model]] = WeakKeyDictionary()     # one packed copy per model, dropped with it
 
 
-def packed(linears: Sequence[nn.Linear], dtype: torch.dtype) -> PackedLinear:
-    """Linears that read the same input, side by side in one product."""
+def cast(weight: Float[Tensor, "F D"], bias: Float[Tensor, "F"] | None, dtype: torch.dtype) -> Linear:
+    """A Linear that holds its numbers in `dtype` already: autocast would cast them for every token."""
+    made = Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight, made.bias = (None if t is None else nn.Parameter(t.detach().to(dtype), requires_grad=False) for t in (weight, bias))    # type: ignore[assignment]
+    return made
+
+
+def joined(linears: Sequence[nn.Linear]) -> tuple[Float[Tensor, "F D"], Float[Tensor, "F"] | None]:
+    """The weight and bias of Linears that read the same input, side by side in one product."""
     weights: list[Tensor] = [one.weight for one in linears]
     biases: list[Tensor] = [one.weight.new_zeros(one.out_features) if one.bias is None else one.bias for one in linears]
-    return PackedLinear(torch.cat(weights), torch.cat(biases) if any(one.bias is not None for one in linears) else None, dtype)
+    return torch.cat(weights), torch.cat(biases) if any(one.bias is not None for one in linears) else None
 
 
 def sampled(model: Model) -> bytes:
     """Some values of every parameter: what is written through `.data` leaves no other trace."""
-    return torch.cat([p.detach().reshape(-1)[:: max(1, p.numel() // 16)].float() for p in model.parameters()]).numpy().tobytes()
+    return torch.cat([p.detach().reshape(-1)[:: max(1, p.numel() // 16)].float() for p in model.parameters()]).cpu().numpy().tobytes()
 
 
 def packed_copy(model: Model, dtype: torch.dtype) -> Model:
-    """A model that shares the parameters of `model` but multiplies by packed weights; made again when a parameter has changed.
+    """A model that shares the parameters of `model` but multiplies by packed weights, or on a GPU by weights in `dtype`; made again when a parameter has changed.
 
     It costs the memory of the weights once more, in `dtype`, for as long as `model` lives.
     """
@@ -87,39 +96,39 @@ def packed_copy(model: Model, dtype: torch.dtype) -> Model:
         return known[1]
     fast = copy.deepcopy(model, {id(p): p for p in model.parameters()})           # parameters are shared, not copied
     keep_freed_memory()
+    make: Callable[[Tensor, Tensor | None, torch.dtype], nn.Module] = cast if suits(model) else PackedLinear
     for module in list(fast.modules()):
         linears = {name: child for name, child in module.named_children() if isinstance(child, nn.Linear)}
         if isinstance(module, Attention) and not isinstance(module, CrossAttention) and linears.keys() >= set(QKV):
-            module.joined = packed([linears.pop(name) for name in QKV], dtype)
+            module.joined = make(*joined([linears.pop(name) for name in QKV]), dtype)
         for name, child in linears.items():
-            setattr(module, name, packed([child], dtype))
+            setattr(module, name, make(child.weight, child.bias, dtype))
     if isinstance(fast.head, VocabularyHead):
-        fast.head.output = PackedLinear(fast.head.matrix, fast.head.bias, dtype)
+        fast.head.output = make(fast.head.matrix, fast.head.bias, dtype)
     PACKED[model] = (state, fast)
     return fast
 
 
 @contextmanager
 def quick(model: Model, precision: str) -> Iterator[Any]:
-    """The model to compute with: packed on a CPU, where the packed products choose their own dtype; elsewhere, or if it has hooks, itself, under autocast.
+    """The model to compute with: packed on a CPU, where the packed products choose their own dtype; elsewhere under autocast, a copy without casts if it writes, or itself.
 
     Raises: ValueError for a precision that does not exist, or that this machine does not have; "int8" for a model with hooks.
     """
     choose("precision", precision, (*PRECISIONS, "int8"))
     dtype = torch.int8 if precision == "int8" else Precision(precision, model).dtype
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())      # on a copy they would not be heard
-    packs = model.device.type == "cpu" and available(dtype) and not hooked
+    replays = suits(model) and dtype != torch.int8
+    packs = not hooked and (replays or (model.device.type == "cpu" and available(dtype)))
     if dtype == torch.int8 and hooked:
         raise ValueError('precision="int8" for a model whose modules have hooks, such as those of a trace; products in 8 bits are those of a copy without them: '
                          'use "auto", or leave the trace first')
     if dtype == torch.int8 and not packs:
         raise ValueError(f'precision="int8" on {model.device.type} with the quantised engine {torch.backends.quantized.engine!r}; products in 8 bits are those of an x86 CPU '
                          '(engine x86, fbgemm or onednn): use "auto", or move the model to the CPU')
-    if packs:
-        yield packed_copy(model, dtype)
-        return
-    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        yield model
+    alone = packs and not replays
+    with nullcontext() if alone else torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=not replays):    # a graph outlives what is cached
+        yield packed_copy(model, dtype) if packs else model
 
 
 @contextmanager
@@ -198,7 +207,8 @@ def generate(model: Model, ids: Int[Tensor, "B T"], attention_mask: Tensor | Non
                          f"ask for at most {max(model.longest - longest, 0)}, or shorten the text")
     stops, done = torch.tensor(list(stop), dtype=torch.long, device=ids.device), torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     with evaluating(model), quick(model, precision) as fast:
-        writing = Writing(fast, ids, keep, use_cache, begin)
+        S = positions_for(model, ids.shape[1] + max_new_tokens) if use_cache and max_new_tokens >= WORTH and fast is not model and suits(model) else None
+        writing = Writing(fast, ids, keep, use_cache, begin) if S is None else Replayed(model, fast, ids, keep, S)
 
         def unrepeated(logits: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
             return logits if repetition_penalty == 1.0 else penalised(logits, writing.ids, writing.keep, repetition_penalty)

@@ -30,7 +30,7 @@ class Packing:
     def pack(self, x: Tensor) -> Tensor:
         """(B, T, ...) -> (1, N, ...); a row that all texts share, (1, T, ...), is read for each."""
         B, T = self.shape
-        return x.expand(B, T, *x.shape[2:]).flatten(0, 1)[self.place][None]
+        return x.expand(B, T, *x.shape[2:]).flatten(0, 1).index_select(0, self.place)[None]
 
     def unpack(self, x: Float[Tensor, "1 N D"]) -> Float[Tensor, "B T D"]:
         """Back, with zeros where nothing was packed."""

@@ -2,19 +2,18 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import ModelConfig, Rotary
-from ..ops.kernels import rehearsed
 
 Rotation = tuple[Float[Tensor, "#B T half"], Float[Tensor, "#B T half"]]    # cos and sin of every angle: R = 2 half numbers of a head turn
 
 
-def frequencies(r: Rotary, width: int, theta: float) -> Float[Tensor, "half"]:
+def frequencies(r: Rotary, width: int, theta: float, device: torch.device) -> Float[Tensor, "half"]:
     """Radians a position for each pair of numbers: w_j = theta^(-2 j / R), j = 0 ... R/2 - 1; R numbers of each head turn.
 
     "linear": w / factor. "llama3", with s = original_len w / (2 pi), the turns in a text of the length trained on:
@@ -26,28 +25,22 @@ def frequencies(r: Rotary, width: int, theta: float) -> Float[Tensor, "half"]:
     turning = int(width * r.share)
     w = 1.0 / theta ** (torch.arange(0, turning, 2, dtype=torch.int64).float() / turning)
     if r.scaling == "linear":
-        return w / r.factor
-    if r.scaling == "llama3":
+        w = w / r.factor
+    elif r.scaling == "llama3":
         blend = ((r.original_len * w / (2 * math.pi) - r.low) / (r.high - r.low)).clamp(0, 1)
-        return (1 - blend) * w / r.factor + blend * w
-    return w
+        w = (1 - blend) * w / r.factor + blend * w
+    return w.to(device)
 
 
-def on_device(r: Rotary, width: int, theta: float, device: torch.device) -> Float[Tensor, "half"]:
-    """`frequencies`, computed on the CPU wherever they are used, for the same bits; sent to a GPU once, which no CUDA graph could."""
-    return sent(r, width, theta, device) if device.type == "cuda" and rehearsed.get() is None else frequencies(r, width, theta).to(device)
-
-
-@lru_cache(maxsize=64)
-def sent(r: Rotary, width: int, theta: float, device: torch.device) -> Float[Tensor, "half"]:
-    return frequencies(r, width, theta).to(device)
+frequencies_on = cache(frequencies)     # made on the CPU for the same bits everywhere; a copy from there is what the host waits for, and no CUDA graph can hold
 
 
 def rotation(c: ModelConfig, positions: Int[Tensor, "#B T"], local: bool) -> Rotation:
     """The angles of these positions, position x frequency, in float32; `local`: for a block that sees a window only."""
     assert c.rotary is not None
     theta = c.rotary.local_theta if local and c.rotary.local_theta is not None else c.rotary.theta
-    angles = positions[..., None].float() * on_device(c.rotary, c.d_head, theta, positions.device)
+    of = frequencies if positions.device.type == "cpu" else frequencies_on
+    angles = positions[..., None].float() * of(c.rotary, c.d_head, theta, positions.device)
     return angles.cos(), angles.sin()
 
 

@@ -85,7 +85,7 @@ def fixed_shapes(model: Model, objective: Any, batch: Tensors) -> Iterator[None]
 class Graph:
     """What a function launches, recorded and not run; replayed, it leaves its results in `out`."""
 
-    def __init__(self, function: Callable[[], Any], generator: torch.Generator, pool: Any, stream: Any):
+    def __init__(self, function: Callable[[], Any], generator: torch.Generator, pool: Any, stream: Any = None):
         self.graph = torch.cuda.CUDAGraph()
         self.graph.register_generator_state(generator)
         with torch.cuda.graph(self.graph, pool=pool, stream=stream, capture_error_mode="thread_local"):     # the thread that pins the next batch goes on meanwhile
