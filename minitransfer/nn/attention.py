@@ -92,6 +92,8 @@ class Attention(nn.Module):
 
     def project(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B H T Dh"], Float[Tensor, "B K T Dh"], Float[Tensor, "B K T Dh"]]:
         """Queries, keys and values, by head."""
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):
+            x = x.to(torch.get_autocast_dtype("cuda"))                           # once: each of the three products would cast its own
         if self.joined is None:
             return self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
         n = self.k_proj.out_features // self.d_head
@@ -149,7 +151,7 @@ class Attention(nn.Module):
 
     def mix_packed(self, mask: Mask, packing: Packing, q: Float[Tensor, "1 H N Dh"], k: Float[Tensor, "1 K N Dh"], v: Float[Tensor, "1 K N Dh"]) -> Float[Tensor, "1 H N Dh"]:
         """Each text for itself: on a GPU in a kernel that knows where texts begin."""
-        q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))
+        q, k, v = (t.squeeze(0).transpose(0, 1) for t in (q, k, v))              # not t[0], whose gradient is zeros into which the rest is copied
         return attention_packed(q, k, v, packing.offsets, packing.shape[1], causal=mask.causal, window=mask.window, rate=self.rate).transpose(0, 1)[None]
 
     def mix_padded(self, mask: Mask, packing: Packing, q: Float[Tensor, "1 H N Dh"], k: Float[Tensor, "1 K N Dh"], v: Float[Tensor, "1 K N Dh"]) -> Float[Tensor, "1 H N Dh"]:

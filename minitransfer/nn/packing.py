@@ -35,7 +35,7 @@ class Packing:
     def unpack(self, x: Float[Tensor, "1 N D"]) -> Float[Tensor, "B T D"]:
         """Back, with zeros where nothing was packed."""
         B, T = self.shape
-        return x.new_zeros(B * T, x.shape[-1]).index_copy(0, self.place, x[0]).view(B, T, -1)
+        return x.new_zeros(B * T, x.shape[-1]).index_copy(0, self.place, x.squeeze(0)).view(B, T, -1)
 
     @property
     def texts(self) -> Int[Tensor, "1 N"]:
