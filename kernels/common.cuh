@@ -184,25 +184,21 @@ __device__ __forceinline__ Random4 philox(u64 seed, u64 counter, u64 stream) {
   }
   return Random4{{c0, c1, c2, c3}};
 }
-// Are the upper 24 of 32 random bits, as a fraction, at least p? Asked in whole numbers: p < 1 times 2^24 is exact.
-__device__ __forceinline__ bool at_least(u32 random, float p) { return random >= (u32)ceilf(p * 16777216.0f) << 8; }
-// Is the element of this index kept? Four neighbours share one draw.
-__device__ __forceinline__ bool keep_element(u64 seed, u64 step, u64 index, float p) {
-  Random4 r = philox(seed, index >> 2, step);
-  return at_least(r.v[index & 3], p);
-}
-// What dropout multiplies N neighbours by, 0 or `scale`: 1 if p is 0. `index` is a multiple of N, and N of 4 or a divisor of it.
+// What dropout multiplies N neighbours by, 0 or `scale`: 1 if p is 0. `index` is a multiple of N, and N of 4 or a divisor of it: four share a draw.
+// Kept is a number whose upper 24 bits, as a fraction, are at least p; asked in whole numbers, since p * 2^24 is exact.
 template <int N> __device__ __forceinline__ void keep_factors(float factor[N], u64 seed, u64 step, u64 index, float p, float scale) {
 #pragma unroll
   for (int j = 0; j < N; j++) factor[j] = 1.0f;
-  if (p > 0.0f)
+  if (p > 0.0f) {
+    u32 least = (u32)ceilf(p * 16777216.0f) << 8;
 #pragma unroll
     for (int first = 0; first < N; first += 4) {
       Random4 r = philox(seed, (index + first) >> 2, step);
 #pragma unroll
       for (int j = 0; j < (N < 4 ? N : 4); j++)
-        factor[first + j] = at_least(r.v[N < 4 ? (index + j) & 3 : j], p) ? scale : 0.0f;
+        factor[first + j] = r.v[N < 4 ? (index + j) & 3 : j] >= least ? scale : 0.0f;
     }
+  }
 }
 
 // ---- asynchronous copies and tensor cores -------------------------------------

@@ -5,9 +5,10 @@
 //   y = h / sqrt(mean(h^2) + eps) * weight                           RMSNorm
 //
 // A block takes one row. A thread takes PER_THREAD pieces of VECTOR neighbours: one 16-byte load each, and
-// loops that unroll, so that a row lives in registers between the sums. Weight and bias are read in pieces as well: one number at a
-// time, neighbouring threads would read every eighth, and the L1 cache take longer for it than memory for the row. SCALAR is the type of x, STREAM of residual and h, OUT
-// of y (under autocast the stream is float, what a product has made 16 bits); weight, bias and all sums are float.
+// loops that unroll, so that a row lives in registers between the sums. Weight and bias are read in pieces too: number by number, the
+// neighbours of a warp would be VECTOR numbers apart, and the L1 cache busier with them than memory with the row. SCALAR is the type of
+// x, STREAM of residual and h, OUT of y (under autocast the stream is float, what a product has made 16 bits); weight, bias and all sums
+// are float.
 // Null pointers: no residual, h not wanted, no bias, no dh.
 #include "common.cuh"
 #ifndef SCALAR

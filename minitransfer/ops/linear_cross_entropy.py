@@ -7,7 +7,7 @@
 The gradients are linear in the incoming scalar, so a chunk's are made while its logits exist and only scaled in backward.
 With V in the tens of thousands the logits are the largest tensor of a training step; here they live one chunk at a time.
 On a GPU a chunk's logits become its gradient in their own place, in the dtype of the product, and V is filled up to a multiple of TILE: rows of 50,257
-16-bit numbers begin anywhere, and products of such rows take several times as long. Kernel: kernels/cross_entropy.cu.
+16-bit numbers begin anywhere, and cuBLAS has only its unaligned kernels for their products. Kernel: kernels/cross_entropy.cu.
 Source: the idea of gradients in the forward pass is Hsu et al. 2024 (Liger Kernel), section 3.2.
 """
 from __future__ import annotations
