@@ -42,6 +42,9 @@ def positions_for(model: Model, length: int) -> int | None:
 class FixedLayer(LayerCache):
     """Buffers that stay where they are, S positions each. To a body it is a cache that is full but for the token it reads."""
 
+    k: Float[Tensor, "B K S Dh"]
+    v: Float[Tensor, "B K S Dh"]
+
     def __init__(self, shape_of: LayerCache, S: int, place: Int[Tensor, "1"]):
         assert shape_of.k is not None and shape_of.v is not None
         self.k, self.v = (t.new_zeros(*t.shape[:2], S, t.shape[3]) for t in (shape_of.k, shape_of.v))
@@ -56,11 +59,12 @@ class FixedCache(Cache):
     """A FixedLayer per block, which of the S positions are tokens, and the place of the next one."""
 
     keep: Bool[Tensor, "B S"]
+    layers: list[FixedLayer]    # type: ignore[assignment]
 
     def __init__(self, shape_of: Cache, rows: int, S: int, device: torch.device):
         self.place = torch.zeros(1, dtype=torch.long, device=device)
         self.keep = torch.zeros(rows, S, dtype=torch.bool, device=device)
-        self.layers: list[FixedLayer] = [FixedLayer(layer, S, self.place) for layer in shape_of.layers]     # type: ignore[assignment]
+        self.layers = [FixedLayer(layer, S, self.place) for layer in shape_of.layers]
 
     def see(self, keep: Bool[Tensor, "B 1"]) -> Bool[Tensor, "B S"]:
         return self.keep.index_copy_(1, self.place, keep)
@@ -71,6 +75,7 @@ class FixedCache(Cache):
         self.place.fill_(n)
         self.keep.zero_()[:, :n] = True if given.keep is None else given.keep
         for layer, full in zip(self.layers, given.layers, strict=True):
+            assert full.k is not None and full.v is not None
             layer.k[:, :, :n], layer.v[:, :, :n] = full.k[:, :, :n], full.v[:, :, :n]
 
     def select(self, rows: Tensor) -> None:

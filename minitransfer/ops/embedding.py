@@ -20,7 +20,7 @@ from torch.nn.functional import embedding, layer_norm
 from .dispatch import draw, pick
 from .dropout import dropout
 from .kernels import Kernels, vector, whole
-from .norm import SHARES, WIDEST, launch_shape
+from .norm import WARPS, WIDEST, launch_shape
 
 RUN = 64                                                    # entries that one block adds up; as in embedding.cu
 Lookup = tuple[Int[Tensor, "..."], Float[Tensor, "_ D"]]     # ids, and the table they are rows of
@@ -80,7 +80,7 @@ class EmbeddingSum(torch.autograd.Function):
     def backward(ctx, dy: Tensor):
         mean, rstd, weight, random, *lookups = ctx.saved_tensors
         k, pieces_of, threads, rows, columns = ctx.run
-        dh, blocks = whole(dy), min(rows, SHARES)
+        dh, blocks = whole(dy), min(rows, WARPS * 32 // threads)
         shares = [None if dtype is None else torch.empty(blocks, columns, device=dy.device) for dtype in ctx.dtypes]
         if weight is not None or ctx.rate > 0:
             dh = torch.empty_like(dh)

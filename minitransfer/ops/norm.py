@@ -23,7 +23,7 @@ from .dropout import dropout
 from .kernels import SCALARS, Kernels, vector, whole
 
 WIDEST = 8192       # columns: beyond, a row does not fit the registers of 256 threads
-SHARES = 1024       # blocks of the backward pass, each with its own sum for weight and bias: a fixed number, for equal bits on every GPU
+WARPS = 3840        # of the backward pass, whose blocks each leave a sum for weight and bias: a fixed number, for equal bits on every GPU (132 multiprocessors hold them all)
 
 
 def rms_norm(h: Float[Tensor, "*N D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*N D"]:
@@ -77,7 +77,7 @@ class NormResidual(torch.autograd.Function):
         k, threads, rows, columns = ctx.run
         of_x, of_y, of_weight, of_bias = ctx.dtypes
         d_residual, dx = torch.empty_like(h), torch.empty_like(h, dtype=of_x) if ctx.rate > 0 or of_x != h.dtype else None
-        blocks = min(rows, SHARES)
+        blocks = min(rows, WARPS * 32 // threads)
         shares = torch.empty(1 if of_bias is None else 2, blocks, columns, device=h.device)
         k("norm_backward", (blocks, 1, 1), (threads, 1, 1), dx, d_residual, shares[0], None if of_bias is None else shares[1],
           whole(torch.zeros_like(h, dtype=of_y) if dy is None else dy), None if dh is None else whole(dh), h, mean, rstd, weight, random, rows, columns, ctx.rate)

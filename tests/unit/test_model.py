@@ -265,12 +265,11 @@ def test_an_unknown_attention():
 @pytest.mark.parametrize("changes", [{}, {"norm": "rms", "n_layers": 3}], ids=["gpt2", "rms"])
 def test_a_sum_left_to_the_next_norm_is_that_sum(changes, monkeypatch):
     """Where a kernel adds and norms in one pass, blocks leave their last sum to it: the same bits, dropout included; where a hook listens they do not."""
-    ids, found = torch.randint(101, (5, 11)), []
+    ids, found, seen = torch.randint(101, (5, 11)), [], []
     for device in ("cpu", "cuda", "cuda, and somebody listens"):
         model = moved(mt.Model(gpt2(dropout=0.1, **changes), "causal")).train()
         monkeypatch.setattr("minitransfer.nn.model.device_of", lambda t, device=device: device[:4])
         if "listens" in device:
-            seen: list = []
             model.blocks[1].register_forward_hook(lambda module, given, output: seen.append(output[0]))
         torch.manual_seed(3)
         out = model(ids, labels=ids)
