@@ -99,10 +99,12 @@ def test_points_are_drawn_where_they_belong():
     series = {"empty": [], "rising": [(0, 1.0), (4, 2.0), (8, 3.0)], "flat": [(0, 2.0), (8, 2.0)]}
     root = part(line_chart("loss", series, "epoch"))
     rising, flat = ([tuple(map(float, pair.split(","))) for pair in line.get("points").split()] for line in root.iter("polyline"))
-    assert [x for x, _ in rising] == [37, 213.5, 390] and rising[0][1] > rising[1][1] > rising[2][1]
+    assert [x for x, _ in rising] == [37, 183.5, 330] and rising[0][1] > rising[1][1] > rising[2][1]
     assert flat[0][1] == flat[1][1] == rising[1][1]
     assert [line.get("style") for line in root.iter("polyline")] == ["stroke:var(--c1)", "stroke:var(--c2)"]     # the empty one keeps its colour
     assert words(part(key(series))) == "risingflat"
+    shown = [words(part(line_chart("loss", {"a": [(2, 0.1), (last, 0.2)]}, "step"))).split("0.2")[1] for last in (4, 4.0)]
+    assert shown == ["234step", "22.533.54step"]                                                   # of whole steps there are no halves
     assert "nothing was recorded" in line_chart("loss", {"a": []}, "epoch")
 
 
@@ -138,6 +140,8 @@ def test_a_table_is_the_same_in_columns_and_as_markup():
     root = part(table(cells))
     assert table_of(root) == [list(row) for row in cells]
     assert [cell.get("class") for cell in list(root.iter("tr"))[1]] == ["text", None, "text", None]          # a number is right of its column, words are left
+    named = [one for n in (18, 19) for one in (table([cells[0], ["x" * n, 1, "", ""]]), confusion([("x" * n, "y")]))]
+    assert [next(part(one).iter("table")).get("class") for one in named] == [None, None, "long", "long"]
     assert mt.trainable_report(mt.Model(mt.ModelConfig(11, 6, 1, 2, 5, 7), "masked"))._repr_html_().startswith("<table>")
 
 
@@ -376,9 +380,10 @@ def test_a_page_of_a_study_has_tables_and_figures():
             return [("layer", "accuracy"), (BAD, "0.9")]
     figure = Figure(figsize=(2, 1))
     figure.add_subplot().plot([0, 1])
-    html = study_page("Probe", {"By layer": Rows()}, {"drawn": figure, "ours": line_chart("c", {"a": [(0, 1), (1, 2)]}, "x")}, {"seed": 3})
+    html = study_page("Probe", {"By layer": Rows()}, {"drawn": figure, "ours": line_chart("c", {"a": [(0, 1), (1, 2)]}, "x")}, {"seed": 3}, [section("More", "b")])
     self_contained(html)
     root = tree(html)
+    assert list(sections(root)) == ["By layer", "More", "How it was measured"]
     assert table_of(sections(root)["By layer"]) == [["layer", "accuracy"], [BAD, "0.9"]] and "a & b" in words(root)
     png = base64.b64decode(next(root.iter("img")).get("src").partition(",")[2])
     assert png.startswith(b"\x89PNG") and len(list(root.iter("polyline"))) == 1 and "seed3" in words(root).replace("\n", "")
