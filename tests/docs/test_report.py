@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import base64
 import importlib
+import io
+import json
 import math
 import random
 import re
-import struct
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -42,13 +44,19 @@ from minitransfer.report import (
 )
 from minitransfer.report.chart import Plane, bounds, ticks
 from minitransfer.report.html import text
+from minitransfer.report.parts import drawn
+from minitransfer.study.tables import new_axes
 from minitransfer.tasks import AnswerPrediction, LabelsPrediction, MultiLabelTask, Prediction, RegressionTask, SequenceTask, SpanTask, TokenTask, WordPrediction, finetune, predict
-from minitransfer.tasks.page import cases_of, examples, judged
+from minitransfer.tasks.page import cases_of, examples, judged, metric_table
 from minitransfer.text import PackedBatches, Tokenizer, tokenize_corpus
-from minitransfer.training.run import SaveError
+from minitransfer.training.page import write_report
+from minitransfer.training.run import SaveError, TrainResult
+from minitransfer.transfer.groups import ReportRow, TrainableReport
+from minitransfer.weights.files import write_json
 
 from .browser import CHROMIUM, Browser, browser
 from .pages import part, self_contained, table_of, tree, words
+from .pictures import differences, picture
 
 pretraining, tuning = importlib.import_module("minitransfer.training.pretrain"), importlib.import_module("minitransfer.tasks.finetune")
 
@@ -498,9 +506,8 @@ def test_a_page_is_readable_on_a_phone_and_a_desk_by_day_and_by_night(window, si
     for width in (390, 1280):
         for dark, paper in papers.items():
             window.open(site / f"{name}.html", width, dark)
-            window.screenshot(picture := site / f"{name}-{width}-{'dark' if dark else 'light'}.png")
-            assert struct.unpack(">I", picture.read_bytes()[16:20])[0] == width
-            pixels = matplotlib.image.imread(picture)[..., :3]                     # (height, width, 3)
+            pixels = matplotlib.image.imread(io.BytesIO(window.screenshot()), "png")[..., :3]      # (height, width, 3)
+            assert pixels.shape[1] == width
             page_is = np.abs(255 * pixels - np.array(paper)).max(-1) < 2
             assert 0.5 < page_is[:, 20:-20].mean() < 0.99                          # it is mostly paper of the right colour, and something is on it
             assert faults(window, width) == [], (width, dark)
@@ -539,3 +546,67 @@ def test_a_token_that_is_hovered_says_where_it_looks(window, site, tiny, tok, mo
         assert all(abs(n - int(re.search(r"(\d+) %$", one)[1])) <= 1 for (_, n), one in zip(numbers, most, strict=True))      # bytes and roundings
     both = window.ask("[...document.querySelectorAll('.attention .said')].map(one => one.textContent.slice(0, 3))")
     assert len(both) == 2 and all(one.startswith("“") for one in both)                # two views in one notebook, each its own
+
+
+# ---- as it looked before -----------------------------------------------------------------------------------------------------------------------------
+
+REFERENCE = Path(__file__).with_name("pictures.json")
+VIEWS = {f"{width} {'dark' if dark else 'light'}": (width, dark) for width in (390, 1280) for dark in (False, True)}
+OTHER_FONTS = ("*{font-family:serif!important}", "*{letter-spacing:-.05em}", "*{letter-spacing:.03em}")
+FAULTS = [("390 light", "figure:nth-of-type(2){visibility:hidden}", "figure: 0.99"), ("1280 dark", ".charts>figure{display:none}", "parts h1, p, "),
+          ("1280 light", "img{visibility:hidden}", "figure: 0.9"), ("390 dark", ".wide{width:5rem}", "div.wide: 80 x"), ("390 light", "td{font-size:0}", "div.wide: 0."),
+          ("390 light", "td.cell{background:none!important}", "div.wide: 0."), ("1280 light", ".charts{display:block!important}", "div.key: "),
+          ("1280 dark", ".case{background:none!important;border:0!important;padding:0!important}", "div.case.bad: 0."), ("390 dark", "img{filter:none!important}", "figure: 0.3"),
+          ("390 dark", ".mt{--paper:#fff!important;--ink:#000!important}", "paper 255"), ("1280 light", ".mt{--ink:#ccc!important}", "h1: 0.")]
+
+
+@pytest.fixture(scope="module")
+def specimen(tmp_path_factory) -> str:
+    """The page of a run whose numbers are given: on every machine the same."""
+    out = tmp_path_factory.mktemp("specimen")
+    history = [{"step": 2 * i, "loss": 0.7 * 0.9**i, "lr": 1e-4 * (1 - i / 20)} for i in range(1, 20)]
+    history += [{"step": i, "evaluation": {"accuracy": 0.5 + i / 90, "loss": 0.7 - i / 99}} for i in (10, 20, 30)]
+    write_json(out / "manifest.json", {"precision": "fp32", "settings": {"lr": 1e-4, "epochs": 3}, "versions": {"torch": "2.0"}})
+    result = TrainResult(38, 9_600, 12.5, "epochs", history, None, {"accuracy": 0.83}, 768.0, 50_000_000, 10_000_000, "fp32", out)
+    groups = TrainableReport(tuple(ReportRow(name, n, n if name == "head" else 0) for name, n in (("embed", 2_130_944), ("blocks.0", 789_760), ("head", 514))))
+    axes = new_axes(5, 3.4)[0, 0]
+    axes.plot(range(7), [0.8, 0.9, 0.94, 0.93, 0.92, 0.91, 0.9], marker=".")
+    axes.fill_between(range(7), 0.6, 0.7, alpha=0.4)
+    look, tokens = np.random.default_rng(0).random((2, 2, 9, 9)) ** 4, "[CLS] the old man went to river . [SEP]".split()
+    case = "The steak was cooked well enough, but the waiter spoiled the whole evening.", "negative"
+    parts = [section("Confusions", confusion([("negative", "negative")] * 30 + [("negative", "positive")] * 9 + [("positive", "positive")] * 25)),
+             section("Examples", prediction_case(*case, "positive", 0.9), prediction_case(*case, "negative", 0.8)),
+             section("Where the model looks", attention(tokens, look, [one[0] == "[" for one in tokens])), section("Layers", drawn("Accuracy", axes.figure))]
+    summary = [paragraph("A page of which every number is given, so that it is the same wherever it is made."),
+               metric_table({"accuracy": 0.83, "accuracy_low": 0.7, "accuracy_high": 0.9, "loss": 0.4})]
+    write_report("Fine-tuning: sequence, strategy head", result, groups, lambda: parts, summary)
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def look(window: Browser, html: str, folder: Path, view: str, style: str = "") -> dict:
+    (folder / "page.html").write_text(html.replace("</style>", f"{style}</style>", 1), encoding="utf-8")
+    return picture(window, folder / "page.html", *VIEWS[view])
+
+
+@chromium
+def test_a_report_looks_as_it_did(window, specimen, tmp_path):
+    seen = {view: look(window, specimen, tmp_path, view) for view in VIEWS}
+    (new := tmp_path / "pictures.json").write_text(json.dumps(seen, separators=(",", ":")).replace("],", "],\n") + "\n", encoding="utf-8")
+    kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    told = {view: found for view, one in seen.items() if (found := differences(one, kept[view], VIEWS[view][0]))}
+    assert told == {}, f"if it is to look like this from now on: cp {new} {REFERENCE}"
+
+
+@chromium
+def test_other_fonts_make_no_difference(window, specimen, tmp_path):
+    kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    for style, view in zip(OTHER_FONTS * 2, [*VIEWS] * 2, strict=False):
+        assert differences(look(window, specimen, tmp_path, view, style), kept[view], VIEWS[view][0]) == [], (style, view)
+
+
+@chromium
+def test_planted_faults_make_a_difference(window, specimen, tmp_path):
+    kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    for view, style, fault in FAULTS:
+        told = differences(look(window, specimen, tmp_path, view, style), kept[view], VIEWS[view][0])
+        assert any(fault in one for one in told), (view, style, told)
