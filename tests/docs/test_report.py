@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import minitransfer as mt
-from minitransfer import demo
+from minitransfer import cli, demo
 from minitransfer.nn.recurrent import RecurrentModel
 from minitransfer.report import (
     Html,
@@ -477,8 +477,8 @@ def window(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def site(tuned, tok, model, tmp_path_factory):
-    """Pages to open: a tuned model's, the demo's, a study's with a table that no phone is wide enough for, and what notebooks show."""
+def site(tuned, tok, model, tiny, tmp_path_factory):
+    """Pages to open: a tuned model's, the demo's, a probe's, a study's with a table that no phone is wide enough for, and what notebooks show."""
     folder = tmp_path_factory.mktemp("site")
     cases = [{"text": row["text"], "label": row["label"]} for row in rows(6, 4)]
     answers = [Prediction(row["label"] if i else "fine", 0.9, {}) for i, row in enumerate(cases)]
@@ -496,11 +496,14 @@ def site(tuned, tok, model, tmp_path_factory):
              "study": study_page("Probe " + "z" * 200, {"By layer": Rows()}, {}, {"key" * 30: BAD * 30}), "notebook": head + "".join(one._repr_html_() for one in shown)}
     for name, html in texts.items():
         (folder / f"{name}.html").write_text(html, encoding="utf-8")
+    asked = ["probe", str(tiny / "mini-bert"), "samples/tagged.conll", *"--task ner --sentences 12 --folds 2".split()]
+    assert cli.main([*asked, "--out", str(folder / "probe"), "--cache", str(folder / "cache")]) == 0
+    (folder / "probe/report.html").rename(folder / "probe.html")
     return folder
 
 
 @chromium
-@pytest.mark.parametrize("name", ["tuned", "demo", "study", "notebook"])
+@pytest.mark.parametrize("name", ["tuned", "demo", "probe", "study", "notebook"])
 def test_a_page_is_readable_on_a_phone_and_a_desk_by_day_and_by_night(window, site, name):
     papers = {False: (255, 255, 255), True: (20, 23, 27)}
     for width in (390, 1280):
