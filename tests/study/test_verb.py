@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 
 import pytest
 
@@ -75,6 +76,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_model_is_read(plac
     (place / "closed").mkdir()
     monkeypatch.setattr("os.access", lambda path, mode: "closed" not in str(path))
     assert re.search(message.replace("(", r"\(").replace(")", r"\)"), said(capsys, f"trees.conllu {option}", 1))
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_model_is_read(place, capsys, monkeypatch):
+    monkeypatch.delattr("minitransfer.cli.study.load")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    for option in ("--out pages", "--figure a.png"):
+        assert "a figure is drawn with matplotlib, which is not installed" in said(capsys, f"trees.conllu {option}", 1)
 
 
 @pytest.mark.parametrize("words, message, code", [
