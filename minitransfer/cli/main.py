@@ -23,7 +23,7 @@ from .verb import UsageError, Verb
 
 VERBS: dict[str, Verb] = {verb.name: verb for verb in (DEMO, PRETRAIN, ADAPT, FINETUNE, PREDICT, GENERATE, FILL, EMBED, CONVERT, INSPECT, PLAN, VERIFY, DOCTOR, WHY,
                                                            RECOMMEND, PROBE, CLAIMS, CHECK, BENCH)}
-MISTAKES = (ValueError, KeyError, OSError, torch.OutOfMemoryError)       # what the engine raises for a user; its messages say what to do
+MISTAKES = (ValueError, KeyError, OSError, ImportError, torch.OutOfMemoryError)       # what the engine raises for a user; its messages say what to do
 
 
 def overview() -> str:

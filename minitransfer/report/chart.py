@@ -32,7 +32,7 @@ def bounds(values: Sequence[Number]) -> tuple[Number, Number]:
 class Plane:
     """Numbers to places on a drawing of `width` x `height`, with axes left and below."""
 
-    def __init__(self, x: tuple[Number, Number], y: tuple[Number, Number], width: int = 400, height: int = 260, left: int | None = None):
+    def __init__(self, x: tuple[Number, Number], y: tuple[Number, Number], width: int = 340, height: int = 230, left: int | None = None):
         numbers = max(len(f"{v:g}") for v in ticks(*y))
         self.x, self.y, self.left, self.right, self.top, self.bottom = x, y, 16 + 7 * numbers if left is None else left, width - 10, 10, height - 36
         self.width, self.height = width, height
@@ -49,10 +49,11 @@ class Plane:
     def line(self, x1: Number, y1: Number, x2: Number, y2: Number) -> Html:
         return element("line", class_="axis", x1=x1, y1=y1, x2=x2, y2=y2)
 
-    def columns(self, x_label: str) -> list[Html]:
-        """Vertical lines at round numbers of x, their numbers below them, and what x is."""
-        marks = [self.line(self.across(v), self.top, self.across(v), self.bottom) for v in ticks(*self.x)]
-        numbers = [self.label(self.across(v), self.bottom + 15, f"{v:g}") for v in ticks(*self.x)]
+    def columns(self, x_label: str, whole: bool = False) -> list[Html]:
+        """Vertical lines at round numbers of x, their numbers below them, and what x is. whole: of steps and the like there are no halves."""
+        at = [v for v in ticks(*self.x) if not whole or v == int(v)]
+        marks = [self.line(self.across(v), self.top, self.across(v), self.bottom) for v in at]
+        numbers = [self.label(self.across(v), self.bottom + 15, f"{v:g}") for v in at]
         return [*marks, *numbers, self.label((self.left + self.right) / 2, self.bottom + 31, x_label)]
 
     def rows(self) -> list[Html]:
@@ -86,7 +87,7 @@ def line_chart(title: str, series: Mapping[str, Points], x_label: str) -> Html:
              for i, one in enumerate(series.values()) if len(one) <= FEW for x, y in one]
     paths = [" ".join(f"{plane.across(x)},{plane.down(y)}" for x, y in one) for one in series.values()]
     curves = [element("polyline", class_="curve", points=path, **stroke(i)) for i, path in enumerate(paths) if path]
-    return element("figure", element("figcaption", title), plane.drawing(title, *plane.rows(), *plane.columns(x_label), *curves, *marks))
+    return element("figure", element("figcaption", title), plane.drawing(title, *plane.rows(), *plane.columns(x_label, all(isinstance(x, int) for x in xs)), *curves, *marks))
 
 
 def interval_chart(title: str, rows: Sequence[tuple[str, Number, Number, Number]], x_label: str) -> Html:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .chart import Number, Points, key, line_chart
 from .html import Html, element, fold, page, paragraph, section, text
-from .table import Table, table, wide
+from .table import Table, naming, table, wide
 
 MOST_LABELS = 30        # a table of more rows and columns shows nothing; the commonest confusions do
 
@@ -56,7 +56,7 @@ def confusion(pairs: Sequence[tuple[str, str]]) -> Html:
     sums = {truth: sum(counts[truth, answer] for answer in labels) for truth in labels}
     head = element("tr", *(element("th", name, scope="col") for name in ("true label", *labels)))
     rows = [element("tr", element("th", truth, scope="row"), *(cell(truth, answer, sums[truth]) for answer in labels)) for truth in labels]
-    return wide(element("table", element("thead", head), element("tbody", *rows)))
+    return wide(element("table", element("thead", head), element("tbody", *rows), **naming(labels)))
 
 
 def side_by_side(*figures: Html) -> Html:
@@ -85,14 +85,14 @@ def drawn(name: str, figure: Any) -> Html:
     """A chart of ours as it is, one of matplotlib as a picture within the page."""
     if isinstance(figure, Html):
         return figure
-    figure.savefig(buffer := io.BytesIO(), format="png", dpi=150, bbox_inches="tight")
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=150, bbox_inches="tight", transparent=True)
     return element("figure", Html(f'<img alt="{text(name)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" />'), element("figcaption", name))
 
 
-def study_page(title: str, tables: Mapping[str, Table], figures: Mapping[str, Any], about: Mapping[str, object]) -> Html:
-    """A page of what was measured: each table and each figure under its name, and how it was done.
+def study_page(title: str, tables: Mapping[str, Table], figures: Mapping[str, Any], about: Mapping[str, object], more: Sequence[Html] = ()) -> Html:
+    """A page of what was measured: each figure and each table under its name, more sections, and how it was done.
 
     Args: figures: charts of ours, or figures of matplotlib; about: what somebody needs to judge it and to run it again.
     """
-    return page(title, *(section(name, wide(one.html())) for name, one in tables.items()), side_by_side(*(drawn(name, one) for name, one in figures.items())),
+    return page(title, side_by_side(*(drawn(name, one) for name, one in figures.items())), *(section(name, wide(one.html())) for name, one in tables.items()), *more,
                 section("How it was measured", manifest(about)))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from .html import Html, element, paragraph
 
+SHORT = 18      # characters
 Cells = Sequence[Sequence[object]]
 
 
@@ -20,12 +21,18 @@ def in_columns(cells: Cells) -> str:
     return "\n".join("  ".join(f"{cell!s:{'>' if r else '<'}{w}}" for cell, w, r in zip(row, width, right, strict=True)) for row in cells)
 
 
+def naming(names: Sequence[object]) -> dict[str, object]:
+    """What a table is marked with whose first column has names too long for one line of a phone."""
+    return {"class_": "long"} if max(len(str(name)) for name in names) > SHORT else {}
+
+
 def table(cells: Cells) -> Html:
     """The same as markup."""
     sides: list[dict[str, object]] = [{} if right else {"class_": "text"} for right in of_numbers(cells)]
     title, *rows = cells
     head = element("thead", element("tr", *(element("th", cell, scope="col", **side) for cell, side in zip(title, sides, strict=True))))
-    return element("table", head, element("tbody", *(element("tr", *(element("td", cell, **side) for cell, side in zip(row, sides, strict=True))) for row in rows)))
+    return element("table", head, element("tbody", *(element("tr", *(element("td", cell, **side) for cell, side in zip(row, sides, strict=True))) for row in rows)),
+                   **naming([row[0] for row in cells]))
 
 
 def wide(markup: Html) -> Html:

@@ -2,7 +2,8 @@
 `print` shows a table, `.draw()` a figure.
 
 Reading order: trace.py and lens.py (inside one forward pass), separation.py (a word's senses), treebank.py, examples.py and probe.py (what layers know), mix.py and heads.py
-(where), minimal_pairs.py (what is preferred); ways.py, gain.py, ladder.py (what a label buys), forgetting.py, domain.py, slices.py, surgery.py; claims/ (what articles say).
+(where), layers.py (all of this side by side), minimal_pairs.py (what is preferred); ways.py, gain.py, ladder.py (what a label buys), forgetting.py, domain.py, slices.py,
+surgery.py; claims/ (what articles say).
 """
 from . import surgery
 from .claims import CLAIMS, claims, run_claim
@@ -11,6 +12,7 @@ from .forgetting import Forgetting, cka, forgetting
 from .gain import TransferGain, transfer_gain
 from .heads import HeadAccuracy, head_accuracy
 from .ladder import Ladder, ladder
+from .layers import LayerReport, layer_report
 from .lens import LogitLens, logit_lens
 from .minimal_pairs import Cloze, Pairs, cloze, log_likelihoods, minimal_pairs, paired_bias
 from .mix import Centre, centre_of_gravity
@@ -21,7 +23,7 @@ from .tables import Interval
 from .trace import Traced, trace
 from .treebank import Sentence, read_treebank
 
-__all__ = ["CLAIMS", "Centre", "Cloze", "DomainReport", "Forgetting", "HeadAccuracy", "Interval", "Ladder", "LogitLens", "Neighbours", "Pairs", "Probe", "Sentence",
+__all__ = ["CLAIMS", "Centre", "Cloze", "DomainReport", "Forgetting", "HeadAccuracy", "Interval", "Ladder", "LayerReport", "LogitLens", "Neighbours", "Pairs", "Probe", "Sentence",
            "Separation", "Slices", "Traced", "TransferGain", "centre_of_gravity", "cka", "claims", "cloze", "domain_report", "forgetting", "head_accuracy", "ladder",
-           "log_likelihoods", "logit_lens", "minimal_pairs", "neighbours", "paired_bias", "probe", "read_treebank", "run_claim", "separation_ratio", "slices", "surgery",
-           "trace", "transfer_gain"]
+           "layer_report", "log_likelihoods", "logit_lens", "minimal_pairs", "neighbours", "paired_bias", "probe", "read_treebank", "run_claim", "separation_ratio", "slices",
+           "surgery", "trace", "transfer_gain"]

@@ -47,6 +47,7 @@ class HeadAccuracy(Table):
     accuracy: (L, H), of all relations, over all sentences, in whichever direction is better: from the word to its head or from the head to the word.
     """
 
+    note = "To: the word looks at its head; from: its head looks at the word. Attention head and offset were chosen on other sentences than those counted."
     accuracy: np.ndarray
     rows: tuple[RelationRow, ...]
 

@@ -27,6 +27,7 @@ T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)        #
 class Centre(Table):
     """The share of each layer in the mix, and their mean depth. Prints as a table."""
 
+    note = "Shares: of the layers that a linear classifier mixes when it may choose; centre: their mean depth."
     task: str
     shares: np.ndarray          # (F, L + 1): of each fold
     centre: Interval            # over folds, by Student's t

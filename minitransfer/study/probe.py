@@ -120,6 +120,8 @@ class Probe(Table):
     which they are coded (mdl).
     """
 
+    note = ("Control task: a label drawn for each kind of word; selectivity: how much better the task is done. Random twin: the same body, never trained. "
+            "Over embeddings: how much better than layer 0.")
     task: str
     kind: str
     rows: tuple[ProbeRow, ...]
@@ -145,6 +147,12 @@ class Probe(Table):
         head = ("layer", self.title, "control task", "selectivity", "random twin", "over embeddings")
         body = [(str(r.layer) if r.layer else "embed", *map(str, (r.score, r.control, r.selectivity, r.twin, r.over_embeddings))) for r in self.rows]
         return [head, *body, ("none", f"{self.baseline:.3f}", *[""] * 4)]
+
+    def by_label(self) -> list[tuple[str, ...]]:
+        """Cells: the score of each layer on the words of each label, the commonest first."""
+        n = np.bincount(self.y, minlength=len(self.names))
+        body = [(self.names[k], f"{n[k]:,}", *(f"{score:.3f}" for score in self.scores["task"][:, self.y == k].mean(1))) for k in (-n).argsort(kind="stable")]
+        return [("label", "words", *(f"layer {row.layer}" if row.layer else "embed" for row in self.rows)), *body]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: without the scores of single words."""

@@ -65,9 +65,9 @@ class Browser:
             raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
         return answer["result"].get("value")
 
-    def screenshot(self, path: Path) -> None:
+    def screenshot(self) -> bytes:
         """What is in sight, as a PNG file."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
 
 
 @contextmanager

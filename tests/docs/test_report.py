@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import base64
 import importlib
+import io
+import json
 import math
 import random
 import re
-import struct
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 import minitransfer as mt
-from minitransfer import demo
+from minitransfer import cli, demo
 from minitransfer.nn.recurrent import RecurrentModel
 from minitransfer.report import (
     Html,
@@ -42,13 +44,19 @@ from minitransfer.report import (
 )
 from minitransfer.report.chart import Plane, bounds, ticks
 from minitransfer.report.html import text
+from minitransfer.report.parts import drawn
+from minitransfer.study.tables import new_axes
 from minitransfer.tasks import AnswerPrediction, LabelsPrediction, MultiLabelTask, Prediction, RegressionTask, SequenceTask, SpanTask, TokenTask, WordPrediction, finetune, predict
-from minitransfer.tasks.page import cases_of, examples, judged
+from minitransfer.tasks.page import cases_of, examples, judged, metric_table
 from minitransfer.text import PackedBatches, Tokenizer, tokenize_corpus
-from minitransfer.training.run import SaveError
+from minitransfer.training.page import write_report
+from minitransfer.training.run import SaveError, TrainResult
+from minitransfer.transfer.groups import ReportRow, TrainableReport
+from minitransfer.weights.files import write_json
 
 from .browser import CHROMIUM, Browser, browser
 from .pages import part, self_contained, table_of, tree, words
+from .pictures import differences, picture
 
 pretraining, tuning = importlib.import_module("minitransfer.training.pretrain"), importlib.import_module("minitransfer.tasks.finetune")
 
@@ -99,10 +107,12 @@ def test_points_are_drawn_where_they_belong():
     series = {"empty": [], "rising": [(0, 1.0), (4, 2.0), (8, 3.0)], "flat": [(0, 2.0), (8, 2.0)]}
     root = part(line_chart("loss", series, "epoch"))
     rising, flat = ([tuple(map(float, pair.split(","))) for pair in line.get("points").split()] for line in root.iter("polyline"))
-    assert [x for x, _ in rising] == [37, 213.5, 390] and rising[0][1] > rising[1][1] > rising[2][1]
+    assert [x for x, _ in rising] == [37, 183.5, 330] and rising[0][1] > rising[1][1] > rising[2][1]
     assert flat[0][1] == flat[1][1] == rising[1][1]
     assert [line.get("style") for line in root.iter("polyline")] == ["stroke:var(--c1)", "stroke:var(--c2)"]     # the empty one keeps its colour
     assert words(part(key(series))) == "risingflat"
+    shown = [words(part(line_chart("loss", {"a": [(2, 0.1), (last, 0.2)]}, "step"))).split("0.2")[1] for last in (4, 4.0)]
+    assert shown == ["234step", "22.533.54step"]                                                   # of whole steps there are no halves
     assert "nothing was recorded" in line_chart("loss", {"a": []}, "epoch")
 
 
@@ -138,6 +148,8 @@ def test_a_table_is_the_same_in_columns_and_as_markup():
     root = part(table(cells))
     assert table_of(root) == [list(row) for row in cells]
     assert [cell.get("class") for cell in list(root.iter("tr"))[1]] == ["text", None, "text", None]          # a number is right of its column, words are left
+    named = [one for n in (18, 19) for one in (table([cells[0], ["x" * n, 1, "", ""]]), confusion([("x" * n, "y")]))]
+    assert [next(part(one).iter("table")).get("class") for one in named] == [None, None, "long", "long"]
     assert mt.trainable_report(mt.Model(mt.ModelConfig(11, 6, 1, 2, 5, 7), "masked"))._repr_html_().startswith("<table>")
 
 
@@ -376,9 +388,10 @@ def test_a_page_of_a_study_has_tables_and_figures():
             return [("layer", "accuracy"), (BAD, "0.9")]
     figure = Figure(figsize=(2, 1))
     figure.add_subplot().plot([0, 1])
-    html = study_page("Probe", {"By layer": Rows()}, {"drawn": figure, "ours": line_chart("c", {"a": [(0, 1), (1, 2)]}, "x")}, {"seed": 3})
+    html = study_page("Probe", {"By layer": Rows()}, {"drawn": figure, "ours": line_chart("c", {"a": [(0, 1), (1, 2)]}, "x")}, {"seed": 3}, [section("More", "b")])
     self_contained(html)
     root = tree(html)
+    assert list(sections(root)) == ["By layer", "More", "How it was measured"]
     assert table_of(sections(root)["By layer"]) == [["layer", "accuracy"], [BAD, "0.9"]] and "a & b" in words(root)
     png = base64.b64decode(next(root.iter("img")).get("src").partition(",")[2])
     assert png.startswith(b"\x89PNG") and len(list(root.iter("polyline"))) == 1 and "seed3" in words(root).replace("\n", "")
@@ -464,8 +477,8 @@ def window(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def site(tuned, tok, model, tmp_path_factory):
-    """Pages to open: a tuned model's, the demo's, a study's with a table that no phone is wide enough for, and what notebooks show."""
+def site(tuned, tok, model, tiny, tmp_path_factory):
+    """Pages to open: a tuned model's, the demo's, a probe's, a study's with a table that no phone is wide enough for, and what notebooks show."""
     folder = tmp_path_factory.mktemp("site")
     cases = [{"text": row["text"], "label": row["label"]} for row in rows(6, 4)]
     answers = [Prediction(row["label"] if i else "fine", 0.9, {}) for i, row in enumerate(cases)]
@@ -483,19 +496,21 @@ def site(tuned, tok, model, tmp_path_factory):
              "study": study_page("Probe " + "z" * 200, {"By layer": Rows()}, {}, {"key" * 30: BAD * 30}), "notebook": head + "".join(one._repr_html_() for one in shown)}
     for name, html in texts.items():
         (folder / f"{name}.html").write_text(html, encoding="utf-8")
+    asked = ["probe", str(tiny / "mini-bert"), "samples/tagged.conll", *"--task ner --sentences 12 --folds 2".split()]
+    assert cli.main([*asked, "--out", str(folder / "probe"), "--cache", str(folder / "cache")]) == 0
+    (folder / "probe/report.html").rename(folder / "probe.html")
     return folder
 
 
 @chromium
-@pytest.mark.parametrize("name", ["tuned", "demo", "study", "notebook"])
+@pytest.mark.parametrize("name", ["tuned", "demo", "probe", "study", "notebook"])
 def test_a_page_is_readable_on_a_phone_and_a_desk_by_day_and_by_night(window, site, name):
     papers = {False: (255, 255, 255), True: (20, 23, 27)}
     for width in (390, 1280):
         for dark, paper in papers.items():
             window.open(site / f"{name}.html", width, dark)
-            window.screenshot(picture := site / f"{name}-{width}-{'dark' if dark else 'light'}.png")
-            assert struct.unpack(">I", picture.read_bytes()[16:20])[0] == width
-            pixels = matplotlib.image.imread(picture)[..., :3]                     # (height, width, 3)
+            pixels = matplotlib.image.imread(io.BytesIO(window.screenshot()), "png")[..., :3]      # (height, width, 3)
+            assert pixels.shape[1] == width
             page_is = np.abs(255 * pixels - np.array(paper)).max(-1) < 2
             assert 0.5 < page_is[:, 20:-20].mean() < 0.99                          # it is mostly paper of the right colour, and something is on it
             assert faults(window, width) == [], (width, dark)
@@ -534,3 +549,67 @@ def test_a_token_that_is_hovered_says_where_it_looks(window, site, tiny, tok, mo
         assert all(abs(n - int(re.search(r"(\d+) %$", one)[1])) <= 1 for (_, n), one in zip(numbers, most, strict=True))      # bytes and roundings
     both = window.ask("[...document.querySelectorAll('.attention .said')].map(one => one.textContent.slice(0, 3))")
     assert len(both) == 2 and all(one.startswith("“") for one in both)                # two views in one notebook, each its own
+
+
+# ---- as it looked before -----------------------------------------------------------------------------------------------------------------------------
+
+REFERENCE = Path(__file__).with_name("pictures.json")
+VIEWS = {f"{width} {'dark' if dark else 'light'}": (width, dark) for width in (390, 1280) for dark in (False, True)}
+OTHER_FONTS = ("*{font-family:serif!important}", "*{letter-spacing:-.05em}", "*{letter-spacing:.03em}")
+FAULTS = [("390 light", "figure:nth-of-type(2){visibility:hidden}", "figure: 0.99"), ("1280 dark", ".charts>figure{display:none}", "parts h1, p, "),
+          ("1280 light", "img{visibility:hidden}", "figure: 0.9"), ("390 dark", ".wide{width:5rem}", "div.wide: 80 x"), ("390 light", "td{font-size:0}", "div.wide: 0."),
+          ("390 light", "td.cell{background:none!important}", "div.wide: 0."), ("1280 light", ".charts{display:block!important}", "div.key: "),
+          ("1280 dark", ".case{background:none!important;border:0!important;padding:0!important}", "div.case.bad: 0."), ("390 dark", "img{filter:none!important}", "figure: 0.3"),
+          ("390 dark", ".mt{--paper:#fff!important;--ink:#000!important}", "paper 255"), ("1280 light", ".mt{--ink:#ccc!important}", "h1: 0.")]
+
+
+@pytest.fixture(scope="module")
+def specimen(tmp_path_factory) -> str:
+    """The page of a run whose numbers are given: on every machine the same."""
+    out = tmp_path_factory.mktemp("specimen")
+    history = [{"step": 2 * i, "loss": 0.7 * 0.9**i, "lr": 1e-4 * (1 - i / 20)} for i in range(1, 20)]
+    history += [{"step": i, "evaluation": {"accuracy": 0.5 + i / 90, "loss": 0.7 - i / 99}} for i in (10, 20, 30)]
+    write_json(out / "manifest.json", {"precision": "fp32", "settings": {"lr": 1e-4, "epochs": 3}, "versions": {"torch": "2.0"}})
+    result = TrainResult(38, 9_600, 12.5, "epochs", history, None, {"accuracy": 0.83}, 768.0, 50_000_000, 10_000_000, "fp32", out)
+    groups = TrainableReport(tuple(ReportRow(name, n, n if name == "head" else 0) for name, n in (("embed", 2_130_944), ("blocks.0", 789_760), ("head", 514))))
+    axes = new_axes(5, 3.4)[0, 0]
+    axes.plot(range(7), [0.8, 0.9, 0.94, 0.93, 0.92, 0.91, 0.9], marker=".")
+    axes.fill_between(range(7), 0.6, 0.7, alpha=0.4)
+    look, tokens = np.random.default_rng(0).random((2, 2, 9, 9)) ** 4, "[CLS] the old man went to river . [SEP]".split()
+    case = "The steak was cooked well enough, but the waiter spoiled the whole evening.", "negative"
+    parts = [section("Confusions", confusion([("negative", "negative")] * 30 + [("negative", "positive")] * 9 + [("positive", "positive")] * 25)),
+             section("Examples", prediction_case(*case, "positive", 0.9), prediction_case(*case, "negative", 0.8)),
+             section("Where the model looks", attention(tokens, look, [one[0] == "[" for one in tokens])), section("Layers", drawn("Accuracy", axes.figure))]
+    summary = [paragraph("A page of which every number is given, so that it is the same wherever it is made."),
+               metric_table({"accuracy": 0.83, "accuracy_low": 0.7, "accuracy_high": 0.9, "loss": 0.4})]
+    write_report("Fine-tuning: sequence, strategy head", result, groups, lambda: parts, summary)
+    return (out / "report.html").read_text(encoding="utf-8")
+
+
+def look(window: Browser, html: str, folder: Path, view: str, style: str = "") -> dict:
+    (folder / "page.html").write_text(html.replace("</style>", f"{style}</style>", 1), encoding="utf-8")
+    return picture(window, folder / "page.html", *VIEWS[view])
+
+
+@chromium
+def test_a_report_looks_as_it_did(window, specimen, tmp_path):
+    seen = {view: look(window, specimen, tmp_path, view) for view in VIEWS}
+    (new := tmp_path / "pictures.json").write_text(json.dumps(seen, separators=(",", ":")).replace("],", "],\n") + "\n", encoding="utf-8")
+    kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    told = {view: found for view, one in seen.items() if (found := differences(one, kept[view], VIEWS[view][0]))}
+    assert told == {}, f"if it is to look like this from now on: cp {new} {REFERENCE}"
+
+
+@chromium
+def test_other_fonts_make_no_difference(window, specimen, tmp_path):
+    kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    for style, view in zip(OTHER_FONTS * 2, [*VIEWS] * 2, strict=False):
+        assert differences(look(window, specimen, tmp_path, view, style), kept[view], VIEWS[view][0]) == [], (style, view)
+
+
+@chromium
+def test_planted_faults_make_a_difference(window, specimen, tmp_path):
+    kept = json.loads(REFERENCE.read_text(encoding="utf-8"))
+    for view, style, fault in FAULTS:
+        told = differences(look(window, specimen, tmp_path, view, style), kept[view], VIEWS[view][0])
+        assert any(fault in one for one in told), (view, style, told)
