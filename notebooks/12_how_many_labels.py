@@ -182,35 +182,35 @@ for method in ("logistic", "features"):
 for i, (name, share, colour) in enumerate(zip(("TF-IDF", "features"), shares, (GREY, BLUE), strict=True)):
     axes[1].bar(np.arange(2) + 0.35 * (i - 0.5), share, 0.33, color=colour, label=name)
 axes[1].axhline(0.5, color="k", linewidth=0.6)
-axes[1].set(xticks=(0, 1), xticklabels=("noun was seen", "noun was not"), title="64 labels", ylim=(0, 1))
-axes[1].legend(frameon=False)
+axes[1].set(xticks=(0, 1), xticklabels=("noun was seen", "noun was not"), title="64 labels", ylim=(0, 1.2))
+axes[1].legend(frameon=False, loc="upper center", ncols=2)
 plt.tight_layout()
 plt.show()
 
 # %% [markdown]
-# The right-hand picture is the whole of transfer. On nouns that a label has named, counting words is good too. On the
-# others it guesses. The body has met them in its pretraining, in the places where beings or things stand, and a label
-# for "king" also says something of "uncle".
+# The right-hand picture is the whole of transfer. On nouns that stand in a labelled sentence, counting words does well.
+# On the others it guesses. The body has met them in its pretraining, in the places where beings or things stand, and a
+# label for "king" also says something of "uncle".
 #
 # Look at the row of worth: what it is at 16 labels, and what at 256, where nearly every noun was seen and nothing is
 # left to be carried over.
 #
 # ## 4. Against whom?
 #
-# The same with the whole model tuned, against a **random twin**: the same architecture, drawn anew. Each gets 40 steps.
+# The same with the whole model tuned, against a **random twin**: the same architecture, drawn anew. Each gets 30 steps.
 
 # %%
 settings = {"sizes": (64, 256), "seeds": 1, "lr": 5e-4, "max_length": 16}
-tuned = mt.study.transfer_gain(body, tok, train=train, validation=held_out, methods=("random", "full"), steps=40, batch_size=16, **settings)
+tuned = mt.study.transfer_gain(body, tok, train=train, validation=held_out, methods=("random", "full"), steps=30, batch_size=16, **settings)
 print(tuned)
 
 # %% [markdown]
-# The twin is hardly better than guessing, and so the worth is beyond what can be seen. But 40 steps are enough for the
+# The twin is hardly better than guessing, and so the worth is beyond what can be seen. But 30 steps are enough for the
 # pretrained model, which starts near. The twin starts from nothing. Give it more of them, and larger batches, on the
 # very same labels:
 
 # %%
-longer = mt.study.transfer_gain(body, tok, train=train, validation=held_out, methods=("random",), steps=70, batch_size=32, **settings)
+longer = mt.study.transfer_gain(body, tok, train=train, validation=held_out, methods=("random",), steps=60, batch_size=32, **settings)
 both = TransferGain(("random", "full"), tuned.sizes, tuned.seeds, np.stack([longer.right[0], tuned.right[1]]), np.stack([longer.seconds[0], tuned.seconds[1]]), tuned.trained)
 print(both)
 
