@@ -39,7 +39,7 @@ import torch
 import minitransfer as mt
 from minitransfer.study import TransferGain
 from minitransfer.tasks.metrics import wilson
-from minitransfer.text import read_rows, sample_rows
+from minitransfer.text import sample_rows
 
 warnings.filterwarnings("ignore", message="IProgress not found")      # no progress bars here
 plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.titlesize": 9})
@@ -127,10 +127,11 @@ print(f"half the interval of the difference: {1.96 * apart:.3f} as if on differe
 # can be seen what is learned from what.
 
 # %%
-PAIRS = ("king/queen girl/boy brother/sister aunt/uncle father/mother daughter/son man/woman princess/prince horse/cow cat/dog fox/wolf bird/fish teacher/doctor captain/soldier farmer/servant "
-         "lake/river house/cottage window/door table/chair street/road tree/bush letter/book hill/mountain village/town ship/boat field/garden wall/roof moon/star stone/rock lamp/bell")
-pairs = [pair.split("/") for pair in PAIRS.split()]
-MEANING = {"living": sum(pairs[:15], []), "thing": sum(pairs[15:], [])}
+LIVING = ("king/queen girl/boy brother/sister aunt/uncle father/mother daughter/son man/woman princess/prince horse/cow cat/dog fox/wolf bird/fish "
+          "teacher/doctor captain/soldier farmer/servant")
+THINGS = ("lake/river house/cottage window/door table/chair street/road tree/bush letter/book hill/mountain village/town ship/boat field/garden wall/roof "
+          "moon/star stone/rock lamp/bell")
+MEANING = {"living": LIVING.replace("/", " ").split(), "thing": THINGS.replace("/", " ").split()}
 FRAMES = ("I {verb} the {word} {noun} {when}.", "{when} we {verb} a {word} {noun}.", "They {verb} my {noun} {when}.")
 
 
@@ -192,7 +193,7 @@ plt.show()
 # On the others it guesses. The body has met them in its pretraining, in the places where beings or things stand, and a
 # label for "king" also says something of "uncle".
 #
-# Look at the row of worth: what it is at 16 labels, and what at 256, where nearly every noun was seen and nothing is
+# Look at the row of worth: what it is at 16 labels, and what at 256, where nearly every noun was seen and little is
 # left to be carried over.
 #
 # ## 4. Against whom?
@@ -228,6 +229,7 @@ print(both)
 # are alike one went to either team:
 
 # %% tags=["compare"]
+pairs = [pair.split("/") for pair in f"{LIVING} {THINGS}".split()]
 TEAMS = {"red": [pair[0] for pair in pairs], "blue": [pair[1] for pair in pairs]}
 teams = sentences(TEAMS, 900, 0)
 print("red: ", " ".join(TEAMS["red"][:8]), "...")
@@ -260,7 +262,8 @@ plt.show()
 # Reviews, where the verdict is of the whole text:
 
 # %%
-reviews = mt.study.transfer_gain(body, tok, train=mt.samples.path("reviews.train.tsv"), validation=mt.samples.path("reviews.test.tsv"), sizes=(32, 256), methods=("logistic", "features"), seeds=3)
+reviews = mt.study.transfer_gain(body, tok, train=mt.samples.path("reviews.train.tsv"), validation=mt.samples.path("reviews.test.tsv"),
+                                 sizes=(32, 256), methods=("logistic", "features"), seeds=3)
 print(reviews)
 
 # %% [markdown]

@@ -59,7 +59,8 @@ reviews = [row["text"] for row in train]
 # %% tags=["compare"]
 LISTS = {"drug": "metoprolol lisinopril ibuprofen amoxicillin prednisolone omeprazole furosemide ramipril", "sign": "dyspnoea nausea pruritus oedema vertigo tachycardia myalgia",
          "past": "hypertension asthma gastritis migraine anaemia arthritis", "dose": "5 10 20 40 50", "days": "2 3 5 7 10 14", "rate": "88 92 95 97 99"}
-FRAMES = ("Pt c/o {sign} x {days} days, afebrile, sats {rate} % on RA.", "{drug} {dose} mg bid started for {past}, f/u in {days} wks.", "Hx of {past}, on {drug} {dose} mg, denies {sign}.",
+FRAMES = ("Pt c/o {sign} x {days} days, afebrile, sats {rate} % on RA.", "{drug} {dose} mg bid started for {past}, f/u in {days} wks.",
+          "Hx of {past}, on {drug} {dose} mg, denies {sign}.",
           "O/E: {sign}, no oedema, HR {rate}, abd soft, NAD.", "CXR clear; {drug} stopped after {days} days because of {sign}.")
 draw = random.Random(0)
 notes = [draw.choice(FRAMES).format(**{name: draw.choice(words.split()) for name, words in LISTS.items()}) for _ in range(300)]
@@ -121,7 +122,8 @@ for (name, one), colour in zip(curves.items(), (GREY, BLUE, ORANGE), strict=True
     found = [jensen_shannon(half.up_to(n), one.up_to(n)) for n in lengths]
     print(f"{name:31}", "  ".join(f"{value:.2f}" for value in found))
     ax.plot(lengths, found, "o-", color=colour, label=name)
-ax.set(xscale="log", xticks=lengths, xticklabels=[f"{n:,}" for n in lengths], xlabel="tokens of each", ylabel="JSD, bits", ylim=(0, 1), title="one half of the general text against")
+ax.set(xscale="log", xticks=lengths, xticklabels=[f"{n:,}" for n in lengths], xlabel="tokens of each", ylabel="JSD, bits", ylim=(0, 1))
+ax.set_title("one half of the general text against")
 ax.minorticks_off()
 ax.legend(frameon=False, fontsize=7)
 plt.show()
@@ -159,7 +161,7 @@ plt.show()
 # between two halves of the general text on as many tokens; `differ` stands where the intervals do not meet.
 
 # %%
-settings = {"texts": 300, "length": 32, "batch_size": 8, "lr": 3e-4}
+settings = {"texts": 200, "length": 32, "batch_size": 8, "lr": 3e-4}
 near = mt.study.domain_report(model, tok, reviews, general, **settings)
 print(near)
 
@@ -196,7 +198,7 @@ def rows_of(many):
 
 masked, held = Masked(tok), {"notes": rows_of(notes[200:]), "general": rows_of(general[200:])}
 before = {name: batch_losses(model, rows, masked) for name, rows in held.items()}                   # sums and counts, of each batch
-run = {"validation": notes[200:], "length": 32, "batch_size": 8, "steps": 40, "lr": 3e-4, "schedule": "constant", "best": None, "progress": False}
+run = {"validation": notes[200:240], "length": 32, "batch_size": 8, "steps": 40, "lr": 3e-4, "schedule": "constant", "best": None, "progress": False}
 alone, mixed = (mt.Model.from_pretrained("mini-bert") for _ in range(2))
 result = mt.adapt(alone, tok, notes[:200], eval_every=2, **run)
 mt.adapt(mixed, tok, notes[:200], general=general[:200], mix=0.5, eval_every=40, **run)
@@ -215,7 +217,8 @@ ax.axvline(0.05 * steps[-1], color=ORANGE, linewidth=0.8)
 ax.axhline(losses[0] - 0.8 * (losses[0] - losses[-1]), color=ORANGE, linewidth=0.8)
 ax.set(xlabel="steps", ylabel="loss on held-out notes", title="orange: 5 % of the steps, and 80 % of the fall")
 plt.show()
-print(f"5 % of the steps gave {share[np.searchsorted(steps, 0.05 * steps[-1])]:.0%} of the fall; 80 % of it came after {steps[np.argmax(share >= 0.8)]:.0f} of {steps[-1]:.0f} steps")
+early = share[np.searchsorted(steps, 0.05 * steps[-1])]
+print(f"5 % of the steps gave {early:.0%} of the fall; 80 % of it came after {steps[np.argmax(share >= 0.8)]:.0f} of {steps[-1]:.0f} steps")
 
 # %% [markdown]
 # "80 % of the benefit comes with 5 % of the compute", says an article. The orange lines would have to meet on the
@@ -235,7 +238,7 @@ print(f"5 % of the steps gave {share[np.searchsorted(steps, 0.05 * steps[-1])]:.
 from sklearn.linear_model import LogisticRegression
 
 adapted = mt.Model.from_pretrained("mini-bert")
-moved = mt.adapt(adapted, tok, reviews[:500], validation=reviews[500:], length=32, batch_size=16, steps=40, lr=3e-4, eval_every=40, best=None, progress=False)
+moved = mt.adapt(adapted, tok, reviews[:500], validation=reviews[500:], length=32, batch_size=16, steps=30, lr=3e-4, eval_every=30, best=None, progress=False)
 test, right = read_rows(mt.samples.path("reviews.test.tsv")), []
 for one in (model, adapted):
     x, y = extract_features(one, tok, train, pooling="mean")

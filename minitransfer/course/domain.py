@@ -52,7 +52,8 @@ def divergence(answer: Callable) -> str:
 
 @exercise("13", "common_words(a, b, k) -> of the k commonest words of each, the share that both have")
 def common_words(answer: Callable) -> str:
-    for a, b, k, truth in (("x x y z z z", "z y y z", 2, 0.5), ("x x x y", "x y z w", 10_000, 0.5), ("c b a", "a d e", 1, 1.0), ("c b a", "d b e", 2, 0.5), ("a b", "c d", 5, 0.0), ("", "a", 5, 0.0)):
+    for a, b, k, truth in (("x x y z z z", "z y y z", 2, 0.5), ("x x x y", "x y z w", 10_000, 0.5), ("c b a", "a d e", 1, 1.0),
+                           ("c b a", "d b e", 2, 0.5), ("a b", "c d", 5, 0.0), ("", "a", 5, 0.0)):
         found = float(answer(a.split(), b.split(), k))
         demand(math.isclose(found, truth, abs_tol=1e-12), f"{found:.3f} for {a!r} and {b!r} with k={k}, it is {truth:.3f}")
     compared = []
@@ -70,7 +71,8 @@ def common_words(answer: Callable) -> str:
 def loss_rise(answer: Callable) -> str:
     def both(before: Losses, after: Losses, own: Callable = rise) -> Interval:
         found, truth = float(answer(*([(float(s), int(n)) for s, n in losses] for losses in (before, after)))), own(before, after)
-        demand(math.isclose(found, truth.value, abs_tol=1e-9), f"{found:+.4f} over {len(before)} batches with {before[:, 1].astype(int).tolist()[:4]} targets, it is {truth.value:+.4f}")
+        demand(math.isclose(found, truth.value, abs_tol=1e-9),
+               f"{found:+.4f} over {len(before)} batches with {before[:, 1].astype(int).tolist()[:4]} targets, it is {truth.value:+.4f}")
         return truth
     both(np.array([[12.0, 4], [3.0, 1], [0.0, 0]]), np.array([[8.0, 4], [9.0, 1], [0.0, 0]]))
     tok = Tokenizer.from_pretrained("mini-bert")
@@ -90,7 +92,7 @@ def old_rows(answer: Callable) -> str:
     tok, model = Tokenizer.from_pretrained("mini-bert"), moved("mini-bert")
     text, old = (Rows(packed, np.arange(packed.n_rows)) for packed in (PackedBatches(tokenize_corpus(tok, many), tok, 13, 3, seed=1) for many in (NOTES, some_general())))
     mixture = Mixture(text, old, 0.3)
-    truth = batch_losses(model, mixture, Masked(tok))
+    losses = batch_losses(model, mixture, Masked(tok))
 
     def mixed(self: Mixture, k: int) -> dict[str, Any]:
         B = self.batch_size
@@ -98,5 +100,5 @@ def old_rows(answer: Callable) -> str:
         return joined(self.text.between(k * B - before, (k + 1) * B - after), self.other.between(before, after))
     with in_engine("training.batches:Mixture.__getitem__", mixed):
         found = batch_losses(model, mixture, Masked(tok))
-    demand(np.array_equal(found, truth), f"in the engine the batches have the losses {found[:, 0].tolist()}, they are {truth[:, 0].tolist()}")
-    return f"four shares, and the losses of {len(truth)} mixed batches, bit for bit"
+    demand(np.array_equal(found, losses), f"in the engine the batches have the losses {found[:, 0].tolist()}, they are {losses[:, 0].tolist()}")
+    return f"four shares, and the losses of {len(losses)} mixed batches, bit for bit"

@@ -18,7 +18,8 @@ from .exercise import demand, exercise, gap, in_engine, same_in_engine
 from .models import padded
 
 SIZES = (16, 64, 256, 1024)
-ROWS = [{"text": f"They {verb} the {noun} {when}.", "label": label} for noun, label in (("king", "living"), ("house", "thing"), ("dog", "living"), ("river", "thing"), ("table", "thing"))
+ROWS = [{"text": f"They {verb} the {noun} {when}.", "label": label}
+        for noun, label in (("king", "living"), ("house", "thing"), ("dog", "living"), ("river", "thing"), ("table", "thing"))
         for verb in ("saw", "found", "left") for when in ("again", "today")]
 
 
@@ -44,8 +45,8 @@ def labels_needed(answer: Callable) -> str:
     with in_engine("study.gain:labels_needed", as_array):
         found_there = [one.worth() for one in measured]
     for truths, many in zip(own, found_there, strict=True):
-        for n, truth, found in zip(SIZES, truths, many, strict=True):
-            demand(np.allclose(truth, found, rtol=1e-9), f"in the engine, pretraining is worth {found} at {n} labels; it is {truth}")
+        for n, worth, other in zip(SIZES, truths, many, strict=True):
+            demand(np.allclose(worth, other, rtol=1e-9), f"in the engine, pretraining is worth {other} at {n} labels; it is {worth}")
     return f"{len(cases)} curves, and the worth with its intervals in two tables"
 
 
