@@ -161,8 +161,8 @@ for n in (16, 64, 256):
     print(f"{n:3} labels: {np.mean([len(nouns) for nouns in seen]):.0f} of 60 nouns seen, which are in {share:.0%} of the held-out sentences")
 
 # %% [markdown]
-# Three methods that take no time: words counted (TF-IDF and a logistic regression), static vectors (the mean of the
-# model's own token table), and the mean states of the frozen body, both with the same regression on them.
+# Three methods that take hardly any time: words counted (TF-IDF and a logistic regression), static vectors (the mean of
+# the model's own token table), and the mean states of the frozen body, both with the same regression on them.
 
 # %%
 cheap = {"sizes": (16, 64, 256), "methods": ("logistic", "vectors", "features"), "max_length": 16}
