@@ -145,8 +145,8 @@ class Pilot:
     general_rise: Interval
 
     def estimate(self, times: int | float) -> Interval:
-        """The loss after so many times the steps, if every doubling goes on giving as much as the last one: an extrapolation, rather too good, since falls get smaller."""
-        value, low, high = (self.loss - math.log2(times) * fall for fall in self.last_doubling)
+        """The loss, at least 0, after so many times the steps, if every doubling goes on giving as much as the last one: rather too good, since falls get smaller."""
+        value, low, high = (max(0.0, self.loss - math.log2(times) * fall) for fall in self.last_doubling)
         return Interval(value, high, low)
 
     def __str__(self) -> str:

@@ -54,7 +54,7 @@ def labels_needed(curve: Float[np.ndarray, "R Z"], sizes: Sequence[int], wanted:
     best, x = np.maximum.accumulate(curve, 1), np.log(np.asarray(sizes, float))
     reached = best >= wanted[:, None] - 1e-12
     first = reached.argmax(1)
-    i, rows = np.maximum(first, 1), np.arange(len(curve))
+    i, rows = np.minimum(np.maximum(first, 1), len(sizes) - 1), np.arange(len(curve))
     low, high = best[rows, i - 1], best[rows, i]
     share = (wanted - low) / np.where(high > low, high - low, 1.0)
     m = np.exp(x[i - 1] + share.clip(0, 1) * (x[i] - x[i - 1]))

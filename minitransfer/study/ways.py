@@ -131,6 +131,8 @@ class Ground:
         chosen = {**SETTINGS, **settings}
         if chosen.get("steps") is None:
             chosen["epochs"] = max(chosen["epochs"], math.ceil(LEAST_STEPS * chosen["batch_size"] / len(rows)))
+        else:
+            chosen["epochs"] = settings.get("epochs")           # or three epochs of few rows would end before the steps
         model = random_twin(self.model, seed) if way == "random" else copy.deepcopy(self.model)
         result = finetune(model, self.tok, self.task, train=list(rows), strategy="full" if way == "random" else way, seed=seed, **chosen)
         if result.training.stopped == "interrupted":

@@ -60,7 +60,7 @@ def test_a_measure_differs_if_it_does_beyond_what_halves_do():
 
 def test_the_estimate_is_a_line_over_doublings():
     pilot = Pilot(20, 3.0, Interval(1.0, 0.9, 1.1), Interval(0.2, 0.1, 0.3), Interval(0.0, -0.1, 0.1))
-    assert pilot.estimate(8) == pytest.approx((3 - 0.6, 3 - 0.9, 3 - 0.3)) and pilot.estimate(1) == (3, 3, 3)
+    assert pilot.estimate(8) == pytest.approx((3 - 0.6, 3 - 0.9, 3 - 0.3)) and pilot.estimate(1) == (3, 3, 3) and pilot.estimate(2**12) == pytest.approx((0.6, 0, 1.8))
     assert "it was still falling" in str(pilot) and "it is not shown" in str(Pilot(20, 3.0, pilot.fall, pilot.general_rise, pilot.general_rise))
 
 

@@ -36,6 +36,7 @@ def test_labels_needed_lie_on_the_line_over_their_logarithm():
     found = labels_needed(curve, (10, 100, 1000), np.array([0.7, 0.6, 0.5, 0.3, 0.9, 0.75]))
     assert found == pytest.approx([10**2.5, 100, 0, 0, math.inf, 10**2.5])           # the last: a curve that falls has reached what it had before
     assert math.isinf(found[4])
+    assert list(labels_needed(curve[:3, 1:2], (100,), np.array([0.5, 0.6, 0.7]))) == [0, 0, math.inf]              # one size: no line, but its bounds
 
 
 def test_worth_and_its_words():
@@ -122,6 +123,7 @@ def test_the_twin_knows_nothing_of_the_weights_and_the_others_start_from_them(to
 
     def finetune(model, *given, **named):
         started.append(model.blocks[1].mlp.up_proj.weight.clone())
+        assert (named["steps"], named["epochs"]) == (2, None), "the steps that were asked for are the only limit"
         return real(model, *given, **named)
     monkeypatch.setattr(ways, "finetune", finetune)
     found = {way: [Ground(model, tok, SequenceTask(), TRAIN, HELD_OUT).learn(way, TRAIN[:20], 0, **QUICK) for model in (one, other)] for way in ("random", "full", "features")}
