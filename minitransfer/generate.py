@@ -22,6 +22,7 @@ from .nn.model import Model
 from .nn.writing import Writing
 from .ops.packed_linear import PackedLinear, available
 from .text import Tokenizer
+from .text.tokenizer import check_tokens
 from .training.memory import keep_freed_memory
 from .training.precision import Precision
 from .training.settings import PRECISIONS
@@ -273,7 +274,8 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
             prompt: the kind of these texts, one of `model.head.prompts` ("query", "passage"), whose words are written before each; None: the one
             that the model's files name as default, usually none; "": none.
             precision: as in `generate`; with "int8", for an x86 CPU, a vector depends a little on the texts beside it: they share one scale.
-    Raises: ValueError for a model without an embedding head, or with an adapter for each row, for a prompt it does not have, and a precision it cannot have.
+    Raises: ValueError for a model without an embedding head, or with an adapter for each row, for a prompt it does not have, a precision it cannot have, and a text
+            without a token.
     """
     need_model(model, "embed")
     if not isinstance(model.head, EmbeddingHead):
@@ -285,6 +287,7 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
         raise ValueError(f"batch_size={batch_size}; so many texts are computed at a time: give 1 or more")
     length = min(model.longest, tok.max_len or model.longest) if max_length is None else max_length
     ids, types = tok.encode_rows(texts, max_length=length)
+    check_tokens(ids)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     widths = [project.linear.out_features for project in model.head.projections]
     out = torch.empty(len(texts), widths[-1] if widths else model.config.d_model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -79,8 +79,11 @@ def card_of(wanted: str | int | Card) -> Card:
     if wanted == "cpu":
         return this_cpu()
     word = str(wanted).upper().removesuffix("GB").strip()
-    if word.isdigit() and int(word) in SIZES:
-        return CARDS[SIZES[int(word)]]
+    if word.isdigit():
+        if int(word) not in SIZES:
+            raise ValueError(f"a card of {word} GB; cards of {', '.join(map(str, SIZES))} GB are known: choose one, one of {', '.join(CARDS)}, or give a Card of your own")
+        model = CARDS[SIZES[int(word)]]
+        return replace(model, name=f"a card of {int(word)} GB", source=f"the figures of an {model.name}: {model.source}")
     known = {name.upper(): card for name, card in CARDS.items()}
     if word not in known:
         near = difflib.get_close_matches(word, known, 1)

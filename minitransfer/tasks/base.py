@@ -11,6 +11,7 @@ from ..nn.heads import IGNORE
 from ..nn.model import Model
 from ..objectives.base import INPUTS
 from ..text import Tokenizer
+from ..text.tokenizer import check_tokens
 from ..training import Batches
 from ..training.evaluate import Evaluation
 from ..training.ranks import each
@@ -106,9 +107,7 @@ def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, 
     check_not_by_row(model, "predict")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; so many texts are computed at a time: give 1 or more")
-    if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
-        raise ValueError(f"text {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: "
-                         "leave empty texts out")
+    check_tokens(ids)
     found: dict[int, Tensor] = {}
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     training = model.training

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .readers import column
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, check_tokens
 
 
 class EncodedBatches:
@@ -37,9 +37,7 @@ class EncodedBatches:
         self.tok, self.batch_size, self.max_tokens, self.seed = tok, batch_size, max_tokens, seed
         self.ids, self.type_ids, self.targets = ids, type_ids, targets
         self.lengths = np.array([len(one) for one in self.ids])
-        if not self.lengths.all():
-            raise ValueError(f"row {int(self.lengths.argmin())} has no token, its {text!r} is empty; this tokenizer puts nothing around a text, "
-                             "so a text needs a character: drop such rows")
+        check_tokens(self.ids, f"the {text!r} of row")
         if max_tokens is not None and self.lengths.max() > max_tokens:
             raise ValueError(f"row {int(self.lengths.argmax())} has {self.lengths.max()} tokens; a batch holds max_tokens={max_tokens}: "
                              "use a larger budget or a smaller max_length")

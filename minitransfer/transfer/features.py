@@ -35,6 +35,7 @@ from ..nn.pooling import pool
 from ..nn.trace import Trace
 from ..text import Tokenizer, read_rows
 from ..text.readers import column
+from ..text.tokenizer import check_tokens
 from ..weights.files import flush, write_json
 from .named import check_not_by_row
 
@@ -56,6 +57,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         choose("pooling", self.pooling, POOLINGS)
+        if not self.layers:
+            raise ValueError("layers=(); a vector is made of one layer at least: give some, such as -1")
 
     def take(self, states: Sequence[Float[Tensor, "B T _"]], keep: Bool[Tensor, "B T"]) -> list[Float[Tensor, "n W"]]:
         """One matrix for each text. Raises: ValueError for a layer that the model does not have."""
@@ -251,8 +254,7 @@ def extract_features(model: Model, tok: Tokenizer, rows: Any, text: str = "text"
     labels = np.array([] if label is None else column(found, label))
     limit = min(model.longest, tok.max_len or model.longest) if max_length is None else max_length
     ids, type_ids = tok.encode_rows(column(found, text), None if pair is None else column(found, pair), limit)
-    if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
-        raise ValueError(f"row {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: leave empty texts out")
+    check_tokens(ids, "row")
     singles = [tok.collate([one], [types]) for one, types in zip(ids, type_ids, strict=True)]
     features = features_of(model, singles, reading, cache)
     X = np.concatenate([features[key] for single in singles for key, _, _ in rows_of(single)])

@@ -205,6 +205,7 @@ def test_help_of_every_verb(capsys, name):
     ("fill mini-bert --file .", 1, r"no file \.; a path of an existing file"),
     ("pretrain pydoc --out x d_ff=0 d_model=16", 1, r"d_ff=0; it is an int, 1 or more"),
     ("pretrain pydoc --out x max_len=0", 1, r"max_len=0; it is an int, 1 or more"),
+    ("pretrain pydoc --out x graphs=true device=cpu", 1, r"graphs=True on cpu; .*: leave graphs out"),
     ("bench tpu", 2, r"invalid choice: 'tpu'"),
     ("bench cpu --rows masked-smal", 1, r"no row 'masked-smal' \(did you mean masked-small"),
 ])
