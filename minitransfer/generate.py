@@ -16,12 +16,14 @@ from .beam import beam_search
 from .config import choose
 from .nn.attention import Attention, CrossAttention
 from .nn.encoder_decoder import EncoderDecoder
+from .nn.evaluating import evaluating
 from .nn.given import need_model
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
 from .nn.writing import Writing
 from .ops.packed_linear import PackedLinear, available
 from .text import Tokenizer
+from .text.batches import by_length
 from .text.tokenizer import check_tokens
 from .training.memory import keep_freed_memory
 from .training.precision import Precision
@@ -121,17 +123,6 @@ def quick(model: Model, precision: str) -> Iterator[Any]:
         return
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         yield model
-
-
-@contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Evaluation mode inside the block, what it was before afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 NO_TOKENS = "there must be one to go on from: leave empty texts out, or start with the tokenizer's bos or eos id"
@@ -288,12 +279,10 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
     length = min(model.longest, tok.max_len or model.longest) if max_length is None else max_length
     ids, types = tok.encode_rows(texts, max_length=length)
     check_tokens(ids)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     widths = [project.linear.out_features for project in model.head.projections]
     out = torch.empty(len(texts), widths[-1] if widths else model.config.d_model)
     with evaluating(model), nullcontext(model) if precision == "fp32" else quick(model, precision) as fast:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in by_length(ids, batch_size):
             batch = tok.collate([ids[i] for i in rows], [types[i] for i in rows])
             out[rows] = fast(**{name: t.to(model.device) for name, t in batch.items()}).embeddings.float().cpu()
     return out

@@ -6,13 +6,13 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..config_parts import meant
 from ..nn.model import Model
 from ..tasks import finetune, predict
 from ..tasks.metrics import mcnemar
 from ..tasks.named import TASKS, named_task
 from ..text import Tokenizer, read_rows, sample_rows
 from ..text.readers import column
-from ..training.settings import nearest
 
 SIZES, SIZES_TOO = "strategies by data size, first table", "strategies by data size, second table"      # two tables of one article, which do not agree
 SHOTS = "zero-shot to full fine-tuning, table"
@@ -152,8 +152,7 @@ def place_of(task: str) -> tuple[str, str]:
     if task in WRITES:
         return WRITES[task]
     if task not in TASKS:
-        near = nearest(task, (*TASKS, *WRITES))
-        raise ValueError(f"task={task!r}" + (f" (did you mean {near!r}?)" if near else "") + f"; there are {', '.join((*TASKS, *WRITES))}: choose one")
+        raise ValueError(f"task={task!r}{meant(task, (*TASKS, *WRITES))}; there are {', '.join((*TASKS, *WRITES))}: choose one")
     return BODIES[task], TASKS[task].head
 
 

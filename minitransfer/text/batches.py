@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
@@ -14,6 +14,12 @@ from torch import Tensor
 
 from .readers import column
 from .tokenizer import Tokenizer, check_tokens
+
+
+def by_length(rows: Sequence[Sized], n: int) -> Iterator[list[int]]:
+    """The numbers of rows, n at a time, those of like length together."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    yield from (order[start : start + n] for start in range(0, len(order), n))
 
 
 class EncodedBatches:
