@@ -144,7 +144,7 @@ def test_without_a_peer_there_is_no_ratio(planted):
 
 @pytest.mark.slow
 def test_a_side_that_fails_says_why():
-    with pytest.raises(RuntimeError, match=r"(?s)tiny: the side 'peer' failed with.*invalid choice: 'tiny'"):
+    with pytest.raises(RuntimeError, match=r"(?s)bench.side tiny peer 1 --quick failed with.*invalid choice: 'tiny'"):
         compare.child(tiny(), "peer", 1, True, None)
 
 
