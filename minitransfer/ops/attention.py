@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import draw, pick
+from .dispatch import device_of, draw, pick
 from .dropout import dropout
 from .kernels import Kernels, whole
 
@@ -225,7 +225,7 @@ def attention_rows(operation: str, q: Float[Tensor, "N H Dh"], k: Float[Tensor, 
 
 def check_offsets(name: str, offsets: Int[Tensor, "B1"], longest: int, rows: int) -> None:
     """Refuse offsets of rows that are not there; on a CPU only: asking a GPU would make the host wait."""
-    if offsets.device.type == "cpu" and not bool((offsets[0] == 0) & (offsets[-1] <= rows) & (offsets.diff() >= 0).all() & (offsets.diff() <= longest).all()):
+    if device_of(offsets) == "cpu" and not bool((offsets[0] == 0) & (offsets[-1] <= rows) & (offsets.diff() >= 0).all() & (offsets.diff() <= longest).all()):
         lengths = offsets.diff().tolist() or [0]
         raise ValueError(f"attention_packed: {name} from {int(offsets[0])} to {int(offsets[-1])} with sequences of {min(lengths)} to {max(lengths)} rows, of {rows} rows and a "
                          f"longest of {longest}; sequences lie one after another from row 0: give the running sums of their lengths, and the largest length")

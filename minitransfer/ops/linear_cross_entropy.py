@@ -122,7 +122,7 @@ def linear_cross_entropy(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], 
     """
     if chunk < 1:
         raise ValueError(f"chunk={chunk}; a chunk holds at least one row: give 1 or more")
-    if targets.device.type == "cpu" and not bool((targets < len(weight)).all()):                      # asking a GPU would make the host wait
+    if device_of(targets) == "cpu" and not bool((targets < len(weight)).all()):                      # asking a GPU would make the host wait
         raise ValueError(f"a target of {int(targets.max())} with {len(weight)} rows in the output matrix; a target is one of its rows: give numbers below {len(weight)}, or -100 "
                          "for a row without one")
     if not torch.is_grad_enabled():     # else the gradients would be made for nobody: needs_input_grad does not know of no_grad
