@@ -1,6 +1,8 @@
 """What a config is made of: the parts that several numbers describe together, and the checks of every field."""
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,3 +105,9 @@ def choose(field: str, value, options: tuple) -> None:
     """Refuse a value that is not one of `options`, with a ValueError that lists them."""
     if value not in options:
         raise ValueError(f"{field}={value!r}; it is one of {', '.join(map(repr, options))}: choose one of these")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """" (did you mean 'x'?)" for the nearest of the known names, "" where none is near."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""

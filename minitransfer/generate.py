@@ -16,6 +16,7 @@ from .beam import beam_search
 from .config import choose
 from .nn.attention import Attention, CrossAttention
 from .nn.encoder_decoder import EncoderDecoder
+from .nn.evaluating import evaluating
 from .nn.given import need_model
 from .nn.heads import EmbeddingHead, VocabularyHead
 from .nn.model import Model
@@ -24,6 +25,8 @@ from .ops.linear import Linear
 from .ops.packed_linear import PackedLinear, available
 from .replay import WORTH, Replayed, positions_for, suits
 from .text import Tokenizer
+from .text.batches import by_length
+from .text.tokenizer import check_tokens
 from .training.memory import keep_freed_memory
 from .training.precision import Precision
 from .training.settings import PRECISIONS
@@ -129,17 +132,6 @@ def quick(model: Model, precision: str) -> Iterator[Any]:
     alone = packs and not replays
     with nullcontext() if alone else torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=not replays):    # a graph outlives what is cached
         yield packed_copy(model, dtype) if packs else model
-
-
-@contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Evaluation mode inside the block, what it was before afterwards."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 NO_TOKENS = "there must be one to go on from: leave empty texts out, or start with the tokenizer's bos or eos id"
@@ -283,7 +275,8 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
             prompt: the kind of these texts, one of `model.head.prompts` ("query", "passage"), whose words are written before each; None: the one
             that the model's files name as default, usually none; "": none.
             precision: as in `generate`; with "int8", for an x86 CPU, a vector depends a little on the texts beside it: they share one scale.
-    Raises: ValueError for a model without an embedding head, or with an adapter for each row, for a prompt it does not have, and a precision it cannot have.
+    Raises: ValueError for a model without an embedding head, or with an adapter for each row, for a prompt it does not have, a precision it cannot have, and a text
+            without a token.
     """
     need_model(model, "embed")
     if not isinstance(model.head, EmbeddingHead):
@@ -295,12 +288,11 @@ def embed(model: Model, tok: Tokenizer, texts: Sequence[str], batch_size: int = 
         raise ValueError(f"batch_size={batch_size}; so many texts are computed at a time: give 1 or more")
     length = min(model.longest, tok.max_len or model.longest) if max_length is None else max_length
     ids, types = tok.encode_rows(texts, max_length=length)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    check_tokens(ids)
     widths = [project.linear.out_features for project in model.head.projections]
     out = torch.empty(len(texts), widths[-1] if widths else model.config.d_model)
     with evaluating(model), nullcontext(model) if precision == "fp32" else quick(model, precision) as fast:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in by_length(ids, batch_size):
             batch = tok.collate([ids[i] for i in rows], [types[i] for i in rows])
             out[rows] = fast(**{name: t.to(model.device) for name, t in batch.items()}).embeddings.float().cpu()
     return out

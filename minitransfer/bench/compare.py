@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import importlib.util
 import json
 import os
@@ -10,12 +9,13 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..config_parts import meant
 from ..training.throughput import cpu_name
 from ..weights.files import read_json, write_json
 from . import gpu_rows
@@ -27,14 +27,18 @@ NEED_TRANSFORMERS = ("finetune", "embed", "step", "memory", "generate", "generat
 MORE = ("loss", "loss_printed", "steps", "state", "optimizer", "attention", "perplexity", "accuracy", "peak_memory", "copy_share", "took_kernel")    # what a side may add
 
 
-def child(row: Row, side: str, threads: int, quick: bool, nanogpt: Path | None) -> dict[str, Any]:
-    """One process of one side. Raises: RuntimeError with the end of what it said if it failed."""
-    command = [sys.executable, "-m", "minitransfer.bench.side", row.name, side, str(threads)]
-    command += (["--quick"] if quick else []) + (["--nanogpt", str(nanogpt)] if nanogpt else [])
+def last_line(module: str, *words: object) -> Any:
+    """What a module of this room, run in a process of its own, prints last. Raises: RuntimeError with the end of what it said if it failed."""
+    command = [sys.executable, "-m", f"{__package__}.{module}", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if done.returncode:
-        raise RuntimeError(f"{row.name}: the side {side!r} failed with\n{done.stderr[-2000:]}")
+        raise RuntimeError(f"{' '.join(command[2:])} failed with\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(row: Row, side: str, threads: int, quick: bool, nanogpt: Path | None) -> dict[str, Any]:
+    """One process of one side."""
+    return last_line("side", row.name, side, threads, *(["--quick"] if quick else []), *(["--nanogpt", nanogpt] if nanogpt else []))
 
 
 def compare(row: Row, quick: bool = False, nanogpt: Path | None = None) -> dict[str, Any]:
@@ -65,13 +69,13 @@ def machine(row: Row) -> dict[str, str]:
     return {"cpu": cpu_name()} | ({"gpu": torch.cuda.get_device_name()} if row.device == "cuda" and torch.cuda.is_available() else {})
 
 
-def chosen(names: Sequence[str] | None, rows: dict[str, Row]) -> list[Row]:
-    """Raises: KeyError for a row that does not exist, with the nearest."""
+def chosen(names: Sequence[str] | None, known: Iterable[str], called: str = "row") -> list[str]:
+    """The names, or all that are known. Raises: KeyError for one that does not exist, with the nearest."""
+    known = list(known)
     for name in names or ():
-        if name not in rows:
-            near = difflib.get_close_matches(name, rows, 1)
-            raise KeyError(f"no row {name!r}{f' (did you mean {near[0]}?)' if near else ''}; there are {', '.join(rows)}: name some of them, or none for all")
-    return [rows[name] for name in names or rows]
+        if name not in known:
+            raise KeyError(f"no {called} {name!r}{meant(name, known)}; there are {', '.join(known)}: name some of them, or none for all")
+    return list(names or known)
 
 
 def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
@@ -93,10 +97,13 @@ def check(rows: list[Row], named: bool, nanogpt: Path | None) -> list[Row]:
 def write(lines: list[dict[str, Any]]) -> Path:
     """Put the lines into the file of this machine; rows measured earlier and not now stay. Returns: the file."""
     name = lines[0].get("gpu", cpu_name()).lower()
-    path = RESULTS / (re.sub(r"[^a-z0-9]+", "-", name).strip("-") + ".json")
-    known = read_json(path) if path.exists() else {}
+    return kept(RESULTS / (re.sub(r"[^a-z0-9]+", "-", name).strip("-") + ".json"), {line["name"]: line for line in lines})
+
+
+def kept(path: Path, lines: dict[str, Any]) -> Path:
+    """Put lines into a file of results beside those it has. Returns: the file."""
     path.parent.mkdir(exist_ok=True)
-    write_json(path, known | {line["name"]: line for line in lines})
+    write_json(path, (read_json(path) if path.exists() else {}) | lines)
     return path
 
 
@@ -115,7 +122,8 @@ def run(names: Sequence[str] | None = None, quick: bool = False, nanogpt: str | 
         raise ValueError("bench gpu without a GPU; its rows are measured on an NVIDIA GPU: run it there, or with --dry-run to see that the scripts work")
     clone = None if nanogpt is None else Path(nanogpt).expanduser()
     lines = []
-    for row in check(chosen(names, gpu_rows.ROWS if gpu else ROWS), bool(names), clone):
+    rows = gpu_rows.ROWS if gpu else ROWS
+    for row in check([rows[name] for name in chosen(names, rows)], bool(names), clone):
         lines.append(compare(row, quick, clone))
         print(json.dumps(lines[-1]), flush=True)
         if save:

@@ -13,8 +13,8 @@ from typing import Any
 
 from ..checks.verify import verify
 from ..families import FAMILIES, PAGES
-from ..weights.files import read_json, write_json
-from .compare import RESULTS
+from ..weights.files import read_json
+from .compare import RESULTS, chosen, kept
 
 ROOT = Path(__file__).parent.parent.parent
 CASES = "tests/families/cases"
@@ -39,12 +39,10 @@ def cases(names: Sequence[str] | None) -> list[Any]:
 
     Raises: ValueError in an installed package, which has no tests; KeyError for a page that does not exist.
     """
-    pages = list(map(name_of, PAGES))
-    if unknown := set(names or ()) - set(pages):
-        raise KeyError(f"no family page {', '.join(sorted(unknown))}; there are {', '.join(pages)}: name some of them, or none for all")
+    wanted = chosen(names, map(name_of, PAGES), "family page")
     with in_checkout():
         found = importlib.import_module(CASES.replace("/", ".")).CASES
-    return [case for case in found if not names or page_of(case) in names]
+    return [case for case in found if page_of(case) in wanted]
 
 
 def name_of(page: Any) -> str:
@@ -95,14 +93,13 @@ def run(names: Sequence[str] | None = None, quick: bool = False, save: bool = Fa
 
 
 def write(lines: list[dict[str, Any]]) -> Path:
-    known = read_json(TABLE) if TABLE.exists() else {}
+    found = {}
     for page in PAGES:
         if mine := [line for line in lines if line["page"] == name_of(page)]:
-            known[name_of(page)] = facts(page) | {
+            found[name_of(page)] = facts(page) | {
                 "error": max(line["error"] for line in mine), "holds": all(line["holds"] for line in mine), "classes": len({line["class"] for line in mine}),
                 "cases": sorted({line["case"] for line in mine}), "versions": mine[0]["versions"]}
-    write_json(TABLE, known)
-    return TABLE
+    return kept(TABLE, found)
 
 
 def markdown(table: dict[str, Any] | None = None) -> str:

@@ -7,8 +7,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,8 +26,7 @@ from ..training.memory import keep_freed_memory, peak_memory, reset_peak
 from ..training.throughput import cpu_name
 from ..transfer import lora, strategy
 from ..transfer.base import Strategy
-from ..weights.files import read_json, write_json
-from .compare import RESULTS
+from .compare import RESULTS, chosen, kept, last_line
 from .rows import BERT_BASE, GPT2
 
 RESULT, GPU_RESULT = RESULTS / "plan.json", RESULTS / "plan_gpu.json"
@@ -130,10 +127,7 @@ def compare_on_gpu(name: str) -> dict[str, Any]:
 def compare(name: str) -> dict[str, Any]:
     """One case in a process of its own, beside its prediction."""
     case, threads = CASES[name], torch.get_num_threads()
-    done = subprocess.run([sys.executable, "-m", "minitransfer.bench.plan", name, str(threads)], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    if done.returncode:
-        raise RuntimeError(f"{name} failed with\n{done.stderr[-2000:]}")
-    measured = json.loads(done.stdout.splitlines()[-1])
+    measured = last_line("plan", name, threads)
     told = plan(case.config, case.strategy, card="cpu", batch_size=case.batch_size, length=case.length, head=case.head, precision="fp32",
                 checkpointing=case.checkpointing, look_further=False)
     return {"name": name, "predicted": told.footprint.peak, **measured, "error": told.footprint.peak / measured["measured"] - 1, "bar": BAR, "parts": told.footprint.parts,
@@ -146,14 +140,12 @@ def run(names: Sequence[str] | None = None, save: bool = False) -> list[dict[str
     Args:   names: of CASES, default all; save: also write bench/results/plan.json, of a GPU plan_gpu.json (cases not measured now stay).
     Raises: KeyError for a case that does not exist.
     """
-    if unknown := set(names or ()) - set(CASES):
-        raise KeyError(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}: name some of them, or none for all")
     lines, (measured, result) = [], (compare_on_gpu, GPU_RESULT) if torch.cuda.is_available() else (compare, RESULT)
-    for name in names or CASES:
+    for name in chosen(names, CASES, "case"):
         lines.append(measured(name))
         print(json.dumps(lines[-1]), flush=True)
         if save:
-            write_json(result, (read_json(result) if result.exists() else {}) | {name: lines[-1]})
+            kept(result, {name: lines[-1]})
     return lines
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -60,10 +59,6 @@ def ours_embed(row: Row, repeats: int) -> dict[str, Any]:
     return vectors(repeats, row.precision, lambda texts: embed(model, tok, texts, precision=row.precision))
 
 
-def fp32_embed(row: Row, repeats: int) -> dict[str, Any]:
-    return ours_embed(replace(row, precision="fp32"), repeats)
-
-
 def peer_embed(row: Row, repeats: int) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
     peer = SentenceTransformer(str(body()), device="cpu")
@@ -72,19 +67,17 @@ def peer_embed(row: Row, repeats: int) -> dict[str, Any]:
 
 # ---- tuning ---------------------------------------------------------------------------------------------------------------------------------------
 
-def ours_finetune(row: Row, repeats: int) -> dict[str, Any]:
-    return {"readings": [speed.epoch("sst2", "default", TUNED) for _ in range(repeats)], "dtype": "bf16" if cpu_computes_bf16() else "fp32"}
-
-
-def peer_finetune(row: Row, repeats: int) -> dict[str, Any]:
-    return {"readings": [speed.epoch("sst2", "twin", TUNED) for _ in range(repeats)], "dtype": "fp32"}
+def finetune(side: str, row: Row, repeats: int) -> dict[str, Any]:
+    """side: "default" or "twin"."""
+    return {"readings": [speed.epoch("sst2", side, TUNED) for _ in range(repeats)], "dtype": "bf16" if side == "default" and cpu_computes_bf16() else "fp32"}
 
 
 # ---- the memory of a LoRA step --------------------------------------------------------------------------------------------------------------------
 
-def lora_memory(row: Row, repeats: int, base: str | None) -> dict[str, Any]:
-    """The peak over LoRA steps with checkpointing and AdamW, less what the process had before there was a model."""
+def lora_memory(row: Row, repeats: int) -> dict[str, Any]:
+    """The peak over LoRA steps with checkpointing and AdamW over a base in the row's precision, less what the process had before there was a model."""
     assert row.config is not None
+    base = None if row.precision == "fp32" else row.precision
     reset_peak(CPU)
     empty = peak_memory(CPU)
     model, batches = Model(row.config, row.head), Given(row)
@@ -96,12 +89,4 @@ def lora_memory(row: Row, repeats: int, base: str | None) -> dict[str, Any]:
         model.train()(**batches[k]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    return {"readings": [peak_memory(CPU) - empty], "dtype": base or "fp32"}
-
-
-def ours_lora_memory(row: Row, repeats: int) -> dict[str, Any]:
-    return lora_memory(row, repeats, row.precision)
-
-
-def fp32_lora_memory(row: Row, repeats: int) -> dict[str, Any]:
-    return lora_memory(row, repeats, None)
+    return {"readings": [peak_memory(CPU) - empty], "dtype": row.precision}

@@ -8,6 +8,8 @@ import argparse
 import json
 import platform
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import torch
 from . import characters, gpu_ops, gpu_rows, gpu_sides, sentences, sides
 from .rows import ROWS, Row
 
+Measure = Callable[[Row, int], dict]
 QUICK = {"characters": 20, "memory": 2, "base-memory": 1}             # readings (steps) of a quick run; of the others 1
 
 
@@ -30,24 +33,29 @@ def versions(side: str) -> dict[str, str]:
     return found
 
 
-def measures(row: Row, nanogpt: Any) -> tuple[Callable[[Row, int], dict], Callable[[Row, int], dict]]:
+def in_fp32(measure: Measure) -> Measure:
+    return lambda row, repeats: measure(replace(row, precision="fp32"), repeats)
+
+
+def measures(row: Row, nanogpt: Any) -> tuple[Measure, Measure]:
     """The pair of functions for a kind of row: our side, the peer's."""
-    return {
+    sides_of: dict[str, tuple[Measure, Measure]] = {
         "step": (sides.ours_step, sides.peer_step),
         "memory": (sides.with_memory(sides.ours_step), sides.with_memory(sides.peer_step)),
         "generate": (sides.ours_generate, sides.peer_generate),
         "generate-int8": (sentences.generate_int8, sides.peer_generate),
-        "finetune": (sentences.ours_finetune, sentences.peer_finetune),
+        "finetune": (partial(sentences.finetune, "default"), partial(sentences.finetune, "twin")),
         "embed": (sentences.ours_embed, sentences.peer_embed),
-        "embed-int8": (sentences.ours_embed, sentences.fp32_embed),
-        "base-memory": (sentences.ours_lora_memory, sentences.fp32_lora_memory),
-        "imports": (sides.ours_imports, sides.peer_imports),
+        "embed-int8": (sentences.ours_embed, in_fp32(sentences.ours_embed)),
+        "base-memory": (sentences.lora_memory, in_fp32(sentences.lora_memory)),
+        "imports": (partial(sides.import_time, "minitransfer"), partial(sides.import_time, "torch")),
         "characters": (characters.ours_characters, lambda row, repeats: characters.peer_characters(row, repeats, nanogpt)),
         "compiled": (sides.ours_step, lambda row, repeats: gpu_sides.peer_compiled(row, repeats, nanogpt)),
         "lora": (gpu_sides.ours_lora, gpu_sides.peer_lora),
         "lora-memory": (sides.with_memory(gpu_sides.ours_lora), sides.with_memory(gpu_sides.peer_lora)),
         "op": (gpu_ops.ours, gpu_ops.peer),
-    }[row.kind]
+    }
+    return sides_of[row.kind]
 
 
 def main() -> None:

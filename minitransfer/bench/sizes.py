@@ -11,8 +11,8 @@ from typing import Any
 
 from ..checks.verify import verify
 from ..training.throughput import cpu_name
-from ..weights.files import read_json, write_json
-from .compare import RESULTS
+from ..weights.files import read_json
+from .compare import RESULTS, chosen, kept
 from .families import in_checkout
 
 RESULT = RESULTS / "sizes.json"
@@ -49,16 +49,15 @@ def run(names: Sequence[str] | None = None, save: bool = False) -> list[dict[str
     Args:   names: of SHAPES, default all; save: also write bench/results/sizes.json (shapes not measured now stay).
     Raises: KeyError for a shape that does not exist; ValueError in an installed package, whose shapes are in the tests it does not have.
     """
-    if unknown := set(names or ()) - set(SHAPES):
-        raise KeyError(f"no shape {', '.join(sorted(unknown))}; there are {', '.join(SHAPES)}: name some of them, or none for all")
+    wanted = chosen(names, SHAPES, "shape")
     with in_checkout():
         full = importlib.import_module("tests.families.test_sizes").FULL
     lines = []
-    for name in names or SHAPES:
+    for name in wanted:
         lines.append(measure(name, full[name]))
         print(json.dumps(lines[-1]), flush=True)
         if save:
-            write_json(RESULT, (read_json(RESULT) if RESULT.exists() else {}) | {name: lines[-1]})
+            kept(RESULT, {name: lines[-1]})
     if save:
         print(f"written: {RESULT}", file=sys.stderr)
     return lines

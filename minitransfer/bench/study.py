@@ -18,9 +18,8 @@ from ..study import Probe, log_likelihoods, minimal_pairs, probe, read_treebank
 from ..study.probe import default_classifier, fitted
 from ..text import Tokenizer, read_rows
 from ..training.throughput import cpu_name
-from ..weights.files import read_json, write_json
 from ..weights.sources import resolve
-from .compare import RESULTS
+from .compare import RESULTS, chosen, kept
 from .transfer.sets import body, data_folder
 
 TABLE = RESULTS / "study.json"
@@ -128,13 +127,11 @@ def run(names: Sequence[str] | None = None, quick: bool = False, save: bool = Fa
     """
     if quick and save:
         raise ValueError("a quick run, to be saved; a few sentences are no measurement: run without quick, or do not save")
-    if unknown := set(names or ()) - set(ROWS):
-        raise KeyError(f"no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}: name some of them, or none for all")
     found: dict[str, Any] = {}
-    for name, (measure, source) in ROWS.items():
-        if not names or name in names:
-            found[name] = measure(source(), quick) | {"cpu": cpu_name(), "date": datetime.date.today().isoformat()}
-            print(json.dumps({"name": name} | found[name]), flush=True)
-            if save:
-                write_json(TABLE, (read_json(TABLE) if TABLE.exists() else {}) | {name: found[name]})
+    for name in chosen(names, ROWS):
+        measure, source = ROWS[name]
+        found[name] = measure(source(), quick) | {"cpu": cpu_name(), "date": datetime.date.today().isoformat()}
+        print(json.dumps({"name": name} | found[name]), flush=True)
+        if save:
+            kept(TABLE, {name: found[name]})
     return found

@@ -1,13 +1,13 @@
 """Devices that a plan can be for: vendors' figures, without sparsity. What is reached of them is an assumption of the plan."""
 from __future__ import annotations
 
-import difflib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from ..config_parts import meant
 from ..training.precision import DTYPES
 from ..training.throughput import cpu_name, peak_flops
 
@@ -79,11 +79,12 @@ def card_of(wanted: str | int | Card) -> Card:
     if wanted == "cpu":
         return this_cpu()
     word = str(wanted).upper().removesuffix("GB").strip()
-    if word.isdigit() and int(word) in SIZES:
-        return CARDS[SIZES[int(word)]]
-    known = {name.upper(): card for name, card in CARDS.items()}
-    if word not in known:
-        near = difflib.get_close_matches(word, known, 1)
-        raise ValueError(f"no card is called {wanted!r}{f' (did you mean {known[near[0]].name!r}?)' if near else ''}; there are {', '.join(CARDS)}, a memory of "
+    if word.isdigit():
+        if int(word) not in SIZES:
+            raise ValueError(f"a card of {word} GB; cards of {', '.join(map(str, SIZES))} GB are known: choose one, one of {', '.join(CARDS)}, or give a Card of your own")
+        model = CARDS[SIZES[int(word)]]
+        return replace(model, name=f"a card of {int(word)} GB", source=f"the figures of an {model.name}: {model.source}")
+    if word not in CARDS:
+        raise ValueError(f"no card is called {wanted!r}{meant(word, CARDS)}; there are {', '.join(CARDS)}, a memory of "
                          f"{', '.join(map(str, SIZES))} GB, and cpu: choose one, or give a Card of your own")
-    return known[word]
+    return CARDS[word]

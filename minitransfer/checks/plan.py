@@ -79,7 +79,8 @@ class StepPlan:
         reserve = {"PyTorch and the driver": self.card.reserve} if self.card.reserve else {}
         rows = self.footprint.parts | reserve | {"at the peak": self.memory}
         lines = [f"predicted, not measured: {self.about} on {self.card.name}", *(f"  {name:<24}{mib(size):>12}" for name, size in rows.items()),
-                 f"{'fits' if self.fits else 'does not fit'} {mib(self.card.memory)}; {mib(self.footprint.kept)} are kept for the backward pass",
+                 f"{'fits' if self.fits else 'does not fit'} {mib(self.card.memory)}"
+                 + (f"; {mib(self.footprint.kept)} are kept for the backward pass" if self.step.trains else ""),
                  f"{self.seconds:.3g} s, {self.tokens_per_second:,.0f} tokens/s, if products reach {self.card.products:.0%} of {self.card.rates[self.step.precision] / 1e12:,.3g} "
                  f"TFLOP/s and the rest {self.card.streams:.0%} of {self.card.bandwidth / 1e9:,.0f} GB/s ({self.card.source})"]
         if self.largest is not None:
@@ -140,7 +141,7 @@ def largest_batch(takes: Callable[[int], int], room: int, first: int) -> int:
     for _ in range(3):
         (a, low), (b, high) = sorted(known.items())[-2:] if max(known.values()) <= room else beside(known, room)
         guess = min(MOST, max(a + 1, a + (room - low) * (b - a) // max(high - low, 1)))
-        if guess in known or guess >= MOST:
+        if guess in known:
             break
         known[guess] = takes(guess)
     return min(MOST, max(rows for rows, size in known.items() if size <= room))
@@ -168,8 +169,9 @@ def plan(source: str | Path | ModelConfig | Model, strategy: str | Strategy = "f
     c, device = described(source), card_of(card)
     choose("precision", precision, PRECISIONS)
     choose("dtype", dtype, tuple(DTYPES))
-    if batch_size < 1 or length < 1 or micro_batches < 1:
-        raise ValueError(f"batch_size={batch_size}, length={length}, micro_batches={micro_batches}; a step reads one token at least: give numbers above zero")
+    for name, size in (("batch_size", batch_size), ("length", length), ("micro_batches", micro_batches)):
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name}={size!r}; a step reads whole rows of whole tokens: give a whole number above zero")
     if length > c.max_len and not c.endless:
         raise ValueError(f"length={length}; this model reads at most {c.max_len} tokens: plan a length up to that")
     chosen = "fp32" if precision == "auto" and device.half is None else device.half if precision == "auto" else precision
@@ -178,6 +180,10 @@ def plan(source: str | Path | ModelConfig | Model, strategy: str | Strategy = "f
     trains = strategy != GENERATE
     if not trains and (not c.causal or c.n_decoder_layers):
         raise ValueError(f'strategy="{GENERATE}" for a model that is no decoder; a KV cache is one\'s: plan a decoder, or a training step of this model')
+    if not trains and micro_batches > 1:
+        raise ValueError(f'micro_batches={micro_batches} with strategy="{GENERATE}"; they share the update of one step, and a prompt is read without one: leave micro_batches out')
+    if c.causal and head in ("masked", "masked+next", "replaced"):
+        raise ValueError(f'head="{head}" on a decoder; hidden tokens are guessed from both sides, and a decoder reads one: plan head="causal", or a bidirectional body')
     wanted, head = strategy_of(strategy) if trains else None, head or usual_head(c)
     step = StepShape(batch_size, length, str(chosen), checkpointing, micro_batches, trains)
 

@@ -6,16 +6,17 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..config_parts import meant
 from ..nn.model import Model
 from ..tasks import finetune, predict
 from ..tasks.metrics import mcnemar
 from ..tasks.named import TASKS, named_task
 from ..text import Tokenizer, read_rows, sample_rows
 from ..text.readers import column
-from ..training.settings import nearest
 
 SIZES, SIZES_TOO = "strategies by data size, first table", "strategies by data size, second table"      # two tables of one article, which do not agree
 SHOTS = "zero-shot to full fine-tuning, table"
+OURS = "measured: minitransfer bench transfer"
 FULL_BYTES, LORA_BYTES = 16, 4      # a parameter in fp32: weight, gradient and two moments; the weight alone
 ROOM = 0.7                          # of a card: activations take the rest
 HELD_OUT = 5                        # one row in so many, if no validation rows are given
@@ -36,15 +37,17 @@ class Row:
 TABLE = (
     Row("zero_shot", 0, 2, "labels are scored as words, nothing is trained: 70 to 85 % of what fine-tuning reaches", SHOTS),
     Row("in_context", 2, 10, "2 to 10 examples in the prompt, nothing is trained: 80 to 90 % of what fine-tuning reaches", SHOTS),
-    Row("features", 2, 500, "below 500 labels a frozen body cannot be overfitted, and it has to run only once", SIZES),
+    Row("features", 2, 500, "below 500 labels a frozen body cannot be overfitted, and it has to run only once. Look at baseline(\"logistic\", ...) first: on 2,000 rows of sst2 a "
+        f"head on the first token came to 61.0 %, the mean of the tokens (extract_features) to 75.3 and TF-IDF to 74.5 ({OURS})", SIZES),
     Row("features", 2, 1000, "below 1,000 labels train a head on a frozen body", SIZES_TOO),
     Row("last:2", 500, 5000, "from 500 to 5,000 labels tune the top blocks with the head", SIZES),
     Row("discriminative", 1000, 10000, "between, let every layer train at a rate of its own, lower layers slower", SIZES_TOO),
     Row("full", 5000, math.inf, "from 5,000 labels on everything can train", SIZES),
     Row("full", 10000, math.inf, "from 10,000 labels on everything can train", SIZES_TOO),
-    Row("ulmfit", 10, 1000, "gradual unfreezing with a rate for each layer was made for 100 labels and more", "Howard & Ruder 2018"),
-    Row("lora", 100, math.inf, "low-rank changes train a hundredth of the weights and came as far as full tuning on 2,000 rows of sst2 (measured: minitransfer bench transfer)",
-        "Hu et al. 2021"))
+    Row("ulmfit", 10, 1000, f"gradual unfreezing with a rate for each layer was made for 100 labels and more; on 100 rows of imdb it came to 59.9 %, TF-IDF to 68.4 ({OURS})",
+        "Howard & Ruder 2018"),
+    Row("lora", 100, math.inf, "low-rank changes train a hundredth of the weights and came as far as full tuning on 2,000 rows of sst2, 81.8 % and 81.4; on 100 rows of imdb to "
+        f"52.3 %, and TF-IDF to 68.4 ({OURS})", "Hu et al. 2021"))
 EVERYTHING = ("full", "discriminative", "ulmfit")       # strategies with a gradient and two moments for every weight
 
 # task -> the body, the head, and settings that are not those of `finetune`
@@ -149,8 +152,7 @@ def place_of(task: str) -> tuple[str, str]:
     if task in WRITES:
         return WRITES[task]
     if task not in TASKS:
-        near = nearest(task, (*TASKS, *WRITES))
-        raise ValueError(f"task={task!r}" + (f" (did you mean {near!r}?)" if near else "") + f"; there are {', '.join((*TASKS, *WRITES))}: choose one")
+        raise ValueError(f"task={task!r}{meant(task, (*TASKS, *WRITES))}; there are {', '.join((*TASKS, *WRITES))}: choose one")
     return BODIES[task], TASKS[task].head
 
 

@@ -33,6 +33,7 @@ from .reference import Reference, load_reference, perturbed
 
 WITHOUT_LOSS = ("none", "embedding")
 SHORTEST = 5                                    # tokens; the labels of a span lie inside
+ROWS = 3                                        # of the batch that is timed
 
 
 @dataclass(frozen=True, repr=False)
@@ -220,7 +221,7 @@ def compare_all(theirs: Reference, ours: Model, inputs: list[Batch], gradients: 
     return compared, list(worst.values())
 
 
-def measured(folder: Path, repeats: int, length: int, rows: int = 3) -> dict[str, Any]:
+def measured(folder: Path, repeats: int, length: int) -> dict[str, Any]:
     """Seconds of a forward pass, and the most memory beyond the imports, each side in a process of its own; passes are taken in turns after one that warms up.
 
     Raises: RuntimeError with the end of what a side said, if it failed.
@@ -228,7 +229,7 @@ def measured(folder: Path, repeats: int, length: int, rows: int = 3) -> dict[str
     threads, sides = torch.get_num_threads(), ("ours", "reference")
     command = [sys.executable, "-m", "minitransfer.checks.side", str(folder)]
     found: dict[str, dict[str, Any]] = {}
-    running = {side: subprocess.Popen([*command, side, *map(str, (threads, rows, length))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    running = {side: subprocess.Popen([*command, side, *map(str, (threads, ROWS, length))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                       env=os.environ | {"HF_HUB_OFFLINE": "1"}) for side in sides}
 
     def answer(side: str, word: str | None) -> Any:
@@ -255,4 +256,4 @@ def measured(folder: Path, repeats: int, length: int, rows: int = 3) -> dict[str
         for process in running.values():
             process.kill()
             process.communicate()
-    return found | {"rows": rows, "length": length, "threads": threads}
+    return found | {"rows": ROWS, "length": length, "threads": threads}

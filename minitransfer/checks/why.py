@@ -59,7 +59,8 @@ class Why:
 
     def __str__(self) -> str:
         if self.step is None:
-            lines = [f"{self.a} and {self.b} are the same up to step {self.agreed}" + (
+            lines = [f"{self.a} and {self.b} logged no step in common: their readings cannot be compared" if not self.agreed else
+                     f"{self.a} and {self.b} are the same up to step {self.agreed}" + (
                 "" if self.ended[0] == self.ended[1] else f"; then one ends, at step {min(self.ended)}, and the other goes on to {max(self.ended)}")]
         else:
             lines = [f"{self.a} and {self.b} are the same up to step {self.agreed} and differ at step {self.step}:", *(f"  {one}" for one in self.numbers)]
@@ -80,7 +81,7 @@ def why(a: str | Path, b: str | Path) -> Why:
     that the difference may have begun up to so many steps earlier. The cause is looked for in seed, weights at the start (16 values of every
     parameter, of body and head), data, settings, architecture, precision, versions and machine.
 
-    Raises: ValueError for a folder without a manifest.
+    Raises: ValueError for a folder without a manifest, or with a manifest or a log that is none.
     """
     folders = Path(a), Path(b)
     logs, told = [reading(folder) for folder in folders], [facts(folder) for folder in folders]
@@ -131,6 +132,8 @@ def facts(folder: Path) -> Facts:
     if not (folder / "manifest.json").is_file():
         raise ValueError(f"{folder} holds no manifest.json; a run is compared with what it wrote when it began: give the folder that was its out")
     told = read_json(folder / "manifest.json")
+    if wrong := [name for name in ("settings", "data", "weights", "versions", "machine", "model") if not isinstance(told.get(name, {}), dict)]:
+        raise ValueError(f"{wrong[0]}={told[wrong[0]]!r} in {folder / 'manifest.json'}; it is an object of names and values: give the folder as the run left it")
     settings = dict(told.get("settings", {}))
     found: Facts = {("seed", "of the run"): settings.pop("seed", None), ("precision", "of the products"): told.get("precision")}
     found |= {("setting", name): value for name, value in settings.items() if name not in FREE}

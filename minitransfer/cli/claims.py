@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import argparse
 
-from .texts import print_json
+from .texts import tell
 from .verb import UsageError, Verb
 
 
@@ -24,10 +24,7 @@ def claims(args: argparse.Namespace) -> int:
     if args.run and args.ids:
         raise UsageError(f"--run {args.run} beside {', '.join(args.ids)}; it runs one claim and shows it: leave the others out")
     found = run_claim(args.run, args.save) if args.run else judge(args.ids)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found.markdown() if args.markdown else found)
+    tell(args.json, found.to_dict(), found.markdown() if args.markdown else found)
     return 0
 
 

@@ -9,7 +9,7 @@ from ..checks import why as compare
 from ..tasks import load_tuned
 from ..tasks.named import named_task
 from ..tasks.predict import saved_task
-from .texts import add_model, bundled_sample, device_of, positive, print_json
+from .texts import add_model, bundled_sample, device_of, positive, tell
 from .verb import Verb
 
 
@@ -41,10 +41,7 @@ def doctor(args: argparse.Namespace) -> int:
         task = named_task(args.task or "sequence", columns) if args.task or columns else None
     data, validation, test = (None if source is None else bundled_sample(source) for source in (args.data, args.validation, args.test))
     found = examine(model.to(device_of(args.device)), tok, data, validation, test, task=task, strategy=args.strategy, max_length=args.max_length or length, seed=args.seed)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found)
+    tell(args.json, found.to_dict(), found)
     return 0 if found.ok else 1
 
 
@@ -56,10 +53,7 @@ def why_arguments(parser: argparse.ArgumentParser) -> None:
 
 def why(args: argparse.Namespace) -> int:
     found = compare(args.a, args.b)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found)
+    tell(args.json, found.to_dict(), found)
     return 0
 
 
@@ -82,10 +76,7 @@ def recommend(args: argparse.Namespace) -> int:
     train, validation = (None if source is None else bundled_sample(source) for source in (args.train, args.validation))
     found = advise(args.task, args.labels, unlabelled_mb=args.unlabelled, gpu_gb=args.gpu, prove=args.prove, model=model, tok=tok, train=train, validation=validation,
                    rows=args.rows, seed=args.seed)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found)
+    tell(args.json, found.to_dict(), found)
     return 0
 
 

@@ -16,7 +16,7 @@ from ..transfer import lora
 from ..weights.convert import convert as convert_files
 from .keys import typed
 from .settings import STRATEGIES, TRAIN
-from .texts import model_source, positive, print_json
+from .texts import model_source, positive, tell
 from .verb import Verb
 
 DRY = {"rows": 24, "epochs": 1}
@@ -31,10 +31,7 @@ def convert_arguments(parser: argparse.ArgumentParser) -> None:
 
 def convert(args: argparse.Namespace) -> int:
     done = convert_files(args.source, args.out)
-    if args.json:
-        print_json({"folder": str(done.folder), "files": list(done.files), "tensors": done.tensors, "bytes": done.bytes, "tied": done.tied})
-    else:
-        print(done)
+    tell(args.json, {"folder": str(done.folder), "files": list(done.files), "tensors": done.tensors, "bytes": done.bytes, "tied": done.tied}, done)
     return 0
 
 
@@ -47,10 +44,7 @@ def inspect_arguments(parser: argparse.ArgumentParser) -> None:
 
 def inspect(args: argparse.Namespace) -> int:
     found = look(args.source, args.revision)
-    if args.json:
-        print_json({"source": found.source, "folder": str(found.folder), **found.found})
-    else:
-        print(found.listed(args.all))
+    tell(args.json, {"source": found.source, "folder": str(found.folder), **found.found}, found.listed(args.all))
     return 0
 
 
@@ -77,10 +71,7 @@ def plan(args: argparse.Namespace) -> int:
     found = foresee(model_source(args.model), wanted, card=args.card, batch_size=args.batch_size, length=args.length, head=args.head, precision=args.precision,
                     checkpointing=typed("checkpointing", args.checkpointing, TRAIN["checkpointing"].kind), micro_batches=args.micro_batches, dtype=args.dtype,
                     look_further=not args.short)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(found)
+    tell(args.json, found.to_dict(), found)
     return 0 if found.fits else 1
 
 
@@ -118,10 +109,7 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
 def verify(args: argparse.Namespace) -> int:
     found = certify(args.source, texts=args.texts, lengths=args.lengths, dtypes=args.dtypes, perturb=args.perturb, bar=args.bar, gradients=not args.no_gradients,
                     repeats=args.repeats, seed=args.seed, out=args.out, revision=args.revision)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        print(f"{found.modules}\n\n{found}" if args.modules else found)
+    tell(args.json, found.to_dict(), f"{found.modules}\n\n{found}" if args.modules else found)
     return 0 if found.holds else 1
 
 

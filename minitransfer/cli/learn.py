@@ -24,6 +24,7 @@ from ..text import TokenCache, Tokenizer, read_rows, read_texts, sample_rows, to
 from ..training import TrainResult, TrainSettings, ranks
 from ..training import adapt as go_on
 from ..training import pretrain as start
+from ..training.captured import check_device
 from ..training.evaluate import refuse_test_split
 from ..training.pretrain import HEADS
 from ..training.run import check_place, refuse_another_run
@@ -101,7 +102,10 @@ class Job:
         ranks.from_first(lambda: check_place(self["out"]))
         if self["out"] and not self["resume"]:
             ranks.from_first(lambda: refuse_another_run(Path(self["out"])))
-        return device_of(self["device"])
+        device = device_of(self["device"])
+        if self["graphs"]:
+            check_device(device)
+        return device
 
     def corpus(self, tok: Tokenizer, name: str) -> TokenCache | None:
         """The corpus under a name, as ids; of a dry run its first documents."""

@@ -11,11 +11,11 @@ from typing import TextIO
 import torch
 
 from .. import __version__
+from ..config_parts import meant
 from ..training import ranks
 from .claims import CLAIMS
 from .examine import DOCTOR, RECOMMEND, WHY
 from .files import BENCH, CHECK, CONVERT, DEMO, INSPECT, PLAN, VERIFY
-from .keys import nearest
 from .learn import ADAPT, FINETUNE, PRETRAIN
 from .study import PROBE
 from .use import EMBED, FILL, GENERATE, PREDICT
@@ -57,7 +57,7 @@ def dispatch(words: Sequence[str]) -> int:
         print(f"minitransfer {__version__}")
         return 0
     if words[0] not in VERBS:
-        raise UsageError(f"no verb {words[0]!r}{nearest(words[0], VERBS)}; there are {', '.join(VERBS)} (minitransfer --help explains them)")
+        raise UsageError(f"no verb {words[0]!r}{meant(words[0], VERBS)}; there are {', '.join(VERBS)} (minitransfer --help explains them)")
     verb = VERBS[words[0]]
     try:
         args = verb.parser().parse_intermixed_args(words[1:])

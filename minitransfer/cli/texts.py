@@ -130,3 +130,11 @@ def rounded(value: Any) -> Any:
 def print_json(value: dict) -> None:
     """One JSON object on one line."""
     print(json.dumps(rounded(value), ensure_ascii=False), flush=True)
+
+
+def tell(as_json: bool, value: dict, text: object) -> None:
+    """Print a result: as JSON, or as text."""
+    if as_json:
+        print_json(value)
+    else:
+        print(text, flush=True)

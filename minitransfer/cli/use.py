@@ -16,7 +16,7 @@ from ..tasks.predict import saved_task
 from ..tasks.token import Tagged
 from ..text import Tokenizer
 from ..training.settings import PRECISIONS
-from .texts import add_model, add_texts, chunks, device_of, load, positive, print_json, print_tabbed, rows
+from .texts import add_model, add_texts, chunks, device_of, load, positive, print_json, print_tabbed, rows, tell
 from .verb import UsageError, Verb
 
 VERB_OF = {"causal": "generate", "seq2seq": "generate", "masked": "fill", "masked+next": "fill", **dict.fromkeys(("sequence", "token", "span"), "predict")}
@@ -107,10 +107,7 @@ def generate(args: argparse.Namespace) -> int:
         for prompt, row, n in zip(part, out, keep.sum(1), strict=True):
             start = ids.shape[1] - int(n)                                          # padding is on the left: the prompt starts here
             text = tok.decode(row if model.head_name == "seq2seq" else row[start:])
-            if args.json:
-                print_json({"prompt": prompt, "text": text})
-            else:
-                print(text, flush=True)
+            tell(args.json, {"prompt": prompt, "text": text}, text)
     return 0
 
 

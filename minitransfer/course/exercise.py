@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import pkgutil
 import sys
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..config_parts import meant
 
 Grade = Callable[[Callable[..., Any]], str]
 EXERCISES: dict[str, dict[str, Exercise]] = {}      # number of the notebook -> name of the answer -> exercise
@@ -77,9 +78,7 @@ def check(number: str | int, *answers: Callable[..., Any], file: str | Path | No
     given = dict(from_file(file, known)) if file is not None else {answer.__name__: answer for answer in answers}
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            meant = f" (did you mean {near[0]}?)" if near else ""
-            raise KeyError(f"{name!r} answers no exercise of {number}{meant}; they are {', '.join(known)}: name the function like one of them")
+            raise KeyError(f"{name!r} answers no exercise of {number}{meant(name, known)}; they are {', '.join(known)}: name the function like one of them")
     if not given:
         raise ValueError(f"nothing to grade for notebook {number}; its exercises are {', '.join(known)}: write a function with one of these names")
     return Verdicts(graded(known[name], given[name]) for name in known if name in given)
@@ -157,7 +156,7 @@ def in_engine(place: str, answer: Callable[..., Any]) -> Iterator[Callable[..., 
             setattr(user, name, own)
 
 
-def same_in_engine(place: str, answer: Callable[..., Any], run: Callable[[], Mapping[str, Tensor]], within: float = WITHIN) -> float:
+def same_in_engine(place: str, answer: Callable[..., Any], run: Callable[[], Mapping[str, Tensor]]) -> float:
     """Run something with the engine's own function and with the answer in its place, from the same seed, and compare all that it gives. Returns: the largest gap."""
     def seeded() -> Mapping[str, Tensor]:
         torch.manual_seed(0)
@@ -173,4 +172,4 @@ def same_in_engine(place: str, answer: Callable[..., Any], run: Callable[[], Map
         raise RuntimeError(f"{place} is not called by what this exercise runs; nothing was compared")
     lacking = next((name for name in truth if name not in found), None)
     demand(lacking is None, f"in the engine, there is no {lacking}")
-    return max(gap(f"in the engine, {name}", found[name], one, within) for name, one in truth.items())
+    return max(gap(f"in the engine, {name}", found[name], one) for name, one in truth.items())

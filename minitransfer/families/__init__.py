@@ -14,11 +14,11 @@ A page has
 """
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from types import ModuleType
 
 from ..config import ModelConfig, RecurrentConfig
+from ..config_parts import meant
 from ..nn.heads import AFTER_READING
 from . import albert, bart, bert, clip, deberta, distilbert, electra, gpt2, gpt_neox, llama, modernbert, mpnet, pegasus, recurrent, roberta, t5
 from .rules import Table
@@ -124,9 +124,7 @@ FAMILIES: dict[str, Family] = {model_type: Family(model_type, page) for page in 
 def find(model_type: object) -> Family:
     """The family of a model type. Raises: KeyError that lists those there are."""
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        near = difflib.get_close_matches(str(model_type), FAMILIES, 1)
-        raise KeyError(f"model_type {model_type!r} in config.json; known are {', '.join(FAMILIES)}"
-                       + (f" (did you mean {near[0]}?)" if near else "") + ": use a checkpoint of one of these families")
+        raise KeyError(f"model_type {model_type!r} in config.json; known are {', '.join(FAMILIES)}{meant(str(model_type), FAMILIES)}: use a checkpoint of one of these families")
     return FAMILIES[model_type]
 
 

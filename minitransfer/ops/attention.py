@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .dispatch import draw, pick
+from .dispatch import device_of, draw, pick
 from .dropout import dropout
 from .kernels import Kernels, whole
 
@@ -223,6 +223,14 @@ def attention_rows(operation: str, q: Float[Tensor, "N H Dh"], k: Float[Tensor, 
     return AttentionRows.apply(built, q, k, v, bias, random, queries, keys, left, right, rate, scale)
 
 
+def check_offsets(name: str, offsets: Int[Tensor, "B1"], longest: int, rows: int) -> None:
+    """Refuse offsets of rows that are not there; on a CPU only: asking a GPU would make the host wait."""
+    if device_of(offsets) == "cpu" and not bool((offsets[0] == 0) & (offsets[-1] <= rows) & (offsets.diff() >= 0).all() & (offsets.diff() <= longest).all()):
+        lengths = offsets.diff().tolist() or [0]
+        raise ValueError(f"attention_packed: {name} from {int(offsets[0])} to {int(offsets[-1])} with sequences of {min(lengths)} to {max(lengths)} rows, of {rows} rows and a "
+                         f"longest of {longest}; sequences lie one after another from row 0: give the running sums of their lengths, and the largest length")
+
+
 def attention_packed(q: Float[Tensor, "N H Dh"], k: Float[Tensor, "M K Dh"], v: Float[Tensor, "M K Dh"], offsets: Int[Tensor, "B1"], longest: int, *,
                      key_offsets: Int[Tensor, "B1"] | None = None, longest_key: int | None = None, causal: bool = False, window: int | None = None,
                      bias: Float[Tensor, "_ H _ _"] | None = None, rate: float = 0.0, scale: float | None = None,
@@ -234,10 +242,13 @@ def attention_packed(q: Float[Tensor, "N H Dh"], k: Float[Tensor, "M K Dh"], v: 
             causal, window: query i sees key j <= i, and |i - j| < window; bias: (1 or B, H, longest or more, longest_key or more), its gradient too;
             rate: probability in [0, 1) of dropping a weight; scale: positive (default 1 / sqrt(Dh));
             random: (seed, step) of the kernel's dropout, two int64 on the device (default: drawn).
-    Raises: ValueError for heads that k and v cannot share, or a bias of another shape.
+    Raises: ValueError for heads that k and v cannot share, a bias of another shape, and on a CPU for offsets of rows that are not there.
     """
+    longest_key = longest if longest_key is None else longest_key
+    check_offsets("offsets", offsets, longest, len(q))
+    check_offsets("key_offsets", offsets if key_offsets is None else key_offsets, longest_key, len(k))
     queries = Rows.packed(offsets, longest)
-    keys = queries if key_offsets is None else Rows.packed(key_offsets, longest if longest_key is None else longest_key)
+    keys = queries if key_offsets is None else Rows.packed(key_offsets, longest_key)
     return attention_rows("attention_packed", q, k, v, queries, keys, causal, window, bias, rate, scale, random)
 
 

@@ -138,10 +138,13 @@ def linear_cross_entropy(x: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], 
     Args:    targets: below V; a row with a negative one (-100) counts for nothing. chunk: rows whose logits exist at a time (default: CHUNK; on a GPU
              as many as LOGITS bytes hold).
     Returns: the sum, in float32 or wider. Under autocast the products run in its dtype.
-    Raises:  ValueError if chunk < 1. Second derivatives are not available.
+    Raises:  ValueError if chunk < 1, and on a CPU for a target that is not below V. Second derivatives are not available.
     """
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk={chunk}; a chunk holds at least one row: give 1 or more")
+    if device_of(targets) == "cpu" and not bool((targets < len(weight)).all()):                      # asking a GPU would make the host wait
+        raise ValueError(f"a target of {int(targets.max())} with {len(weight)} rows in the output matrix; a target is one of its rows: give numbers below {len(weight)}, or -100 "
+                         "for a row without one")
     if not torch.is_grad_enabled():     # else the gradients would be made for nobody: needs_input_grad does not know of no_grad
         x, weight, bias = x.detach(), weight.detach(), None if bias is None else bias.detach()
     return LinearCrossEntropy.apply(x, weight, bias, targets, chunk)

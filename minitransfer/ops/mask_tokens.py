@@ -62,7 +62,10 @@ def mask_tokens(input_ids: Int64[Tensor, "B T"], keep: Bool[Tensor, "B T"] | Non
 
     Args:   keep: which positions are tokens and not padding (None: all); kinds: see `token_kinds`; ordinary: the ids that a random replacement may be;
             probability: in (0, 1]; random: (seed, step) on the device (default: drawn).
+    Raises: ValueError for another probability.
     """
+    if not 0 < probability <= 1:
+        raise ValueError(f"probability={probability}; it is the share of the tokens that are hidden: give a number above 0, up to 1")
     random = draw(input_ids.device) if random is None else random
     limit = "an empty batch" if input_ids.numel() == 0 else ""
     k = pick("mask_tokens", "mask_tokens.cu", input_ids, keep, kinds, ordinary, random, limit=limit)

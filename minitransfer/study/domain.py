@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from ..nn.encoder_decoder import EncoderDecoder
-from ..nn.heads import VocabularyHead
+from ..nn.given import need_vocabulary
 from ..nn.model import Model
 from ..objectives import Objective
 from ..tasks.intervals import Bootstrap, ratio
@@ -228,8 +227,7 @@ def domain_report(model: Model, tok: Tokenizer, domain: Any, general: Any, *, pi
             pilot: steps of `adapt` on half of the domain's texts, on a copy; 0: none. settings: of `adapt`, for the pilot.
     Raises: ValueError for a model without a vocabulary head, or fewer than 20 texts; ImportError without scikit-learn.
     """
-    if isinstance(model, EncoderDecoder) or not isinstance(model.head, VocabularyHead):
-        raise ValueError(f'a domain report of a model with head="{model.head_name}"; its loss is asked of the head it was pretrained with: load it with head="masked" or "causal"')
+    need_vocabulary(model, "a domain report")
     if pilot < 0 or pilot % 2:
         raise ValueError(f"pilot={pilot}; its two halves are compared: give an even number of steps, or 0 for none")
     d, g = (read(source, texts, tok, name, seed) for source, name in ((domain, "domain's"), (general, "general")))

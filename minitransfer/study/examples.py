@@ -26,6 +26,11 @@ class Examples:
     sentence: Int[np.ndarray, "N"]
 
 
+def random_twin(model: Model, seed: int) -> Model:
+    """The same architecture without any pretraining."""
+    return type(model)(model.config, seed=seed).to(model.device)
+
+
 def word_states(model: Model, tok: Tokenizer, sentences: Sequence[Sentence], cache: str | Path | None = None) -> list[dict[int, Float[np.ndarray, "L D"]]]:
     """Of each sentence: number of a word -> its state in every layer, the mean over its pieces. Words that were cut off, or have no piece, are not there.
 

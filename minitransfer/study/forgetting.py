@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..generate import evaluating
-from ..nn.encoder_decoder import EncoderDecoder
-from ..nn.heads import VocabularyHead
+from ..nn.evaluating import evaluating
+from ..nn.given import need_vocabulary
 from ..nn.model import Model
 from ..nn.trace import Trace
 from ..objectives import Causal, Objective
@@ -32,7 +31,7 @@ from ..tasks.named import task_of
 from ..text import Batches, PackedBatches, TokenCache, Tokenizer, read_rows, tokenize_corpus
 from ..training import TrainSettings
 from ..training.batches import Rows
-from ..training.evaluate import asked
+from ..training.evaluate import losses_of
 from ..training.precision import Precision
 from ..training.pretrain import make_objective, own_objective
 from ..transfer import copy_of_head, ewc, fisher, l2sp, layer_groups, mixout, replay, strategy
@@ -52,12 +51,8 @@ Ways = Mapping[str, Way]
 
 def batch_losses(model: Model, batches: Batches, objective: Objective) -> Losses:
     """Each time with the same masks."""
-    found = []
     with evaluating(model), torch.no_grad(), Precision("auto", model).autocast():
-        for k in range(len(batches)):
-            loss, n = objective(model, *asked(batches, k, model.device, 0))
-            found.append((float(loss), float(n)))
-    return np.array(found)
+        return np.array(list(losses_of(model, batches, objective)), float)
 
 
 class OldTask:
@@ -275,9 +270,7 @@ def forgetting(model: Model, tok: Tokenizer, task: str | Task = "sequence", *, t
     Returns: the table of runs. A soft prompt cannot be asked about packed rows.
     Raises: ValueError for a model without a vocabulary head, too little general text, no runs, and what `finetune` raises; KeyError for an unknown run.
     """
-    if isinstance(model, EncoderDecoder) or not isinstance(model.head, VocabularyHead):
-        raise ValueError(f'forgetting of a model with head="{model.head_name}"; what it could do before is asked of the head it was pretrained with: '
-                         'load it with head="masked" or "causal"')
+    need_vocabulary(model, "forgetting")
     objective = make_objective(own_objective(model, tok), tok, model, 0)
     measured, rehearsed = halves(tok, general, rehearsal, length, rows, objective)
     ways = chosen(runs, rates, usual_ways(rehearsed, objective))

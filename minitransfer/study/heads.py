@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from ..generate import evaluating
 from ..nn.encoder_decoder import EncoderDecoder
+from ..nn.evaluating import evaluating
 from ..nn.model import Model
 from ..nn.trace import Trace
 from ..tasks.intervals import Bootstrap, ratio
 from ..tasks.token import pieces_of
 from ..text import Tokenizer
 from ..transfer.groups import Table
-from .tables import Interval, interval, new_axes
+from .examples import random_twin
+from .tables import Interval, draw_squares, interval, new_axes
 from .treebank import FARTHEST, Sentence, Treebank, read_treebank
 
 RARE = 50       # relations with fewer words in the half of the sentences that is counted are not listed
@@ -58,9 +59,7 @@ class HeadAccuracy(Table):
     def draw(self, axes: Any = None) -> Any:
         """A square for each head. Returns: matplotlib's axes."""
         axes = new_axes(1.5 + 0.6 * self.accuracy.shape[1], 1.2 + 0.5 * len(self.accuracy))[0, 0] if axes is None else axes
-        axes.imshow(self.accuracy, origin="lower", cmap="Blues", vmin=0)
-        for (block, head), value in np.ndenumerate(self.accuracy):
-            axes.text(head, block, f"{value:.2f}", ha="center", va="center", fontsize="small", color="white" if value > 0.6 * self.accuracy.max() else "black")
+        draw_squares(axes, self.accuracy, [[f"{value:.2f}" for value in row] for row in self.accuracy], float(self.accuracy.max()))
         axes.set(xlabel="head", ylabel="block", xticks=range(self.accuracy.shape[1]), yticks=range(len(self.accuracy)), title="words whose head is attended to most")
         return axes
 
@@ -129,7 +128,7 @@ def head_accuracy(model: Model, tok: Tokenizer, treebank: Treebank, sentences: i
     if len(chosen) < 2:
         raise ValueError(f"{len(chosen)} sentences with heads; the best attention head is chosen on one half and counted on the other: give a .conllu file with two or more")
     words = Words(np.concatenate([np.array(one.relations)[asked(one)] for one in chosen]), np.concatenate([np.full(asked(one).sum(), i) for i, one in enumerate(chosen)]))
-    right, random = (right_guesses(each, tok, chosen) for each in (model, type(model)(model.config, seed=seed).to(model.device)))
+    right, random = (right_guesses(each, tok, chosen) for each in (model, random_twin(model, seed)))
     distance = np.concatenate([(np.array(one.heads) - np.arange(1, len(one.heads) + 1))[asked(one)] for one in chosen])
     offsets = distance == np.array(OFFSETS)[:, None]
     L, H = model.config.n_layers, model.config.n_heads

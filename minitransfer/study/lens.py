@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..generate import evaluating
-from ..nn.encoder_decoder import EncoderDecoder
-from ..nn.heads import VocabularyHead
+from ..nn.evaluating import evaluating
+from ..nn.given import need_vocabulary
 from ..nn.model import Model
 from ..nn.trace import Trace
 from ..text import Tokenizer
 from ..transfer.groups import Table
-from .tables import new_axes
+from .tables import draw_squares, new_axes
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,11 +36,7 @@ class LogitLens(Table):
     def draw(self, axes: Any = None) -> Any:
         """The likeliest tokens, on a ground that is darker where they are likelier. Returns: matplotlib's axes."""
         axes = new_axes(1.5 + 0.8 * len(self.tokens), 1.0 + 0.4 * len(self.best))[0, 0] if axes is None else axes
-        axes.imshow(self.probability, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1)
-        for layer, row in enumerate(self.best):
-            for position, token in enumerate(row):
-                axes.text(position, layer, token, ha="center", va="center", fontsize="small", parse_math=False,
-                          color="white" if self.probability[layer, position] > 0.6 else "black")
+        draw_squares(axes, self.probability, self.best)
         axes.set(xticks=range(len(self.tokens)), xticklabels=self.tokens, yticks=range(len(self.best)), ylabel="layer", title="logit lens: likeliest token by layer")
         return axes
 
@@ -53,8 +48,7 @@ def logit_lens(model: Model, tok: Tokenizer, text: str) -> LogitLens:
     Source: nostalgebraist 2020, "interpreting GPT: the logit lens". Deviation: a masked head's dense layer is part of the head.
     Raises: ValueError for a model without a masked or causal head.
     """
-    if isinstance(model, EncoderDecoder) or not isinstance(model.head, VocabularyHead):
-        raise ValueError(f'a model with head "{model.head_name}" under the logit lens; it needs one that gives a logit to each token: load it with head="masked" or "causal"')
+    need_vocabulary(model, "the logit lens")
     batch, seen = tok([text]), Trace(False)
     with evaluating(model):
         model.body(**{name: t.to(model.device) for name, t in batch.items()}, trace=seen)      # type: ignore[arg-type]

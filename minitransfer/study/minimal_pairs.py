@@ -16,13 +16,14 @@ import torch
 from jaxtyping import Float
 from tokenizers import Encoding
 
-from ..generate import evaluating, mask_probs
-from ..nn.encoder_decoder import EncoderDecoder
-from ..nn.heads import VocabularyHead
+from ..generate import mask_probs
+from ..nn.evaluating import evaluating
+from ..nn.given import need_vocabulary
 from ..nn.model import Model
 from ..tasks.intervals import Bootstrap, ratio
 from ..tasks.label_scoring import likelihood
 from ..text import Tokenizer, read_rows
+from ..text.batches import by_length
 from ..text.readers import column
 from ..transfer.groups import Table
 from .tables import Interval, interval, new_axes
@@ -39,19 +40,17 @@ def log_likelihoods(model: Model, tok: Tokenizer, texts: Sequence[str], places: 
     Source: Salazar et al. 2020, equation 1.
     Raises: ValueError for a model without a masked or causal head, or a text longer than it reads.
     """
-    if isinstance(model, EncoderDecoder) or not isinstance(model.head, VocabularyHead):
-        raise ValueError(f'the likelihood of texts by a model with head "{model.head_name}"; it is what a masked or causal head says: load it with head="masked" or "causal"')
+    need_vocabulary(model, "the likelihood of texts")
     encodings = tok.encodings(texts, max_length=10**9)
     first = [i for i in (tok.bos_id, tok.eos_id) if i is not None][:1] if model.head.shift and not tok.opening else []
     wanted = [counted(one, None if places is None else places[i], model.head.shift and not first) for i, one in enumerate(encodings)]
     if long := [i for i, one in enumerate(encodings) if len(one) + len(first) > model.longest]:
         raise ValueError(f"text {long[0]} has {len(encodings[long[0]])} tokens; this model reads at most {model.longest - len(first)}: shorten it, or leave it out")
     rows = [(i, here) for i, each in enumerate(wanted) for here in ([each] if model.head.shift and each else [[one] for one in each])]
-    rows.sort(key=lambda row: len(encodings[row[0]]))
     total = np.zeros(len(texts))
     with evaluating(model), torch.no_grad():
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
+        for numbers in by_length([encodings[i] for i, _ in rows], batch_size):
+            part = [rows[number] for number in numbers]
             mean = likelihood(model, tok, [encodings[i] for i, _ in part], [here for _, here in part], first)
             np.add.at(total, [i for i, _ in part], mean.double().numpy() * [len(here) for _, here in part])
     return total

@@ -73,13 +73,13 @@ def centre_of_gravity(model: Model, tok: Tokenizer, treebank: Treebank, task: st
     return Centre(task if isinstance(task, str) else getattr(task, "__name__", "labels"), shares, Interval(centres.mean(), centres.mean() - half, centres.mean() + half))
 
 
-def learned_shares(states: Float[Tensor, "N L D"], y: Int[Tensor, "N"], K: int, steps: int = 100) -> Float[np.ndarray, "L"]:
+def learned_shares(states: Float[Tensor, "N L D"], y: Int[Tensor, "N"], K: int) -> Float[np.ndarray, "L"]:
     """The shares after L-BFGS on the loss of a probe's logistic regression, from equal shares and a classifier of zeros."""
     mix, classifier = ScalarMix(states.shape[1]), nn.Linear(states.shape[2], K)
     mix.gamma.requires_grad_(False)                                              # the classifier has a scale of its own
     nn.init.zeros_(classifier.weight)
     nn.init.zeros_(classifier.bias)
-    search = torch.optim.LBFGS([mix.scores, *classifier.parameters()], max_iter=steps, line_search_fn="strong_wolfe")
+    search = torch.optim.LBFGS([mix.scores, *classifier.parameters()], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         search.zero_grad()

@@ -22,7 +22,7 @@ from ..nn.model import Model
 from ..tasks.intervals import Bootstrap, ratio
 from ..text import Tokenizer
 from ..transfer.groups import Table
-from .examples import Examples, examples
+from .examples import Examples, examples, random_twin
 from .tables import Interval, draw_line, interval, new_axes
 from .treebank import Labels, Treebank, control_labels, read_treebank
 
@@ -195,7 +195,7 @@ def probe(model: Model, tok: Tokenizer, treebank: Treebank, task: str | Labels =
     if kind == "mdl":
         fold = np.argsort(np.random.default_rng(seed).permutation(len(chosen))[found.sentence], kind="stable")
     score = accuracy(classifier, fold) if kind == "linear" else code_length(classifier, fold, len(found.names))
-    twin = examples(type(model)(model.config, seed=seed).to(model.device), tok, chosen, task, cache)
+    twin = examples(random_twin(model, seed), tok, chosen, task, cache)
     control = control_labels(found.words, found.y, seed)
     asked = {"task": (found, found.y), "control": (found, control), "twin": (twin, found.y)}
     scores: dict[str, list[np.ndarray]] = {name: [] for name in asked}

@@ -16,7 +16,7 @@ from ..tasks.intervals import ends
 from ..text import Tokenizer
 from ..transfer.features import Reading, read_body, rows_of
 from ..transfer.groups import Table
-from .tables import Interval, draw_line, new_axes
+from .tables import Interval, draw_line, draw_squares, new_axes
 
 REPLICATES = 1000
 WORD = re.compile(r"\w+")
@@ -111,11 +111,12 @@ class Separation(Table):
         u, s, _ = np.linalg.svd(centred, full_matrices=False)
         return (u * s)[:, :2]
 
-    def draw_pca(self, layers: Sequence[int] | None = None, columns: int = 3) -> np.ndarray:
+    def draw_pca(self, layers: Sequence[int] | None = None) -> np.ndarray:
         """A picture for each layer (default: all), a colour for each sense. Returns: (rows, columns) of matplotlib's axes."""
         layers = range(len(self.vectors)) if layers is None else layers
         planes = [self.pca(layer) for layer in layers]
-        grid = new_axes(3.2 * columns, 2.8 * -(-len(planes) // columns), -(-len(planes) // columns), columns)
+        rows = -(-len(planes) // 3)
+        grid = new_axes(9.6, 2.8 * rows, rows, 3)
         for axes in grid.flat[len(planes):]:
             axes.set_axis_off()
         for axes, layer, plane in zip(grid.flat, layers, planes, strict=False):
@@ -186,10 +187,7 @@ class Neighbours(Table):
         """The words, on a ground that is darker where they are nearer. Returns: matplotlib's axes."""
         near = np.array([[cosine for _, _, cosine in row] for row in self.rows])
         axes = new_axes(1.5 + 1.4 * near.shape[1], 1.0 + 0.4 * len(near))[0, 0] if axes is None else axes
-        axes.imshow(near, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=1)
-        for layer, row in enumerate(self.rows):
-            for rank, (word, text, cosine) in enumerate(row):
-                axes.text(rank, layer, f"{word} ({text})", ha="center", va="center", fontsize="small", parse_math=False, color="white" if cosine > 0.6 else "black")
+        draw_squares(axes, near, [[f"{word} ({text})" for word, text, _ in row] for row in self.rows])
         axes.set(xticks=range(near.shape[1]), xticklabels=range(1, near.shape[1] + 1), yticks=range(len(near)), xlabel="rank", ylabel="layer (0: embeddings)",
                  title=f"nearest to {self.word!r} in {self.text!r:.50}")
         return axes

@@ -57,6 +57,13 @@ def new_axes(width: int | float, height: int | float, rows: int = 1, columns: in
     return Figure(figsize=(width, height), layout="constrained").subplots(rows, columns, squeeze=False)
 
 
+def draw_squares(axes: Any, values: np.ndarray, words: Sequence[Sequence[str]], most: float = 1.0) -> None:
+    """A square for each of (R, C) values, darker up to `most`, with a word in it."""
+    axes.imshow(values, aspect="auto", origin="lower", cmap="Blues", vmin=0, vmax=most)
+    for (row, column), value in np.ndenumerate(values):
+        axes.text(column, row, words[row][column], ha="center", va="center", fontsize="small", parse_math=False, color="white" if value > 0.6 * most else "black")
+
+
 def draw_line(axes: Any, x: np.ndarray, intervals: list[Interval], label: str, **style: Any) -> None:
     """A line through the values, and a band between the ends of their intervals."""
     value, low, high = np.array(intervals).T

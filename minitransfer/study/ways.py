@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float
 
 from ..nn.model import Model
 from ..tasks import SequenceTask, baseline, finetune
+from ..tasks.base import longest
 from ..tasks.baselines import KINDS, spoken
 from ..tasks.finetune import hash_rows
 from ..tasks.intervals import ends, resampled
@@ -23,6 +24,7 @@ from ..tasks.sequence import label_names
 from ..tasks.split import check_held_out
 from ..text import Tokenizer, read_rows, sample_rows
 from ..transfer import extract_features
+from .examples import random_twin
 from .tables import Interval
 
 BASELINES = tuple(KINDS["sequence"].learn)
@@ -137,15 +139,10 @@ class Ground:
         result = finetune(model, self.tok, self.task, train=list(rows), strategy="full" if way == "random" else way, seed=seed, **chosen)
         if result.training.stopped == "interrupted":
             raise KeyboardInterrupt
-        asked, limit = time.perf_counter(), chosen.get("max_length") or min(model.longest, self.tok.max_len or model.longest)
+        asked, limit = time.perf_counter(), longest(model, self.tok, chosen.get("max_length"))
         texts, *pairs = ([row[name] for row in self.held_out] for name in self.task.asks)
         answers = [one.label for one in self.task.predict(model, self.tok, texts, pairs[0] if pairs else None, 32, limit)]
         return Learned(answers, result.seconds, time.perf_counter() - asked, result.report.trainable)
-
-
-def random_twin(model: Model, seed: int) -> Model:
-    """The same architecture without any pretraining."""
-    return type(model)(model.config, seed=seed).to(model.device)
 
 
 def token_vectors(model: Model, tok: Tokenizer, words: set[str]) -> Mapping[str, Float[np.ndarray, "D"]]:

@@ -7,10 +7,13 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from ..nn.evaluating import evaluating
 from ..nn.heads import IGNORE
 from ..nn.model import Model
 from ..objectives.base import INPUTS
 from ..text import Tokenizer
+from ..text.batches import by_length
+from ..text.tokenizer import check_tokens
 from ..training import Batches
 from ..training.evaluate import Evaluation
 from ..training.ranks import each
@@ -106,20 +109,13 @@ def in_batches(model: Model, tok: Tokenizer, ids: Sequence, type_ids: Sequence, 
     check_not_by_row(model, "predict")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; so many texts are computed at a time: give 1 or more")
-    if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
-        raise ValueError(f"text {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: "
-                         "leave empty texts out")
+    check_tokens(ids)
     found: dict[int, Tensor] = {}
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+    with evaluating(model), torch.no_grad():
+        for rows in by_length(ids, batch_size):
             batch = tok.collate([ids[i] for i in rows], [type_ids[i] for i in rows])
             answers = read(logits_of(model, batch)).cpu()
             found |= {i: one if one.dim() == 1 else one[: len(ids[i])] for i, one in zip(rows, answers, strict=True)}
-    model.train(training)
     return found
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..generate import evaluating
+from ..nn.evaluating import evaluating
 from ..nn.two_towers import TwoTowers
 from ..text import Tokenizer
 from .label_scoring import label_words, predictions

@@ -64,9 +64,8 @@ def resampled(counts: ArrayLike, seed: int = 0, replicates: int = REPLICATES) ->
     return np.random.default_rng(seed).multinomial(int(n.sum()), n / n.sum(), replicates).astype(float)
 
 
-def redrawn(metric: Callable[[np.ndarray, np.ndarray], float], truth: np.ndarray, answer: np.ndarray, seed: int = 0,
-            replicates: int = REPLICATES) -> tuple[float, float]:
+def redrawn(metric: Callable[[np.ndarray, np.ndarray], float], truth: np.ndarray, answer: np.ndarray) -> tuple[float, float]:
     """The interval of a metric that needs all rows at once, such as a correlation of ranks."""
-    draw, n = np.random.default_rng(seed), len(truth)
-    draws = (draw.integers(0, n, n) for _ in range(replicates))
+    draw, n = np.random.default_rng(0), len(truth)
+    draws = (draw.integers(0, n, n) for _ in range(REPLICATES))
     return ends(np.array([metric(truth[rows], answer[rows]) for rows in draws]))

@@ -22,10 +22,12 @@ from jaxtyping import Float
 from tokenizers import Encoding
 from torch import Tensor
 
-from ..generate import embed, evaluating
+from ..generate import embed
+from ..nn.evaluating import evaluating
 from ..nn.heads import EmbeddingHead, VocabularyHead
 from ..nn.model import Model
 from ..text import Tokenizer, sample_rows
+from ..text.batches import by_length
 from ..transfer.named import check_not_by_row
 from .sequence import Prediction, label_set
 
@@ -104,10 +106,8 @@ def scores_of(model: Model, tok: Tokenizer, texts: Sequence[str], words: Mapping
     if short := sum(cut for _, _, cut in rows):
         warnings.warn(f"{short // len(words)} of {len(texts)} texts were shortened to fit into {model.longest} tokens with their label", UserWarning, stacklevel=3)
     scores = torch.empty(len(rows))
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     with evaluating(model), torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            part = order[start:start + batch_size]
+        for part in by_length([encoding for encoding, _, _ in rows], batch_size):
             scores[part] = likelihood(model, tok, [rows[i][0] for i in part], [rows[i][1] for i in part], first)
     return scores.view(len(texts), len(words))
 

@@ -1,11 +1,11 @@
 """Tasks by their names, and the columns they read."""
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from ..config_parts import meant
 from ..text.readers import column
 from .base import Task
 from .multilabel import MultiLabelTask
@@ -26,8 +26,7 @@ def named_task(name: str, columns: Mapping[str, str | None], **settings: Any) ->
     Raises: ValueError for a name that does not exist, with the nearest one that does; or a column or setting that the task does not have.
     """
     if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, 1)
-        raise ValueError(f"task={name!r}" + (f" (did you mean {near[0]!r}?)" if near else "") + f"; there are {', '.join(map(repr, TASKS))}: choose one, or pass a task object")
+        raise ValueError(f"task={name!r}{meant(name, TASKS)}; there are {', '.join(map(repr, TASKS))}: choose one, or pass a task object")
     kind = TASKS[name]
     own, known = list(kind().columns), {one.name for one in fields(kind)}
     places = dict(zip(("text", "pair", "label") if len(own) == 3 else ("text", "label"), own, strict=True))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..config import choose
+from ..nn.evaluating import evaluating
 from ..nn.heads import IGNORE
 from ..nn.model import Model
 from ..text import EncodedBatches, Tokenizer
@@ -197,14 +198,10 @@ class SpanTask:
             check_texts(some, name)
         asked = windows(texts, pairs, tok, max_length, self.stride, self.max_question)
         stream = EncodedBatches([one.ids for one in asked], [one.type_ids for one in asked], torch.zeros(len(asked)), tok, batch_size)
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             logits = (logits_of(model, batch).cpu() for batch in stream.in_order())
             found = found_by(logits, asked, pairs, self.n_best, self.max_answer)
-            answers = [self.read(null, spans, pairs[row]) for row, null, spans in found]
-        model.train(training)
-        return answers
+            return [self.read(null, spans, pairs[row]) for row, null, spans in found]
 
     def read(self, null: float, found: Sequence[Found], context: str) -> AnswerPrediction:
         """The n best answers with probabilities among themselves: a softmax of their scores."""

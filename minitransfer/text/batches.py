@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from .readers import column
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, check_tokens
+
+
+def by_length(rows: Sequence[Sized], n: int) -> Iterator[list[int]]:
+    """The numbers of rows, n at a time, those of like length together."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    yield from (order[start : start + n] for start in range(0, len(order), n))
 
 
 class EncodedBatches:
@@ -37,9 +43,7 @@ class EncodedBatches:
         self.tok, self.batch_size, self.max_tokens, self.seed = tok, batch_size, max_tokens, seed
         self.ids, self.type_ids, self.targets = ids, type_ids, targets
         self.lengths = np.array([len(one) for one in self.ids])
-        if not self.lengths.all():
-            raise ValueError(f"row {int(self.lengths.argmin())} has no token, its {text!r} is empty; this tokenizer puts nothing around a text, "
-                             "so a text needs a character: drop such rows")
+        check_tokens(self.ids, f"the {text!r} of row")
         if max_tokens is not None and self.lengths.max() > max_tokens:
             raise ValueError(f"row {int(self.lengths.argmax())} has {self.lengths.max()} tokens; a batch holds max_tokens={max_tokens}: "
                              "use a larger budget or a smaller max_length")

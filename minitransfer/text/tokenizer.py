@@ -254,6 +254,12 @@ def check_texts(texts: Any, name: str = "texts") -> None:
                              "drop it, or decode its source anew")
 
 
+def check_tokens(ids: Sequence[Row], name: str = "text") -> None:
+    """Raises: ValueError for a text without a token."""
+    if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
+        raise ValueError(f"{name} {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: leave empty texts out")
+
+
 def _check(texts: Texts, pairs: Texts | None) -> None:
     check_texts(texts)
     if pairs is not None:

@@ -33,10 +33,15 @@ APART = 256                             # rows between two lengths of a packed r
 Tensors = dict[str, Tensor]
 
 
+def check_device(device: torch.device) -> None:
+    """Raises: ValueError for one that has no graphs."""
+    if device.type != "cuda":
+        raise ValueError(f"graphs=True on {device}; CUDA graphs are an NVIDIA GPU's: leave graphs out, or move the model there")
+
+
 def check_capture(model: Model, objective: Objective) -> None:
     """Raises: ValueError for a device, a model, a head or an objective that no graph can hold."""
-    if model.device.type != "cuda":
-        raise ValueError(f"graphs=True on {model.device}; CUDA graphs are an NVIDIA GPU's: leave graphs out, or move the model there")
+    check_device(model.device)
     if ranks.world() > 1:
         raise ValueError(f"graphs=True on {ranks.world()} processes; gradients that travel between processes are in no graph: leave graphs out, or train on one")
     if isinstance(model, EncoderDecoder | RecurrentModel) or not isinstance(model.head, HEADS) or not hasattr(objective, "most_targets"):

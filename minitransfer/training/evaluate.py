@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,34 +35,39 @@ def measure(model: Model, evaluate: Evaluation, precision: Precision) -> dict[st
         return {name: float(value) for name, value in evaluate(model).items()}
 
 
-def asked(batches: Batches, k: int, device: torch.device, seed: int) -> tuple[dict[str, Tensor], torch.Generator]:
-    """Batch k. Masks are drawn from (seed, k), so every evaluation asks for the same tokens and two of them can be compared."""
-    return {name: t.to(device) for name, t in batches[k].items()}, torch.Generator(device).manual_seed(mix(seed, "evaluation", k))
+def asked(batches: Batches, k: int, device: torch.device) -> tuple[dict[str, Tensor], torch.Generator]:
+    """Batch k. Masks are drawn from k, so every evaluation asks for the same tokens and two of them can be compared."""
+    return {name: t.to(device) for name, t in batches[k].items()}, torch.Generator(device).manual_seed(mix(0, "evaluation", k))
+
+
+def losses_of(model: Model, batches: Batches, objective: Objective) -> Iterator[tuple[float, int]]:
+    """Of each batch the sum of the losses over its targets, and their number."""
+    def ask(k: int) -> tuple[float, int]:
+        loss, n = objective(model, *asked(batches, k, model.device))
+        return float(loss), int(n)
+    return each(range(len(batches)), ask)
 
 
 def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def held_out_loss(batches: Batches, objective: Objective, seed: int = 0) -> Evaluation:
+def held_out_loss(batches: Batches, objective: Objective) -> Evaluation:
     """An evaluation for `train`: loss per target in nats and perplexity exp(loss) over one epoch of `batches`."""
     def evaluate(model: Model) -> dict[str, float]:
-        def ask(k: int) -> tuple[float, int]:
-            loss, n = objective(model, *asked(batches, k, model.device, seed))
-            return float(loss), int(n)
         loss_sum, targets = 0.0, 0
-        for loss, n in each(range(len(batches)), ask):
+        for loss, n in losses_of(model, batches, objective):
             loss_sum, targets = loss_sum + loss, targets + n
         mean = loss_sum / max(targets, 1)
         return {"loss": mean, "perplexity": perplexity(mean), "targets": float(targets)}
     return evaluate
 
 
-def held_out_replaced(batches: Batches, objective: Replaced, seed: int = 0) -> Evaluation:
+def held_out_replaced(batches: Batches, objective: Replaced) -> Evaluation:
     """The same for a generator and a discriminator: each one's loss per target, their weighted sum as loss, and the generator's perplexity."""
     def evaluate(model: Model) -> dict[str, float]:
         def ask(k: int) -> list[tuple[float, int]]:
-            return [(float(loss), int(n)) for loss, n in objective.terms(model, *asked(batches, k, model.device, seed))]
+            return [(float(loss), int(n)) for loss, n in objective.terms(model, *asked(batches, k, model.device))]
         sums, counts = [0.0, 0.0], [0, 0]
         for terms in each(range(len(batches)), ask):
             for i, (loss, n) in enumerate(terms):

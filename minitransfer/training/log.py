@@ -15,7 +15,7 @@ import torch
 from ..nn.model import Model
 from ..transfer.fingerprint import SAMPLE
 from ..weights.files import read_json, write_json
-from .ranks import full
+from .ranks import full, world
 from .settings import TrainSettings
 
 PACKAGES = ("minitransfer", "torch", "numpy", "tokenizers", "safetensors")
@@ -29,13 +29,17 @@ def finite_only(value: Any) -> Any:
 
 
 def read_log(path: Path) -> list[dict]:
-    """The records of a log; a last line that a kill cut off is dropped."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    """The records of a log; a last line that a kill cut off is dropped. Raises: ValueError for any other line that is no record."""
+    records, lines = [], path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+        except ValueError:                                                       # no JSON, or not even text
+            record = None
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and isinstance(record.get("evaluation", {}), dict):
+            records.append(record)
+        elif number < len(lines) or record is not None:
+            raise ValueError(f"line {number} of {path} is no record; each line is a JSON object with the number of a step: give the log as the run left it")
     return records
 
 
@@ -110,7 +114,7 @@ def write_manifest(out: Path, model: Model, settings: TrainSettings, precision: 
                   "parameters": sum(p.numel() for p in model.parameters()),
                   "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad)},
         "versions": package_versions(),
-        "machine": {"device": device, "threads": torch.get_num_threads()},
+        "machine": {"device": device, "threads": torch.get_num_threads(), "processes": world()},
     })
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ..nn.model import Model
 from ..objectives import Objective
-from ..weights.save import family_of
+from ..weights.save import check_names, family_of
 from . import ranks
 from .batches import Batches, Feed, fingerprint
 from .captured import Captured, widened
@@ -93,7 +93,7 @@ def train(model: Model, batches: Batches, objective: Objective, settings: TrainS
     if settings.best and evaluate is None:
         raise ValueError(f"best={settings.best!r} without an evaluation; held-out data picks the best weights: give some (validation=, here evaluate=), or leave best out")
     if out is not None:
-        family_of(model)  # an architecture that no standard file can describe is refused now and not at the first save
+        check_names(model) if save is None else family_of(model)                 # what no standard file can hold is refused now and not at the first save
     ranks.join(model)
     precision = Precision(settings.precision, model)
     ranks.check_shares(settings, objective, precision.name)

@@ -30,7 +30,7 @@ from .loop import train
 from .page import looks, rates, write_report
 from .precision import Precision
 from .run import TrainResult, check_place
-from .settings import LIMITS, TrainSettings
+from .settings import TrainSettings, epochs_or
 from .tune import as_it_is, tune
 
 HEADS = {"masked": "masked", "causal": "causal", "replaced": "replaced", "span": "seq2seq", "denoise": "seq2seq"}      # objective -> the head it trains
@@ -153,8 +153,7 @@ class Corpus:
 
 def defaults(settings: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """The settings of a call over those of pretraining."""
-    limit = {} if any(settings.get(name) is not None for name in LIMITS) else {"epochs": 1}
-    return {"eval_every": 500, "best": "loss lower", **limit, **more, **settings}
+    return {"eval_every": 500, "best": "loss lower", **epochs_or(settings, 1), **more, **settings}
 
 
 def pretrain(model: Model, tok: Tokenizer, corpus: Any, objective: str | Objective = "masked", validation: Any = None, out: str | Path | None = None,

@@ -80,4 +80,4 @@ def advice(model: Model, step: StepShape | None, device: torch.device) -> str:
 
 
 def mib(size: int) -> str:
-    return f"{size / 2**20:,.0f} MiB"
+    return f"{size / 2**20:,.0f} MiB" if abs(size) >= 2**20 else f"{size / 2**10:,.0f} KiB"

@@ -27,6 +27,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return TRAINERS.get(name) or next(iter(difflib.get_close_matches(name, list(known), 1)), None)
 
 
+def epochs_or(given: Mapping[str, Any], epochs: int) -> dict[str, int]:
+    """So many epochs, unless a limit is given."""
+    return {} if any(given.get(name) is not None for name in LIMITS) else {"epochs": epochs}
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How long, how fast, how precise, and what is watched.
@@ -103,8 +108,7 @@ class TrainSettings:
     @classmethod
     def for_tuning(cls, of_strategy: Mapping[str, Any], given: Mapping[str, Any], best: str | None = None) -> TrainSettings:
         """The caller's settings over the strategy's over the usual ones of tuning: lr=5e-5, a tenth of warm-up, and 3 epochs if no limit is given."""
-        limit = {} if any(given.get(name) is not None for name in LIMITS) else {"epochs": 3}
-        return cls.from_dict({"lr": 5e-5, "warmup": 0.1, "best": best, **limit, **of_strategy, **given})
+        return cls.from_dict({"lr": 5e-5, "warmup": 0.1, "best": best, **epochs_or(given, 3), **of_strategy, **given})
 
     @classmethod
     def from_dict(cls, values: dict) -> TrainSettings:

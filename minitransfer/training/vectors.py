@@ -12,7 +12,7 @@ from ..text import read_texts
 from ..text.vectors import WORD
 from ..text.windows import WindowBatches, count_words
 from .loop import train
-from .settings import LIMITS, TrainSettings
+from .settings import TrainSettings, epochs_or
 
 METHODS = ("skipgram", "cbow")
 
@@ -37,8 +37,8 @@ def train_vectors(corpus: Any, method: str = "skipgram", d: int = 100, window: i
         whole_number(name, value, least)
     if not 0 < sample <= 1:
         raise ValueError(f"sample={sample}; it is the frequency above which words are left out now and then, in (0, 1]: 1e-3 to 1e-5 are usual")
-    limit = {} if any(settings.get(name) is not None for name in LIMITS) else {"epochs": 5}
-    chosen = TrainSettings.from_dict({"lr": 1e-2, "warmup": 0, "weight_decay": 0.0, "max_grad_norm": None, "precision": "fp32", "seed": seed, **limit, **settings})
+    usual = {"lr": 1e-2, "warmup": 0, "weight_decay": 0.0, "max_grad_norm": None, "precision": "fp32", "seed": seed, **epochs_or(settings, 5)}
+    chosen = TrainSettings.from_dict({**usual, **settings})
     words = count_words((WORD.findall(text.lower() if lowercase else text) for text in read_texts(corpus)), min_count)
     model = StaticVectors(len(words.words), d, seed)
     batches = WindowBatches(words, kept_share(words.counts, sample), window, batch_size, seed)

@@ -29,18 +29,21 @@ from torch import Tensor
 
 from ..config import choose
 from ..nn.encoder_decoder import EncoderDecoder
+from ..nn.evaluating import evaluating
 from ..nn.heads import BodyOutput, first_token
 from ..nn.model import Model
 from ..nn.pooling import pool
 from ..nn.trace import Trace
 from ..text import Tokenizer, read_rows
 from ..text.readers import column
+from ..text.tokenizer import check_tokens
 from ..weights.files import flush, write_json
 from .named import check_not_by_row
 
 FORMAT = 1          # of the files; part of the key
 POOLINGS = ("first", "last", "mean", "each")
 KEY = 16            # bytes
+BATCH = 32          # rows that the body reads at a time
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         choose("pooling", self.pooling, POOLINGS)
+        if not self.layers:
+            raise ValueError("layers=(); a vector is made of one layer at least: give some, such as -1")
 
     def take(self, states: Sequence[Float[Tensor, "B T _"]], keep: Bool[Tensor, "B T"]) -> list[Float[Tensor, "n W"]]:
         """One matrix for each text. Raises: ValueError for a layer that the model does not have."""
@@ -134,17 +139,13 @@ def read_body(model: Model, rows: Sequence[tuple[bytes, Tensor, Tensor | None]],
         ids[i, : len(one)], keep[i, : len(one)] = one, True
         if type_row is not None:
             types[i, : len(one)] = type_row
-    trace, training, device = Trace(False), model.training, model.device
-    model.eval()
-    try:
-        with torch.autocast(device.type, enabled=False):
-            model.body(ids.to(device), keep.to(device), types.to(device) if model.config.n_token_types else None, trace=trace)
-    finally:
-        model.train(training)
+    trace, device = Trace(False), model.device
+    with evaluating(model), torch.autocast(device.type, enabled=False):
+        model.body(ids.to(device), keep.to(device), types.to(device) if model.config.n_token_types else None, trace=trace)
     return reading.take(trace.states, keep.to(device))
 
 
-def features_of(model: Model, batches: Iterable[dict[str, Tensor]], reading: Reading, cache: str | Path | None = None, batch_size: int = 32) -> Features:
+def features_of(model: Model, batches: Iterable[dict[str, Tensor]], reading: Reading, cache: str | Path | None = None) -> Features:
     """The features of every row in `batches`: computed at the first call, opened at the next ones.
 
     Args:   cache: the folder of all of them; default $XDG_CACHE_HOME/minitransfer/features, or ~/.cache/minitransfer/features.
@@ -158,7 +159,7 @@ def features_of(model: Model, batches: Iterable[dict[str, Tensor]], reading: Rea
     root.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=root))
     try:
-        write_features(aside, model, sorted(rows.values(), key=lambda row: (len(row[1]), row[0])), reading, batch_size)
+        write_features(aside, model, sorted(rows.values(), key=lambda row: (len(row[1]), row[0])), reading)
         flush(aside)
         if (damaged := root / key).exists() and open_features(damaged) is None:
             shutil.rmtree(damaged)
@@ -174,11 +175,11 @@ def features_of(model: Model, batches: Iterable[dict[str, Tensor]], reading: Rea
     return made
 
 
-def write_features(folder: Path, model: Model, rows: Sequence[tuple[bytes, Tensor, Tensor | None]], reading: Reading, batch_size: int) -> None:
+def write_features(folder: Path, model: Model, rows: Sequence[tuple[bytes, Tensor, Tensor | None]], reading: Reading) -> None:
     ends, width = [0], 0
     with (folder / "features.bin").open("wb") as file:
-        for start in range(0, len(rows), batch_size):
-            for one in read_body(model, rows[start : start + batch_size], reading):
+        for start in range(0, len(rows), BATCH):
+            for one in read_body(model, rows[start : start + BATCH], reading):
                 file.write(one.float().cpu().contiguous().numpy().tobytes())
                 ends.append(ends[-1] + len(one))
                 width = one.shape[1]
@@ -251,8 +252,7 @@ def extract_features(model: Model, tok: Tokenizer, rows: Any, text: str = "text"
     labels = np.array([] if label is None else column(found, label))
     limit = min(model.longest, tok.max_len or model.longest) if max_length is None else max_length
     ids, type_ids = tok.encode_rows(column(found, text), None if pair is None else column(found, pair), limit)
-    if empty := [i for i, one in enumerate(ids) if len(one) == 0]:
-        raise ValueError(f"row {empty[0]} has no token; this tokenizer puts nothing around a text, so a text needs a character: leave empty texts out")
+    check_tokens(ids, "row")
     singles = [tok.collate([one], [types]) for one, types in zip(ids, type_ids, strict=True)]
     features = features_of(model, singles, reading, cache)
     X = np.concatenate([features[key] for single in singles for key, _, _ in rows_of(single)])

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nn.evaluating import evaluating
 from ..nn.model import Model
 from ..objectives import Objective
 from ..text import Batches
@@ -114,14 +115,13 @@ def fisher(model: Model, batches: Batches, objective: Objective, n: int, seed: i
         raise ValueError(f"n={n}; the information is a mean over texts: give at least 1, some hundreds are usual")
     weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = {name: torch.zeros_like(p) for name, p in weights.items()}
-    generator, training = torch.Generator(model.device).manual_seed(seed), model.training
-    model.eval()
-    for text, _ in zip(single_texts(batches), range(n), strict=False):
-        loss, _ = objective(model, {name: t.to(model.device) for name, t in text.items()}, generator)
-        for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True):
-            if g is not None:
-                found[name] += g.square() / n
-    model.train(training)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    with evaluating(model):
+        for text, _ in zip(single_texts(batches), range(n), strict=False):
+            loss, _ = objective(model, {name: t.to(model.device) for name, t in text.items()}, generator)
+            for name, g in zip(weights, torch.autograd.grad(loss, list(weights.values()), allow_unused=True), strict=True):
+                if g is not None:
+                    found[name] += g.square() / n
     return found
 
 

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from ..nn.evaluating import evaluating
 from ..nn.model import Model
 from ..ops.dispatch import within_reach
 from ..ops.dropout import dropout
@@ -315,10 +316,8 @@ def eval_logits(model: nn.Module, batch: dict[str, Tensor] | None) -> Tensor | N
     """The logits of a batch without dropout; the model's mode is put back."""
     if batch is None:
         return None
-    training = model.training
-    model.eval()
-    out = model(**{k: v for k, v in batch.items() if k != "labels"})
-    model.train(training)
+    with evaluating(model):
+        out = model(**{k: v for k, v in batch.items() if k != "labels"})
     return out.last_hidden_state if out.logits is None else out.logits
 
 

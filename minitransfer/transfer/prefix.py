@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..config import NoAttention
 from ..nn.encoder_decoder import EncoderDecoder
+from ..nn.evaluating import evaluating
 from ..nn.model import Model
 from .groups import TrainableReport, fresh_names, set_trainable, trainable_report
 
@@ -92,14 +93,14 @@ class Listener(nn.Module):
 @torch.no_grad()
 def keys_and_values(model: Model, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The keys and values of these tokens in each block, (T, K Dh) each."""
-    every, training = list(attentions(model)), model.training
+    every = list(attentions(model))
     listeners = [Listener() for _ in every]
     try:
         for attn, listener in zip(every, listeners, strict=True):
             attn.prefix = listener
-        model.eval().body(ids[None])
+        with evaluating(model):
+            model.body(ids[None])
     finally:
-        model.train(training)
         remove_prefix(model)
     return [tuple(t[0].transpose(0, 1).flatten(1) for t in listener.seen) for listener in listeners]     # type: ignore[misc]
 

@@ -233,6 +233,7 @@ def test_a_classifier_of_scikit_learn(word_tok):
     ({"layers": 4}, ValueError, "layer 4 of a model with 3 blocks; .* give -4 to 3"),
     ({"pooling": "max"}, ValueError, "pooling='max'; it is one of 'first', 'last', 'mean'"),
     ({"pooling": "each"}, ValueError, "pooling='each' gives texts of different shape"),
+    ({"layers": ()}, ValueError, r"layers=\(\); .*: give some, such as -1"),
     ({"label": "lable"}, KeyError, "lable"),
 ])
 def test_bad_arguments(word_tok, own_cache, given, error, message):

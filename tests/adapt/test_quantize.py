@@ -146,6 +146,7 @@ def test_finetune_on_a_base_of_4_bits(tmp_path):
     (lambda m: quantize(m, "int4"), "base='int4'; it is one of 'int8', 'nf4'"),
     (lambda m: (quantize(m), quantize(m)), r"quantize to nf4 on a model that is quantised already; .*: call dequantize\(model\) first"),
     (lambda m: (add_lora(m), quantize(m)), "blocks.0.attn.q_proj already carries LoRA"),
+    (lambda m: lora(base="nf5"), "base='nf5'; it is one of .*: choose one"),
 ])
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):

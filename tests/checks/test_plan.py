@@ -1,6 +1,7 @@
 """The plan: every component against a hand calculation, what is kept against a real step, and what is said when it does not fit."""
 import json
 from dataclasses import replace
+from inspect import unwrap
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 import minitransfer as mt
 from minitransfer.bench.plan import BAR, CASES, RESULT
 from minitransfer.checks.cards import CARDS, Card, card_of
-from minitransfer.checks.plan import largest_batch
+from minitransfer.checks.plan import MOST, largest_batch
 from minitransfer.cli import main as run_main
 from minitransfer.config import Rotary
 from minitransfer.nn.heads import IGNORE
@@ -72,6 +73,7 @@ def test_a_base_held_as_codes(base, each):
 
 def test_a_kv_cache_by_hand():
     told = planned(DECODER, "generate").footprint
+    assert " 0 MiB" not in str(planned(DECODER, "generate")) and f"KV cache{round(told.parts['KV cache'] / 2**10):>24} KiB" in str(planned(DECODER, "generate"))
     assert told.parts["KV cache"] == 4 * 2 * L * 5 * D * 2 * 13 and "optimizer" not in told.parts and told.kept == 0     # buffers of twice the length
 
 
@@ -163,6 +165,7 @@ def test_the_largest_batch_fits_and_the_next_does_not():
         return planned(SMALL, "full", batch_size=rows).memory
     assert largest_batch(takes, takes(23), 5) == 23 and largest_batch(takes, takes(1) - 1, 5) == 0
     assert largest_batch(lambda rows: 100 + 7 * rows, 800, 3) == 100 and largest_batch(lambda rows: 100 + 7 * rows, 106, 3) == 0
+    assert largest_batch(lambda rows: 100 + rows, 10**9, 3) == MOST and largest_batch(lambda rows: 10**6 + rows, 10**6 + MOST - 1, 3) == MOST - 1
 
 
 def test_a_batch_that_cannot_fit_is_told_what_helps():
@@ -185,9 +188,12 @@ def test_bf16_keeps_half():
 
 @pytest.mark.parametrize("change, words", [
     ({"card": "H10"}, r"no card is called 'H10' \(did you mean 'H100'\?\); there are .*: choose one"),
-    ({"card": "7GB"}, "no card is called '7GB'"),
+    ({"card": "7GB"}, "a card of 7 GB; cards of 6, 8, 12, 16, 24, 80 GB are known: choose one"),
     ({"length": 32}, "length=32; this model reads at most 31 tokens: plan a length up to that"),
-    ({"batch_size": 0}, "batch_size=0, .*: give numbers above zero"),
+    ({"batch_size": 0}, "batch_size=0; .*: give a whole number above zero"),
+    ({"micro_batches": True}, "micro_batches=True; .*: give a whole number above zero"),
+    ({"source": DECODER, "strategy": "generate", "micro_batches": 2}, 'micro_batches=2 with strategy="generate"; .*: leave micro_batches out'),
+    ({"source": DECODER, "head": "masked"}, 'head="masked" on a decoder; .*: plan head="causal", or a bidirectional body'),
     ({"card": "T4", "precision": "bf16"}, "precision='bf16' on T4, which computes fp32, fp16: choose|precision=bf16 on T4, which computes fp32, fp16: choose"),
     ({"checkpointing": "blocks:0"}, "checkpointing='blocks:0'; .*: choose one"),
     ({"strategy": "full", "dtype": "bf16"}, "in bfloat16, where small steps are lost"),
@@ -199,8 +205,15 @@ def test_refused(change, words):
         planned(**{"source": SMALL} | change)
 
 
+def test_half_a_token():
+    with pytest.raises(ValueError, match=r"length=2\.5; a step reads whole rows of whole tokens: give a whole number above zero"):
+        unwrap(mt.plan)(SMALL, card=CPU, length=2.5)
+
+
 def test_cards():
-    assert card_of(8) is card_of("8 GB") is card_of("8gb") is CARDS["RTX 3070"] and card_of("h100").half == "bf16" and card_of("T4").half == "fp16"
+    eight = card_of(8)
+    assert eight == card_of("8 GB") == card_of("8gb") and eight.name == "a card of 8 GB" and "RTX 3070" in eight.source and eight.rates is CARDS["RTX 3070"].rates
+    assert card_of("h100").half == "bf16" and card_of("T4").half == "fp16"
     assert all(card.source and card.memory > 5 * 2**30 for card in CARDS.values())
     assert card_of("cpu").rates["fp32"] > 1e8 and card_of("cpu").memory > 2**30
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from inspect import unwrap
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,8 @@ from minitransfer.checks.recommend import TABLE, Proof
 from minitransfer.text import sample_rows
 from minitransfer.transfer.strategies import strategy
 from tests.adapt.small import HELD_OUT, QUICK, TRAIN, bert, tokenizer
+
+RESULTS = Path(__file__).parents[2] / "docs/results.md"
 
 
 def names(labels, **given):
@@ -34,6 +37,16 @@ def test_every_row_of_the_table_is_reached_with_its_reason_and_source():
         assert row.high == math.inf or row.strategy in ("features", "full") or row.strategy not in names(int(row.high))
         if row.strategy not in ("zero_shot", "in_context"):
             strategy(row.strategy)                                               # `finetune` takes it
+
+
+@pytest.mark.parametrize("labels, name, table, measured", [
+    (200, "features", "sst2", {"features": "61.0", "features, mean, logistic": "75.3", "logistic": "74.5"}), (200, "ulmfit", "imdb_100", {"ulmfit": "59.9", "logistic": "68.4"}),
+    (2000, "lora", "sst2", {"lora": "81.8", "full": "81.4"}), (100, "lora", "imdb_100", {"lora": "52.3", "logistic": "68.4"})])
+def test_its_reasons_are_what_was_measured(labels, name, table, measured):
+    (lines,) = [part.splitlines() for part in RESULTS.read_text(encoding="utf-8").split("\n\n") if part.startswith(f"| {table} | trained")]
+    found = {cells[1]: cells[3].split()[0] for line in lines[2:] if (cells := [cell.strip() for cell in line.split("|")])}
+    told = " ".join(next(one for one in mt.recommend("sequence", labels).advice if one.strategy == name).why)
+    assert {row: found[row] for row in measured} == measured and all(figure in told for figure in measured.values())
 
 
 def test_what_a_task_and_a_card_change():

@@ -66,3 +66,31 @@ def test_a_run_that_ended_earlier(first, tmp_path):
 def test_a_folder_of_no_run(first, tmp_path):
     with pytest.raises(ValueError, match=r"holds no manifest\.json"):
         mt.why(first, tmp_path)
+
+
+def test_runs_that_share_no_step(first, tmp_path):
+    shutil.copytree(first, tmp_path / "b")
+    records = [json.loads(line) for line in (first / "log.jsonl").read_text().splitlines()]
+    (tmp_path / "b/log.jsonl").write_text("".join(json.dumps({**one, "step": 100 + one["step"]}) + "\n" for one in records))
+    found = mt.why(first, tmp_path / "b")
+    assert found.step is None and "logged no step in common" in str(found) and "the same up to" not in str(found)
+
+
+def test_another_number_of_processes(first, tmp_path):
+    shutil.copytree(first, tmp_path / "b")
+    manifest = json.loads((first / "manifest.json").read_text())
+    assert manifest["machine"]["processes"] == 1
+    manifest["machine"]["processes"] = 2
+    (tmp_path / "b/manifest.json").write_text(json.dumps(manifest))
+    assert str(mt.why(first, tmp_path / "b").causes[0]) == "machine processes: 1 and 2"
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("log.jsonl", b"3\n{}\n", "line 1 of .*log.jsonl is no record; .*: give the log as the run left it"), ("log.jsonl", b'{"loss": 1.0}\n', "line 1 of"),
+    ("log.jsonl", b'\xff\xfe\n{"step": 1}\n', "line 1 of"), ("log.jsonl", b'{"step": 1, "evaluation": 3}\n', "line 1 of"),
+    ("manifest.json", b'{"settings": [1]}', r"settings=\[1\] in .*manifest.json; it is an object of names and values: give the folder as the run left it")])
+def test_files_that_a_run_never_wrote(first, tmp_path, name, text, message):
+    shutil.copytree(first, tmp_path / "b")
+    (tmp_path / "b" / name).write_bytes(text)
+    with pytest.raises(ValueError, match=message):
+        mt.why(first, tmp_path / "b")

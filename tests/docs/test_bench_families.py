@@ -29,7 +29,7 @@ def test_a_quick_run_measures_one_class_of_each_case(capsys, tmp_path, monkeypat
     assert len(rows) == 3 and rows[2].startswith("| GPT-2 (gpt2) | Radford et al. 2019 | 2.0e-06 | 2 | causal, sequence, token, span | yes | `c_attn`,")
 
 
-@pytest.mark.parametrize("words, message", [("bench families --rows brt", "no family page brt"), ("bench families --quick --save", "a quick run, to be saved")])
+@pytest.mark.parametrize("words, message", [("bench families --rows brt", "no family page 'brt'"), ("bench families --quick --save", "a quick run, to be saved")])
 def test_mistakes(words, message, capsys):
     assert main(words.split()) == 1 and message in capsys.readouterr().err
 

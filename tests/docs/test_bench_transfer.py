@@ -173,7 +173,7 @@ def test_lines_are_kept_as_they_come_and_a_failure_is_told(monkeypatch, tmp_path
 
 
 def test_what_cannot_be_run_is_refused_at_once(monkeypatch):
-    with pytest.raises(KeyError, match="did you mean sst2"):
+    with pytest.raises(KeyError, match="did you mean 'sst2'"):
         transfer.run(["sst"])
     with pytest.raises(ValueError, match="quick run, to be saved"):
         transfer.run(quick=True, save=True)

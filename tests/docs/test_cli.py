@@ -164,7 +164,7 @@ def test_help_of_every_verb(capsys, name):
 
 
 @pytest.mark.parametrize("words, code, message", [
-    ("finetun", 2, r"no verb 'finetun' \(did you mean finetune\?\); there are demo, pretrain"),
+    ("finetun", 2, r"no verb 'finetun' \(did you mean 'finetune'\?\); there are demo, pretrain"),
     ("predict", 2, r"required: model"),
     ("predict m --nonsense", 2, r"unrecognized arguments: --nonsense \(minitransfer predict --help says more\)"),
     ("generate m a --samples 0", 2, r"0 is not 1 or more"),
@@ -205,8 +205,9 @@ def test_help_of_every_verb(capsys, name):
     ("fill mini-bert --file .", 1, r"no file \.; a path of an existing file"),
     ("pretrain pydoc --out x d_ff=0 d_model=16", 1, r"d_ff=0; it is an int, 1 or more"),
     ("pretrain pydoc --out x max_len=0", 1, r"max_len=0; it is an int, 1 or more"),
+    ("pretrain pydoc --out x graphs=true device=cpu", 1, r"graphs=True on cpu; .*: leave graphs out"),
     ("bench tpu", 2, r"invalid choice: 'tpu'"),
-    ("bench cpu --rows masked-smal", 1, r"no row 'masked-smal' \(did you mean masked-small"),
+    ("bench cpu --rows masked-smal", 1, r"no row 'masked-smal' \(did you mean 'masked-small"),
 ])
 def test_mistakes(capsys, place, words, code, message):
     assert re.search(message, refused(capsys, *shlex.split(words), code=code))

@@ -111,5 +111,5 @@ def test_on_the_command_line(words, code, said, tmp_path, capsys):
 def test_a_function_that_nobody_asked_for():
     def atention(q, k, v, mask):
         return None
-    with pytest.raises(KeyError, match="'atention' answers no exercise of 03 \\(did you mean attention\\?\\)"):
+    with pytest.raises(KeyError, match="'atention' answers no exercise of 03 \\(did you mean 'attention'\\?\\)"):
         mt.check("03", atention)

@@ -170,7 +170,7 @@ def spoiled(folder, **changes):
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda folder: (folder / "config.json").unlink(), r"no config\.json in"),
-    (lambda folder: spoiled(folder, model_type="brt"), r"model_type 'brt' in config\.json; known are .*did you mean bert"),
+    (lambda folder: spoiled(folder, model_type="brt"), r"model_type 'brt' in config\.json; known are .*did you mean 'bert'"),
     (lambda folder: spoiled(folder, architectures=["BertForNothing"]), r"transformers [\d.]+ has no such class"),
     (lambda folder: (folder / "model.safetensors").unlink(), r"cannot load .* as BertForMaskedLM|has no model\.safetensors"),
     (lambda folder: save_file(dict(list(load_file(folder / "model.safetensors").items())[1:]), folder / "model.safetensors", {"format": "pt"}), r"missing: "),

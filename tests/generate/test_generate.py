@@ -200,6 +200,10 @@ def test_wrong_heads():
     with pytest.raises(ValueError, match="embedding head"):
         mt.embed(bert, tok, ["a"])
     gpt2 = mt.Model(mt.families.gpt2.config_from_hf(transformers.GPT2Config(n_embd=12, n_head=2, n_layer=1, vocab_size=31).to_dict()), "causal")
+    gpt2.set_head("embedding", pooling="last")
+    with pytest.raises(ValueError, match=r"text 1 has no token; .*: leave empty texts out"):
+        mt.embed(gpt2, mt.Tokenizer.train(["a b c", "a c b"], kind="byte_bpe", vocab_size=300), ["a", ""])
+    gpt2.set_head("causal")
     with pytest.raises(ValueError, match="a text of no tokens"):
         mt.generate(gpt2, torch.ones(1, 0, dtype=torch.long))
 

@@ -303,6 +303,16 @@ def test_heads_that_cannot_be_shared():
         attention_packed(torch.randn(5, 4, 32), torch.randn(5, 3, 32), torch.randn(5, 3, 32), offsets((2, 3)), 3)
 
 
+@pytest.mark.parametrize("bounds, longest, keys, message", [
+    ((1, 3, 5), 3, None, "offsets from 1 to 5 with sequences of 2 to 2 rows, of 5 rows"), ((0, 3, 2, 5), 3, None, "offsets from 0 to 5 with sequences of -1 to 3 rows"),
+    ((0, 2, 6), 4, None, "offsets from 0 to 6 .*, of 5 rows"), ((0, 2, 5), 2, None, "sequences of 2 to 3 rows, of 5 rows and a longest of 2; .*: give the running sums"),
+    ((0, 2, 5), 3, (0, 3, 7), "key_offsets from 0 to 7 with")])
+def test_offsets_of_rows_that_are_not_there(bounds, longest, keys, message):
+    x = torch.randn(5, 2, 16)
+    with pytest.raises(ValueError, match=message):
+        attention_packed(x, x, x, torch.tensor(bounds), longest, key_offsets=None if keys is None else torch.tensor(keys), longest_key=7)
+
+
 def test_a_bias_that_is_too_small():
     x = torch.randn(5, 4, 32)
     with pytest.raises(ValueError, match=r"a bias of \(1, 4, 3, 2\); \(1 or 2, 4, 3 or more, 3 or more\) is needed"):

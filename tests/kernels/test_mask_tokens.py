@@ -105,3 +105,9 @@ def test_planted_faults_are_noticed(old, new, message, emulator):
         assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True)), "other ids"
         given[0][:] = 2**40
         drawn([given[0], None, *given[2:]])
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.01, -0.1, float("nan")])
+def test_a_share_that_is_none(probability):
+    with pytest.raises(ValueError, match=f"probability={probability}; .*: give a number above 0, up to 1"):
+        drawn(case(2, 7), probability)

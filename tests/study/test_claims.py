@@ -131,7 +131,7 @@ def test_the_verb(capsys):
     assert main(["claims", "--json", "pos-probe"]) == 0
     assert json.loads(capsys.readouterr().out)["pos-probe"]["interval"][0] == pytest.approx(13 / 14, abs=1e-4)
     assert main(["claims", "--run", "imdb-2000"]) == 0 and "1 claim: 1 not as stated" in capsys.readouterr().out
-    for words, code, message in ((["gpt-flops"], 1, "did you mean gpt3-flops?"), (["--run", "lora-7b"], 1, "has no experiment, it is decided by arithmetic"),
+    for words, code, message in ((["gpt-flops"], 1, "did you mean 'gpt3-flops'?"), (["--run", "lora-7b"], 1, "has no experiment, it is decided by arithmetic"),
                                  (["--save"], 2, "--save without --run"), (["lora-7b", "--run", "imdb-2000"], 2, "it runs one claim")):
         assert main(["claims", *words]) == code and message in capsys.readouterr().err
 

@@ -112,7 +112,7 @@ def test_runs_beside_one_another(tok):
 
 def test_refused(tok):
     given = dict(train=TRAIN, validation=HELD_OUT, general=GENERAL, **LONG)
-    with pytest.raises(ValueError, match='what it could do before is asked of the head it was pretrained with: load it with head="masked"'):
+    with pytest.raises(ValueError, match=r'forgetting of a model with head=.*; it is asked of the head that a body was pretrained with: load it with head="masked"'):
         forgetting(bert(tok), tok, **given)
     with pytest.raises(KeyError, match="no run 'fisher'; there are full, lora"):
         forgetting(bert(tok, "masked"), tok, runs=("fisher",), **given)

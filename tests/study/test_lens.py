@@ -37,5 +37,5 @@ def test_table_and_figure(ours):
 
 
 def test_a_head_without_tokens(ours):
-    with pytest.raises(ValueError, match='a model with head "none" under the logit lens'):
+    with pytest.raises(ValueError, match='the logit lens of a model with head="none"'):
         logit_lens(mt.Model(ours("mini-bert")[0].config), ours("mini-bert")[1], "a text")

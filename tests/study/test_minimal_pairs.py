@@ -116,7 +116,7 @@ def test_mistakes(ours, tmp_path):
         minimal_pairs(model, tok, ROWS, bad="sentence_wrong")
     with pytest.raises(ValueError, match=r"holds no .jsonl file; minimal pairs come one object a line"):
         minimal_pairs(model, tok, tmp_path)
-    with pytest.raises(ValueError, match='the likelihood of texts by a model with head "none"'):
+    with pytest.raises(ValueError, match='the likelihood of texts of a model with head="none"'):
         log_likelihoods(mt.Model(model.config), tok, ["a"])
     with pytest.raises(ValueError, match="text 1 has 202 tokens; this model reads at most 128"):
         log_likelihoods(model, tok, ["a", "so " * 200])

@@ -119,7 +119,7 @@ def test_mistakes(rows, tok):
         (lambda: LabelledBatches([one, {"txt": "b", "label": "pos"}], tok, LABELS[1:2], batch_size=1), KeyError,
          r"row 1 has no column 'text'; it has 'txt', 'label': did you mean 'txt'\?"),
         (lambda: LabelledBatches([one, {"text": None, "label": "neg"}], tok, LABELS, batch_size=1), ValueError, r"texts\[1\] is None \(NoneType\)"),
-        (lambda: LabelledBatches([one, {"text": "", "label": "neg"}], byte, LABELS, batch_size=1), ValueError, "row 1 has no token, its 'text' is empty"),
+        (lambda: LabelledBatches([one, {"text": "", "label": "neg"}], byte, LABELS, batch_size=1), ValueError, "the 'text' of row 1 has no token; .*: leave empty texts out"),
         (lambda: LabelledBatches(rows, tok, LABELS, max_tokens=50), ValueError, "tokens; a batch holds max_tokens=50: use a larger"),
     ]:
         with pytest.raises(error, match=said):

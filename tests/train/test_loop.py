@@ -15,6 +15,7 @@ import minitransfer as mt
 from minitransfer.nn.heads import IGNORE
 from minitransfer.objectives import Causal
 from minitransfer.training import RandomWindows, held_out_loss, lr_at, param_groups, train
+from minitransfer.transfer import add_lora, save_adapter
 
 from .small import Listed, V, batches, bert, gpt, same, settings, weights
 
@@ -253,6 +254,11 @@ def test_arguments_that_contradict_each_other(tmp_path):
         train(gpt(), batches(), Causal(), settings(best="loss lower"))
     with pytest.raises(ValueError, match="there is no 'accuracy'; the evaluation gives loss, f1"):
         train(gpt(), batches(), Causal(), settings(1, best="accuracy higher"), evaluate=lambda model: {"loss": 1.0, "f1": 0.5})
+    model = gpt()
+    add_lora(model, r=2)
+    with pytest.raises(ValueError, match=r"have no name in gpt2 files; .*: merge or remove adapters first, or save them with save_adapter"):
+        train(model, batches(), Causal(), settings(), out=tmp_path / "lora")
+    assert not (tmp_path / "lora").exists() and train(model, batches(), Causal(), settings(1), out=tmp_path / "lora", save=save_adapter).steps == 1
     with pytest.raises(ValueError, match="no family's files can describe this architecture"):
         train(gpt(embed_norm=True), batches(), Causal(), settings(), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -116,7 +116,7 @@ def test_a_gpu_that_is_full_is_answered_with_what_to_change():
     def objective(model, batch, generator):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
-    with pytest.raises(torch.OutOfMemoryError, match=r"half the batch_size with twice the micro_batches.*: [\d,]+ MiB less; .*checkpointing=True: .* MiB less.*"
+    with pytest.raises(torch.OutOfMemoryError, match=r"half the batch_size with twice the micro_batches.*: [\d,]+ [KM]iB less; .*checkpointing=True: .* [KM]iB less.*"
                                                      r"the step was predicted to take [\d,]+ MiB.*Tried to allocate 20.00 MiB") as said:
         train(gpt(), batches(), objective, settings())
     assert "rehearsed" not in str(said.value)

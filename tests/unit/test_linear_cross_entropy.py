@@ -149,6 +149,10 @@ def test_no_second_derivatives_rather_than_wrong_ones():
 def test_refused():
     with pytest.raises(ValueError, match="chunk=0; a chunk holds at least one row: give 1 or more"):
         linear_cross_entropy(*inputs(), 0)
+    x, weight, bias, targets = inputs()
+    targets[2] = len(weight)
+    with pytest.raises(ValueError, match=f"a target of {len(weight)} with {len(weight)} rows in the output matrix; .*: give numbers below {len(weight)}, or -100"):
+        linear_cross_entropy(x, weight, bias, targets)
 
 
 def test_cost():

@@ -198,7 +198,7 @@ def test_a_config_that_cannot_be_read(folder, content, message):
 
 
 @pytest.mark.parametrize("change, error, message", [
-    ({"model_type": "brt"}, KeyError, r"model_type 'brt' in config.json; known are bert, gpt2, .* \(did you mean bert\?\): use a checkpoint of one of these families"),
+    ({"model_type": "brt"}, KeyError, r"model_type 'brt' in config.json; known are bert, gpt2, .* \(did you mean 'bert'\?\): use a checkpoint of one of these families"),
     ({"model_type": None}, KeyError, "model_type None in config.json; known are bert, gpt2"),
     ({"hidden_size": ...}, KeyError, "config.json of a bert model without 'hidden_size'; needed are the fields transformers writes: take"),
     ({"hidden_act": "mish"}, ValueError, "hidden_act='mish' in config.json; we compute gelu, .*quick_gelu: use another checkpoint"),

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import json
 import os
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 
 from ...training.throughput import cpu_name
 from ...weights.files import write_json
-from ..compare import RESULTS
+from ..compare import RESULTS, chosen
 from .sets import SETS, body, data_folder
 from .speed import PACES, depth, pace
 from .studies import STUDIES
@@ -23,15 +22,6 @@ from .table import summaries, table
 
 RESULT = RESULTS / "transfer_cpu.json"
 WITHOUT_TWIN = ("trec", "ag_news", "sms_spam", *STUDIES)
-
-
-def chosen(names: Sequence[str] | None) -> list[str]:
-    """Raises: KeyError for a set that does not exist, with the nearest."""
-    for name in names or ():
-        if name not in SETS:
-            near = difflib.get_close_matches(name, SETS, 1)
-            raise KeyError(f"no set {name!r}{f' (did you mean {near[0]}?)' if near else ''}; there are {', '.join(SETS)}: name some of them, or none for all")
-    return [name for name in SETS if not names or name in names]
 
 
 def jobs(names: Sequence[str]) -> list[tuple[str, str]]:
@@ -68,7 +58,7 @@ def run(names: Sequence[str] | None = None, quick: bool = False, save: bool = Fa
     """
     if quick and save:
         raise ValueError("a quick run, to be saved; a few rows are no measurement: run without quick, or do not save")
-    wanted, folder = chosen(names), Path(folder) / ("quick" if quick else "full")
+    wanted, folder = chosen(names, SETS, "set"), Path(folder) / ("quick" if quick else "full")
     data_folder(), body()
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:

@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -17,6 +15,7 @@ from ...tasks.base import supervised
 from ...training.memory import saved_for_backward
 from ...training.precision import cpu_computes_bf16
 from ...transfer import strategy
+from ..compare import last_line
 from . import ours, twin
 from .sets import QUICK_ROWS, SETS, body
 
@@ -43,11 +42,7 @@ def pace(name: str, quick: bool) -> dict[str, Any]:
     found: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(1 if quick else ROUNDS):
         for side in sides:
-            command = [sys.executable, "-m", "minitransfer.bench.transfer.speed", name, side, str(QUICK_ROWS if quick else 0)]
-            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-            if done.returncode:
-                raise RuntimeError(f"an epoch of {name}, {side}, failed with\n{done.stderr[-2000:]}")
-            found[side].append(float(done.stdout.splitlines()[-1]))
+            found[side].append(last_line("transfer.speed", name, side, QUICK_ROWS if quick else 0))
     median = {side: statistics.median(many) for side, many in found.items()}
     return {"set": name, "seconds": median, "readings": found, "threads": torch.get_num_threads(), "rows": SETS[name].rows, "batch_size": SETS[name].batch_size,
             "ratio": {side: median["twin"] / median[side] for side in sides if side != "twin"}, "bars": BARS}

@@ -9,10 +9,10 @@ Reading order: base.py (what a claim is), arithmetic.py, measured.py and experim
 """
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from ...config_parts import meant
 from ...weights.files import read_json, write_json
 from . import arithmetic, cited, experiments, measured
 from .base import RESULTS, Claim, Claims, Finding, Judged, Missing, result
@@ -33,8 +33,7 @@ def named(ids: Sequence[str]) -> list[Claim]:
     """Raises: KeyError for a claim that is not there, with the nearest."""
     for id in ids:
         if id not in CLAIMS:
-            near = difflib.get_close_matches(id, CLAIMS, 1)
-            raise KeyError(f"no claim {id!r}{f' (did you mean {near[0]}?)' if near else ''}; there are {', '.join(CLAIMS)}: name some of these")
+            raise KeyError(f"no claim {id!r}{meant(id, CLAIMS)}; there are {', '.join(CLAIMS)}: name some of these")
     return [CLAIMS[id] for id in ids]
 
 

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 from ...nn.heads import IGNORE
+from ...text.batches import by_length
 from ...training.seeds import mix, own_randomness
 from .base import Given, WordVectors, shape
 
@@ -99,10 +100,8 @@ def bilstm(given: Given, sentences: Sentences, targets: Sequence[Tensor], n: int
     def answer(asked: Sentences) -> list[Tensor]:
         if given.vectors:
             given.vectors.need(word for one in asked for word in one)
-        order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
         found: dict[int, Tensor] = {}
-        for start in range(0, len(order), BATCH):
-            part = order[start : start + BATCH]
+        for part in by_length(asked, BATCH):
             found |= {i: one[: len(asked[i])] if per_word else one for i, one in zip(part, model([asked[i] for i in part]), strict=True)}
         return [found[i] for i in range(len(asked))]
     return answer, sum(p.numel() for p in model.parameters())

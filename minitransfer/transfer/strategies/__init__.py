@@ -1,23 +1,17 @@
-"""The strategies by name. Each is a function of its settings that returns a Strategy; a new one is a page of its own and a line in STRATEGIES.
+"""The strategies by name. Each is a function of its settings that returns a Strategy; a new one is a function on a page of this folder and a line in STRATEGIES.
 
 The learning rates they bring were chosen on a small BERT and rows of sst2 that no figure uses (bench/results/transfer_rates.json); another body may want others."""
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 
+from ...config_parts import meant
 from ..base import Strategy
-from .adapter import adapter
-from .bitfit import bitfit
-from .compacter import compacter
 from .discriminative import discriminative
 from .features import features
-from .full import full, head, last
-from .ia3 import ia3
-from .lora import lora
-from .prefix import prefix
-from .soft_prompt import soft_prompt
+from .full import bitfit, full, head, last
+from .inserted import adapter, compacter, ia3, lora, prefix, soft_prompt
 from .ulmfit import ulmfit
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
@@ -49,9 +43,7 @@ def strategy(wanted: str | Strategy) -> Strategy:
         raise ValueError(f"strategy={wanted!r}; it is a name or a Strategy object: {how}")
     name, _, argument = wanted.partition(":")
     if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, 1)
-        raise ValueError(f"no strategy is called {wanted!r}" + (f" (did you mean {near[0]!r}?)" if near else "")
-                         + f"; there are {', '.join(STRATEGIES)}: choose one, or pass a Strategy object")
+        raise ValueError(f"no strategy is called {wanted!r}{meant(name, STRATEGIES)}; there are {', '.join(STRATEGIES)}: choose one, or pass a Strategy object")
     page = STRATEGIES[name]
     try:
         arguments = [int(argument) if argument.lstrip("-").isdigit() else float(argument)] if argument else []

@@ -1,4 +1,4 @@
-"""Everything trains, or the head alone, or the last blocks with it: freezing is the whole method."""
+"""Everything trains, or the head alone, or with it the last blocks or all biases: freezing is the whole method."""
 from __future__ import annotations
 
 from ...nn.model import Model
@@ -32,3 +32,20 @@ def last(k: int) -> Strategy:
         frozen = {"embed", "relative", *(f"blocks.{i}" for i in range(blocks - k))}
         return [name for group, names in layer_groups(model).items() if group not in frozen for name in names]
     return Strategy(f"last:{k}", trains)
+
+
+def bitfit() -> Strategy:
+    """The biases of the body and the whole head train: y = W x + b with W as it was; a thousandth of the model.
+
+    Saved as a whole model. Raises: ValueError, when applied, for a body without biases.
+    Source: Ben Zaken et al. 2022, equation 1. Deviation: all biases of the body, the pooler's with them, and no choice among them.
+    """
+    return Strategy("bitfit", trains=lambda model: {*biases(model), *fresh_names(model)}, settings={"lr": LR}, rate=with_gentle_pooler(LR))
+
+
+def biases(model: Model) -> list[str]:
+    """The names of all biases: of linear layers and of norms. Raises: ValueError for a body that has none."""
+    found = [name for name, _ in model.named_parameters() if name.endswith("bias")]
+    if not any(not name.startswith("head.") for name in found):
+        raise ValueError("strategy 'bitfit' on a body without biases; it trains nothing else in a body: choose lora, last:2 or full for this model")
+    return found
