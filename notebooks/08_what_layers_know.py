@@ -148,8 +148,8 @@ for width in (2, 8, 64, 256):
 # %% [markdown]
 # That is why every probe here comes with its controls and an interval. On a real treebank (17,000 words, `minitransfer
 # bench study`) the curve of parts of speech is clear: in `mini-bert` and in MiniLM it is highest in the **second**
-# layer, not in the third to sixth of twelve as the articles have it, and falls above. The tables are in
-# `minitransfer/bench/results/study.json`.
+# layer, of four and of six, and falls above. As a share of the depth that is where the articles have it, in the third
+# to sixth of twelve. The tables are in `minitransfer/bench/results/study.json`.
 #
 # ## 3. Looking inside
 #
