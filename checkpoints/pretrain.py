@@ -78,9 +78,10 @@ def card(name: str, out: Path) -> str:
     phases = "\n".join("| " + " | ".join(map(str, (number, *row))) + " |" for number, row in enumerate(rows, 1))
     guess = f"hides {MASKED:.0%} of the tokens" if head == "masked" else "predicts the next token"
     shape, read, minutes = facts["config"], sum(p["tokens"] for p in done) / 1e6, sum(p["seconds"] for p in done) / 60
+    device = manifest["machine"]["device"]
     return f"""# {name}
 
-A small {'encoder in BERT' if head == 'masked' else 'decoder in GPT-2'} layout, pretrained with minitransfer in {minutes:.0f} minutes on one {manifest['machine']['device']}. It {guess}.
+A small {'encoder in BERT' if head == 'masked' else 'decoder in GPT-2'} layout, pretrained with minitransfer in {minutes:.0f} minutes on one {device}. It {guess}.
 It is here so that everything can be tried offline in seconds. It is a small language model and not a good one:
 it has read {read:.0f} million tokens, where BERT read 3.3 billion words about 40 times (Devlin et al. 2019, A.2).
 

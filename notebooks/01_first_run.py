@@ -64,8 +64,7 @@ mt.trainable_report(model)
 # %% [markdown]
 # Nobody told this model what a noun is. It was given text in which words had been covered, and had to guess them. What
 # it learned from that can be asked: put `[MASK]` somewhere and read its five best guesses with their probabilities. The
-# sentences below ask for three different things: for the right kind of word, for a word that fits the mood, and for a
-# fact. Judge for yourself how far a small model got with each.
+# sentences below ask for three things: for the right kind of word, for a word that fits the mood, and for a fact.
 
 # %%
 questions = {"the kind of word": ["She [MASK] the door and went into the house.", "He put his hand [MASK] the table."],
@@ -78,6 +77,9 @@ for kind, texts in questions.items():
         print(f"  {text:46} " + "  ".join(f"{token} {p:.2f}" for token, p in guesses))
 
 # %% [markdown]
+# The kind of word is right. The mood is right for the day and hardly for the food. Of facts it has the kind of answer,
+# a country or a length of time, more surely than the answer.
+#
 # ## 2. What a model reads
 #
 # Not words, but numbers of **tokens** from a fixed vocabulary. A frequent word is one token, a rare one several pieces
@@ -388,8 +390,9 @@ for name, belongs in groups.items():
 #   equal; it has not been shown to be worse. More test rows would tell.
 # * *Word counts* cost nothing. If a network does not beat them clearly, the body knows too little for this task (it is
 #   small and has read little), or the rows are too few.
-# * A way whose training loss hardly falls has not lost the comparison: at this learning rate and in so few epochs it has
-#   not learned at all. Try another rate, judged on the validation rows, before saying anything about the way.
+# * The training loss does not rank the ways. That of *random start* falls furthest: a body that has read nothing can
+#   still learn the rows by heart. That of *head* hardly falls, and on the test reviews *head* is not behind: its body
+#   had most of the answer already. Rates are compared on the validation rows, and so are ways.
 # * One seed is one draw. The three seeds of *head* show how far a count moves by that alone; the intervals do not
 #   contain it.
 # * These reviews are few, and were written for teaching, to be varied and not easy: the accuracies say nothing about

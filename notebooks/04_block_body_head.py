@@ -180,7 +180,7 @@ plt.show()
 # Post-norm keeps the length and turns the vectors, pre-norm lets them grow. The first block of `mini-gpt` writes nearly
 # the whole stream, since what it adds is long beside the embeddings; every other block changes a part of what is there.
 # That is why the layers of a pretrained model can be read one by one (08), why the lower ones can be frozen (09), and
-# why a block can be left out without destroying everything:
+# why leaving a block out need not destroy everything:
 
 # %%
 text = "She opened the [MASK] and went in."
@@ -192,6 +192,9 @@ for gone in (None, *range(len(model.blocks))):
     print(f"{'whole' if gone is None else f'without block {gone}':16}", ", ".join(f"{token} {p:.2f}" for token, p in best))
 
 # %% [markdown]
+# Without any block but one there is still a noun at the mask. The exception is the block in which a head looks at the
+# token just before (08): without it the best guess is a comma.
+#
 # ## 5. Heads
 #
 # A head turns `D` numbers a token into an answer. The question decides what it reads and how wide it answers:

@@ -234,9 +234,10 @@ plt.show()
 # %% [markdown]
 # In these few steps the masked model has learned little more than frequencies: it is asked for one token in seven. The
 # causal one, asked at every token, is well below its line. Both read the same sentences again and again and would soon
-# know them by heart: pretraining needs text that does not repeat. `mini-bert` and `mini-gpt` were made by the same call
-# on some millions of tokens (their model cards say how many), the published models on billions. The two curves cannot
-# be compared with each other: their vocabularies differ, and with smaller pieces each one is easier to guess.
+# know them by heart: pretraining needs far more text. `mini-bert` and `mini-gpt` were made by the same call on more
+# than twenty million tokens each, read about a dozen times (their model cards have the figures), the published models
+# on billions. The two curves cannot be compared with each other: their vocabularies differ, and with smaller pieces
+# each one is easier to guess.
 #
 # ## What to take with you
 #

@@ -140,9 +140,9 @@ for label, run in runs.items():
     print(f"{label:20} {run.report.trainable:9,}   {m['accuracy']:.2f} ({m['accuracy_low']:.2f} to {m['accuracy_high']:.2f})")
 
 # %% [markdown]
-# With so few reviews and so small a model the intervals overlap: these numbers do not say which way is better. That
-# LoRA comes near to full tuning with a hundredth of the numbers is shown where there is enough to measure, in
-# `docs/results.md`: on 2,000 sentences of sst2, three seeds each, beside `peft`.
+# With so few reviews and so small a model the intervals overlap, that of the head alone too: these numbers do not say
+# which way is better. That LoRA comes near to full tuning with a hundredth of the numbers is shown where there is
+# enough to measure, in `docs/results.md`: on 2,000 sentences of sst2, three seeds each, beside `peft`.
 #
 # ## 4. Merging
 #

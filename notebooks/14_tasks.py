@@ -174,9 +174,10 @@ for i, text in enumerate(texts):
 
 # %% [markdown]
 # All cosines on the left are high, whatever is compared: the vectors lie in a narrow cone, and a cosine of 0.8 means
-# little. Taking out the mean of many texts spreads them. What makes a body a sentence encoder is training on pairs: two
-# texts that belong together are pulled together, and the other texts of the batch are pushed away. Here the pairs are
-# two halves of one sentence:
+# little. Their order is another matter: each of these six texts is nearest to the one that belongs with it. Taking out
+# the mean of many texts spreads them. What makes a body a sentence encoder is training on pairs: two texts that belong
+# together are pulled together, and the other texts of the batch are pushed away. Here the pairs are two halves of one
+# sentence:
 
 # %%
 halves = []

@@ -16,7 +16,8 @@
 # A pretrained model can be asked for a label without a single step of training: write the task so that the label is the
 # next word, and see which one it would rather read. This notebook does it by hand, shows the two things that go wrong
 # first (long labels, and words that are always likely), gives examples in the prompt, and then trains a model to
-# answer. The models here are tiny, and most of what they answer is wrong: the mechanism is what can be seen in them.
+# answer. The models here are tiny, and what they say of reviews is hardly better than a guess: the mechanism is what
+# can be seen in them.
 #
 # You need: 07_pretraining. Reading time: about 12 minutes. Letters for shapes: `B` texts, `T` tokens, `V` vocabulary.
 
@@ -108,9 +109,11 @@ for name, model, tok in (("mini-gpt", gpt, words), ("mini-bert", bert, pieces)):
         print(f"{name:10} {'calibrated' if calibrate else 'as it is':12} {accuracy(found)}   positive: {sum(one.label == 'positive' for one in found)}")
 
 # %% [markdown]
-# Here it changes little: what makes these two models one-sided is not what they say to nothing. They were pretrained on
-# some millions of tokens, and what is called zero-shot ability begins with models a thousand times larger. An interval
-# that holds 0.50 says that guessing would do.
+# For `mini-bert` it changes much: it said positive to most reviews, and now says it to fewer than half. For `mini-gpt`
+# it changes nothing: what makes it one-sided is not what it says to nothing. And neither reads better for it. An
+# interval that holds 0.50 says that guessing would do, and all four hold it: less one-sided is not yet right. Both
+# models were pretrained on some hundred million tokens, and what is called zero-shot ability begins with models a
+# thousand times larger.
 #
 # The wording counts as much as the model. The same model, the same reviews:
 

@@ -38,7 +38,7 @@ def plain(theirs, text: str, places: list[int] | None = None) -> float:
 def test_equal_to_transformers(ours, theirs, name):
     found = minimal_pairs(*ours(name), ROWS, batch_size=7)
     wanted = np.array([[plain(theirs(name), text) for text in pair] for pair in PAIRS])
-    np.testing.assert_allclose(found.scores, wanted, rtol=1e-6)
+    np.testing.assert_allclose(found.scores, wanted, rtol=1e-5)
     won = wanted[:, 0] > wanted[:, 1]
     assert [(row.name, row.pairs, row.share.value) for row in found.rows] == [("other", 3, won[::2].mean()), ("agreement", 2, won[1::2].mean()), ("all", 5, won.mean())]
 
@@ -49,7 +49,7 @@ def test_equal_on_real_pairs(ours, theirs, data, name):
     found = minimal_pairs(*ours(name), data / "blimp_10", n=1)
     assert len(found.rows) == 11 and [row.pairs for row in found.rows] == [1] * 10 + [10] and found.rows[0].name == "anaphor_gender_agreement"
     rows = [json.loads(gzip.open(path, "rt").readline()) for path in sorted((data / "blimp_10").iterdir())]
-    np.testing.assert_allclose(found.scores, [[plain(theirs(name), row[f"sentence_{side}"]) for side in ("good", "bad")] for row in rows], rtol=1e-6)
+    np.testing.assert_allclose(found.scores, [[plain(theirs(name), row[f"sentence_{side}"]) for side in ("good", "bad")] for row in rows], rtol=1e-5)
 
 
 def test_a_first_token_that_nothing_foretells_is_not_counted(ours):
@@ -60,7 +60,7 @@ def test_a_first_token_that_nothing_foretells_is_not_counted(ours):
     with torch.no_grad():
         log_p = model.eval()(ids).logits[0].double().log_softmax(-1)
     found = log_likelihoods(model, bare, ["The old man", "The"])
-    np.testing.assert_allclose(found, [sum(float(log_p[i, ids[0, i + 1]]) for i in range(ids.shape[1] - 1)), 0.0], rtol=1e-6)
+    np.testing.assert_allclose(found, [sum(float(log_p[i, ids[0, i + 1]]) for i in range(ids.shape[1] - 1)), 0.0], rtol=1e-5)
 
 
 def test_files_of_a_folder_are_paradigms(ours, tmp_path):
@@ -85,7 +85,7 @@ def test_bias_counts_what_both_sentences_share(ours, theirs):
     rows = [{"sent_more": "The women can not drive .", "sent_less": "The men can not drive .", "bias_type": "gender"}]
     found = paired_bias(*ours("mini-bert"), rows)
     shared = [1, 3, 4, 5, 6]                                                     # [CLS] the women can not drive . [SEP]
-    np.testing.assert_allclose(found.scores[0], [plain(theirs("mini-bert"), rows[0][side], shared) for side in ("sent_more", "sent_less")], rtol=1e-6)
+    np.testing.assert_allclose(found.scores[0], [plain(theirs("mini-bert"), rows[0][side], shared) for side in ("sent_more", "sent_less")], rtol=1e-5)
     assert found.rows[0].name == "gender" and "stereotyped preferred" in str(found)
 
 
