@@ -12,12 +12,14 @@
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import ModelConfig
+from ..ops.dispatch import device_of
 from ..ops.dropout import Dropout
 from .attention import Attention, CrossAttention, Memory
 from .cache import LayerCache
@@ -28,6 +30,7 @@ from .masks import Mask
 from .norms import make_norm
 from .positions import Rotation
 from .recompute import again_in_backward
+from .trace import heard
 
 Seen = tuple[Tensor | None, ...]    # probabilities and scores of the attention, and probabilities of the cross-attention, when asked for
 Left = tuple[Tensor, float]         # what a part has made and the stream does not hold yet, and the rate of dropout on it
@@ -86,3 +89,9 @@ class Block(nn.Module):
         """
         y, total = (following if self.pre_norm else own)(made, x, self.rate, wide=not self.pre_norm)
         return y, total if self.pre_norm else y
+
+
+def sums_are_left(blocks: Iterable[Any], norm: nn.Module | None, x: Float[Tensor, "B T D"]) -> bool:
+    """Whether each block leaves its last sum to the next one's norm, whose kernel adds in the same pass: not where a hook would hear the difference."""
+    plain = all(block.pre_norm and not block.parallel and not heard(block, block.norm_attn) for block in blocks)
+    return device_of(x) == "cuda" and norm is not None and plain and not heard(norm)

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ..config import ModelConfig
-from ..ops.dispatch import device_of
 from .attention import Memory
-from .block import Block
+from .block import Block, sums_are_left
 from .cache import Cache
 from .disentangled import Distances, DistanceVectors
 from .embeddings import Embeddings, resized
@@ -27,7 +26,7 @@ from .picture import picture
 from .pooling import make_pooler, pool
 from .positions import RelativeBias, Rotation, rotation
 from .recompute import again_in_backward, recomputed
-from .trace import Trace, heard
+from .trace import Trace
 
 if TYPE_CHECKING:
     from ..weights.report import LoadReport
@@ -188,8 +187,7 @@ class Model(nn.Module):
             prompt = torch.arange(soft, device=position_ids.device).expand(len(position_ids), -1) + self.ahead[0]
             positions = torch.cat([prompt, position_ids + sum(self.ahead)], dim=1)
         x = self.embed(input_ids if pixel_values is None else pixel_values, positions, token_type_ids)     # (B, soft + T, D)
-        if c.wide_stream and x.dtype == torch.float16:
-            x = x.float()
+        x = x.float() if c.wide_stream and x.dtype == torch.float16 else x
         if trace is not None:
             trace.states.append(x)
         padded = trace is not None or cache is not None or memory is not None or not self.drops_padding
@@ -197,18 +195,16 @@ class Model(nn.Module):
         if packing is not None:
             x, positions, mask = packing.pack(x), packing.pack(positions), Mask(None, c.causal, c.window, packing.texts, packing)
         show, views = trace is not None and trace.attention, self.views(mask, positions, 0 if cache is None else cache.length)
-        leaves, left = trace is None and self.leaves(x), None
+        leaves, left = trace is None and sums_are_left(self.blocks, self.norm, x), None
         for i, view in enumerate(views):
             block, layer = self.blocks[0 if c.shared_blocks else i], None if cache is None else cache.layers[i]
             again = recomputed(self.checkpointing, i) if layer is None else ""
-            x, seen = again_in_backward(again == "blocks", block, x, view.mask, layer, show, view.turn, view.relative, memory, again,
-                                        *((left, True) if leaves else ()))
+            x, seen = again_in_backward(again == "blocks", block, x, view.mask, layer, show, view.turn, view.relative, memory, again, left, leaves)
             if leaves:
                 x, left = x
             if trace is not None:
                 trace.states.append(x)
-            if trace is not None and trace.attention:
-                for kept, new in zip((trace.probs, trace.scores, trace.crossed), seen, strict=False):
+                for kept, new in zip((trace.probs, trace.scores, trace.crossed), seen if trace.attention else (), strict=False):
                     kept.append(new)
         if self.norm is not None:
             x = self.norm(x) if left is None else self.norm(left[0], x, left[1], wide=True)[0]
@@ -289,12 +285,6 @@ class Model(nn.Module):
         """Whether blocks are to do without padding, and can: those that need columns for distances or neighbours cannot."""
         wanted = self.device.type == "cuda" if self.packs is None else self.packs
         return wanted and self.relative is None and self.config.convolution is None and not any(self.ahead)
-
-    def leaves(self, x: Float[Tensor, "B T D"]) -> bool:
-        """Whether each block leaves its last sum to the next one's norm, whose kernel adds in the same pass: not where a hook would hear the difference."""
-        blocks: list[Any] = list(self.blocks)
-        plain = all(block.pre_norm and not block.parallel and not heard(block, block.norm_attn) for block in blocks)
-        return device_of(x) == "cuda" and self.norm is not None and plain and not heard(self.norm)
 
     def check_length(self, positions: Tensor, length: int) -> None:
         if length > self.config.max_len and not self.config.endless and (last := int(positions.max())) >= self.config.max_len:

@@ -268,7 +268,7 @@ def test_a_sum_left_to_the_next_norm_is_that_sum(changes, monkeypatch):
     ids, found, seen = torch.randint(101, (5, 11)), [], []
     for device in ("cpu", "cuda", "cuda, and somebody listens"):
         model = moved(mt.Model(gpt2(dropout=0.1, **changes), "causal")).train()
-        monkeypatch.setattr("minitransfer.nn.model.device_of", lambda t, device=device: device[:4])
+        monkeypatch.setattr("minitransfer.nn.block.device_of", lambda t, device=device: device[:4])
         if "listens" in device:
             model.blocks[1].register_forward_hook(lambda module, given, output: seen.append(output[0]))
         torch.manual_seed(3)
