@@ -75,7 +75,13 @@ def test_a_fault_between_modules_is_found_between_them(name, module_name, before
 
 def test_a_fault_that_no_module_shows_is_found_in_the_outputs(tmp_path, monkeypatch):
     found = with_fault("gpt2", lambda m: setattr(m.head, "scale", 1.01), tmp_path, monkeypatch)
-    assert found.first == "logits" and "every module agrees" in found.cause
+    assert found.first == "logits" and "every module agrees" in found.cause and "In fp64" in found.cause and "two orders" not in found.cause
+
+
+def test_rounding_is_told_from_another_computation(tmp_path):
+    """Below what fp32 can hold no model agrees; fp64 shows that it is nothing else."""
+    found = verified(saved("bert", "BertForMaskedLM", tmp_path), bar=1e-9)
+    assert not found.holds and re.search(r"In fp64 the largest relative error is \d\.\de-1[2-9]: both compute the same", found.cause), found.cause
 
 
 def swap(a, b):
