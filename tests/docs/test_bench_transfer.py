@@ -14,7 +14,7 @@ from minitransfer.text import read_rows
 SENTENCE = "The old door of Marlow House opened slowly and the dog ran out into the garden again"
 
 
-def perturbed(head: str, labels: list[str] | None, folder, seed: int = 2):
+def perturbed(head: str, labels: list[str] | None, folder, seed: int = 3):
     """mini-bert with a head, every parameter moved, as a folder that both sides read."""
     model = Model.from_pretrained("mini-bert", head=head, labels=labels)
     generator = torch.Generator().manual_seed(seed)
