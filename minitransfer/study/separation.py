@@ -136,9 +136,10 @@ def separation_ratio(model: Model, tok: Tokenizer, senses: Mapping[str, Sequence
 
         separation_ratio(model, tok, {"money": ["She put it in the bank.", ...], "river": ["They sat on the bank.", ...]}, "bank").draw()
 
-    Args:   senses: sense -> sentences that have the word once, in this sense.
+    Args:   senses: sense -> sentences that have the word once, in this sense. Of two sentences each there is one way to draw a pair: the interval is a point.
     Source: standardisation: Timkey & van Schijndel 2021, section 4; anisotropy: Ethayarajh 2019, section 3.3. Intervals: bootstrap over the sentences of each sense.
-    Raises: ValueError for fewer than two senses, or sentences of one; for a word that a sentence does not have, or has twice.
+    Raises: ValueError for fewer than two senses, or sentences of one; for a word that a sentence does not have, or has twice;
+             for vectors that are not finite, or the same in all sentences of a sense.
     """
     if len(senses) < 2 or min(map(len, senses.values())) < 2:
         raise ValueError(f"senses with {', '.join(f'{len(texts)} sentences of {name!r}' for name, texts in senses.items()) or 'nothing'}; pairs within and between senses are "
@@ -150,6 +151,10 @@ def separation_ratio(model: Model, tok: Tokenizer, senses: Mapping[str, Sequence
         found.append(word_vector(encoding, states, text, word))
         tokens.append(states[:, np.array(encoding.special_tokens_mask) == 0])
     vectors, every = np.stack(found, 1).astype(float), np.concatenate(tokens, 1).astype(float)       # (L + 1, N, D), (L + 1, M, D)
+    if not np.isfinite(vectors).all():
+        raise ValueError(f"vectors of {word!r} that are not finite; distances between them mean nothing: look at the weights of the model (minitransfer doctor)")
+    if any((group == group[:, :1]).all() for group in np.split(vectors, np.cumsum([len(group) for group in senses.values()])[:-1], 1)):
+        raise ValueError(f"a sense whose sentences all give the same vectors of {word!r}; distances within a sense are compared: give sentences that differ")
     times = np.concatenate([np.random.default_rng(seed).multinomial(len(group), [1 / len(group)] * len(group), REPLICATES) for group in senses.values()], 1)
     spread = every.std(1, keepdims=True)
     scale = np.where(spread > 1e-6 * spread.mean(2, keepdims=True), spread, np.inf)                  # a dimension that never changes says nothing

@@ -63,7 +63,7 @@ def drawn(sentences: list[Any], n: int | None, seed: int) -> list[Any]:
     """So many of them, in their old order."""
     if n is None or n >= len(sentences):
         return sentences
-    return [sentences[i] for i in sorted(np.random.default_rng(seed).permutation(len(sentences))[:n])]
+    return [sentences[i] for i in sorted(np.random.default_rng(seed).permutation(len(sentences))[:max(n, 0)])]
 
 
 def _sentence(words: list[list[str]], path: Path) -> Sentence:
@@ -100,7 +100,14 @@ def depths(sentence: Sentence) -> list[str]:
     return [str(min(DEEPEST, depth or 0)) for depth in map(depth_in(sentence.heads), range(len(sentence.heads)))]
 
 
-TASKS: dict[str, Labels] = {"pos": lambda s: s.tags, "ner": lambda s: s.tags, "relation": lambda s: s.relations, "distance": distances, "depth": depths}
+def entities(sentence: Sentence) -> Sequence[str | None]:
+    """Raises: ValueError for tags that are those of parts of speech."""
+    if strange := next((tag for tag in sentence.tags if not (tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-"))), None):
+        raise ValueError(f"task='ner' on words tagged {strange!r}; entities are tagged B-..., I-... and O: give a .conll file of entities, or task=\"pos\"")
+    return sentence.tags
+
+
+TASKS: dict[str, Labels] = {"pos": lambda s: s.tags, "ner": entities, "relation": lambda s: s.relations, "distance": distances, "depth": depths}
 
 
 def labels_of(sentences: Sequence[Sentence], task: str | Labels) -> list[Sequence[str | None]]:
@@ -109,6 +116,8 @@ def labels_of(sentences: Sequence[Sentence], task: str | Labels) -> list[Sequenc
     Args:   task: one of TASKS; the name of a feature, such as "Number", for the words that have it; or a function of a sentence.
     Raises: ValueError for a task that there is not, or that these sentences have no labels for.
     """
+    if not sentences:
+        raise ValueError("no sentences; a probe learns from some: give a treebank that is not empty, and ask for one sentence or more")
     ask = task if callable(task) else TASKS.get(task, lambda s: [one.get(str(task)) for one in s.features])
     found = [ask(sentence) for sentence in sentences]
     kinds = {label for row in found for label in row} - {None}

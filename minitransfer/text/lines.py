@@ -15,6 +15,8 @@ def kind_of(path: Path) -> str:
 
 
 def not_there(path: Path | str) -> ValueError:
+    if Path(path).is_dir():
+        return ValueError(f"{path} is a folder; a file is needed: name one inside it")
     return ValueError(f"no file {path}; a path of an existing file is needed: check it (the current folder is {Path.cwd()})")
 
 

@@ -96,6 +96,13 @@ def test_an_open_exercise_and_an_answer_that_stops():
     assert [one.word for one in verdicts] == ["not solved yet", "wrong"] and "IndexError" in verdicts[1].seen and not verdicts.right
 
 
+def test_an_answer_that_leaves_is_wrong_and_the_others_are_graded(tmp_path, capsys):
+    (tmp_path / "leaves.py").write_text("import sys\ndef attention(*a): sys.exit(0)\ndef combine(*parts): return parts[7]\n")
+    assert main(["check", "03", str(tmp_path / "leaves.py")]) == 1
+    out = capsys.readouterr().out
+    assert "attention: wrong (it stopped with SystemExit" in out and "combine: wrong" in out
+
+
 @pytest.mark.parametrize("words, code, said", [
     (["check", "03"], 0, "attention(q, k, v, mask) -> "), (["check", "99"], 1, "no exercises for notebook '99'; there are some for 01, 0"),
     (["check", "03", "nowhere.py"], 1, "nowhere.py: No such file"), (["check", "3", "{tmp}/broken.py"], 1, "broken.py stopped with ZeroDivisionError"),

@@ -132,7 +132,8 @@ def test_table_figure_and_json(ours, tmp_path):
     ({"folds": 5}, "folds=5 of 4 sentences; each fold is tested once and needs one: give between 2 and 4 folds, or more sentences"),
     ({"folds": 9, "by": "word"}, "folds=9 of 6 words with one label; each fold is tested once"), ({"folds": 1}, "folds=1 of 4 sentences"),
     ({"kind": "mlp"}, "kind='mlp'; it is one of 'linear', 'mdl'"), ({"by": "text"}, "by='text'; it is one of 'sentence', 'word'"),
-    ({"task": "Tense"}, "task='Tense', for which these 4 sentences have 0 labels"),
+    ({"task": "Tense"}, "task='Tense', for which these 4 sentences have 0 labels"), ({"sentences": 0}, "no sentences; a probe learns from some"),
+    ({"task": "ner"}, "task='ner' on words tagged '[A-Z]+'; entities are tagged B-"),
 ])
 def test_mistakes(ours, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):

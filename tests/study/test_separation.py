@@ -1,7 +1,9 @@
 """Separation, anisotropy, planes and neighbours are what NumPy gives on the hidden states of transformers."""
 from __future__ import annotations
 
+import copy
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -135,6 +137,13 @@ def test_mistakes(ours):
     model, tok = ours("mini-bert")
     with pytest.raises(ValueError, match="senses with 2 sentences of 'a', 1 sentences of 'b'; pairs within and between"):
         separation_ratio(model, tok, {"a": ["bank"] * 2, "b": ["bank"]}, "bank")
+    with pytest.raises(ValueError, match="a sense whose sentences all give the same vectors of 'bank'"):
+        separation_ratio(model, tok, {"a": ["the bank"] * 2, "b": ["a bank", "one bank"]}, "bank")
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.embed.tokens.weight[:] = math.nan
+    with pytest.raises(ValueError, match="vectors of 'bank' that are not finite"):
+        separation_ratio(broken, tok, BANK, "bank")
     with pytest.raises(ValueError, match=r"layer 5 of a model with 4 blocks; .* give 0 to 4"):
         separation_ratio(model, tok, BANK, "bank").pca(5)
     with pytest.raises(ValueError, match="stands behind what this model reads of 'so so"), pytest.warns(mt.text.TruncationWarning):
