@@ -107,7 +107,10 @@ def layer_report(model: Model, tok: Tokenizer, treebank: Treebank, tasks: Sequen
     """
     chosen = read_treebank(treebank, sentences, seed)
     if senses is None:
-        rows = [row for row in read_rows(samples.path("senses.tsv")) if row["word"] == word]
+        every = read_rows(samples.path("senses.tsv"))
+        rows = [row for row in every if row["word"] == word]
+        if not rows:
+            raise ValueError(f"word={word!r}, of which no sentences are bundled; there are some of {', '.join(sorted({row['word'] for row in every}))}: choose one, or give senses")
         senses = {sense: [row["text"] for row in rows if row["sense"] == sense] for sense in dict.fromkeys(row["sense"] for row in rows)}
     separation = separation_ratio(model, tok, senses, word, seed)
     given: dict[str, Any] = {"sentences": None, "folds": folds, "seed": seed, "cache": cache}

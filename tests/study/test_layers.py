@@ -57,7 +57,7 @@ def test_without_trees_there_are_no_heads(ours, tmp_path):
     assert found.heads is None and "best head" not in found.cells()[0] and len({len(row) for row in found.cells()}) == 1 and len(found.draw().figure.axes[1].lines) == 3
 
 
-@pytest.mark.parametrize("wrong, message", [({"word": "table"}, "senses with nothing; pairs within and between senses are compared"),
+@pytest.mark.parametrize("wrong, message", [({"word": "table"}, "word='table', of which no sentences are bundled; there are some of bank, bark"),
                                             ({"tasks": ("Number",)}, "task='Number', for which these 4 sentences have 0 labels"), ({"folds": 5}, "folds=5 of 4 sentences")])
 def test_what_cannot_be_reported(ours, tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
