@@ -202,7 +202,7 @@ def test_help_of_every_verb(capsys, name):
     ("generate mini-gpt a --temperature nan", 1, r"temperature=nan; it must be 0, or from 1e-6 on"),
     ("generate mini-gpt a --repetition-penalty nan", 1, r"repetition_penalty=nan; it must be above 0"),
     ("embed mini-bert a --out nowhere/x.npy", 1, r"nowhere/x\.npy: No such file or directory; this file or folder has to be there and open to you"),
-    ("fill mini-bert --file .", 1, r"no file \.; a path of an existing file"),
+    ("fill mini-bert --file .", 1, r"\. is a folder; a file is needed: name one inside it"),
     ("pretrain pydoc --out x d_ff=0 d_model=16", 1, r"d_ff=0; it is an int, 1 or more"),
     ("pretrain pydoc --out x max_len=0", 1, r"max_len=0; it is an int, 1 or more"),
     ("pretrain pydoc --out x graphs=true device=cpu", 1, r"graphs=True on cpu; .*: leave graphs out"),
